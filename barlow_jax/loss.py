@@ -1,0 +1,99 @@
+"""The Barlow Twins objective (arXiv 2103.03230, equations 1 and 2).
+
+    z1, z2    [N, D]  embeddings of the two views of N images
+    c         [D, D]  their cross-correlation over the batch, c_ij in [-1, 1]
+    loss      sum_i (1 - c_ii)^2  +  lambd * sum_{i != j} c_ij^2
+               on_diag (invariance)          off_diag (redundancy)
+
+Everything here is computed in float32 or wider whatever the network computes in: c in bfloat16 puts errors of 1e-2
+into the gradient. N is the global batch: under `jax.jit` with sharded embeddings the means below are global means.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+FORMS = ("auto", "direct", "dual")
+
+
+def standardize(z, eps=1e-5):
+    """Zero mean and unit variance per dimension: the affine-free BatchNorm of the official code.
+
+    The variance is the biased one and eps is added to it, as `torch.nn.BatchNorm1d(D, affine=False)` does and the
+    paper's pseudo-code does not. Two passes over z, because E[z^2] - E[z]^2 loses the digits when |mean| >> std.
+
+    Args:
+      z: [N, D] embeddings of one view, N the global batch.
+    Returns:
+      [N, D], float32 or wider.
+    """
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = z - z.mean(0)
+    return z * jax.lax.rsqrt(jnp.square(z).mean(0) + eps)
+
+
+def cross_correlation(z1, z2, *, batch_size=None, eps=1e-5):
+    """Cross-correlation matrix of two batches of embeddings, equation 2.
+
+    Args:
+      z1, z2: [N, D] embeddings of the two views.
+      batch_size: what the sum over the batch is divided by; N if None. The official code divides by the nominal batch
+        size also where the last batch of an epoch is smaller, which shrinks c there.
+    Returns:
+      c: [D, D]; c[i, j] correlates dimension i of view 1 with dimension j of view 2.
+    """
+    n = batch_size or z1.shape[0]
+    return jnp.matmul(standardize(z1, eps).T, standardize(z2, eps), precision="highest") / n
+
+
+def barlow_twins_loss(z1, z2, *, lambd, form="auto", mesh=None, batch_size=None, eps=1e-5):
+    """The loss and its two terms.
+
+    "direct" builds c. With a mesh, each device builds a slab of c's rows from its columns of z1 and all of z2, so that
+    nothing of size D x D is ever held or reduced by one device. "dual" never builds c: the sum of its squares is
+    <z1 z1^T, z2 z2^T> / N^2, two N x N matrices, which is exact and smaller when the embedding is wider than the batch.
+    "auto" takes the dual form where N < D / 2. The forms agree to rounding.
+
+    Args:
+      z1, z2: [N, D] embeddings of the two views, N the global batch.
+      lambd: weight of off_diag (0.0051 in the official code, 0.005 in the paper).
+      form: "auto", "direct" or "dual".
+      mesh: the device mesh whose axis "data" shards N, or None on one device.
+      batch_size: as in `cross_correlation`.
+    Returns:
+      loss: scalar; and {"on_diag", "off_diag"}, both before lambd is applied.
+    """
+    if form not in FORMS:
+        raise ValueError(f"loss form is {form!r}; it is one of {', '.join(FORMS)}.")
+    n, d = z1.shape
+    if form == "auto":
+        form = "dual" if n < d / 2 else "direct"
+    z1, z2, n = standardize(z1, eps), standardize(z2, eps), batch_size or n
+    terms = _dual_terms if form == "dual" else _direct_terms
+    on_diag, off_diag = terms(z1, z2, n, mesh)
+    return on_diag + lambd * off_diag, {"on_diag": on_diag, "off_diag": off_diag}
+
+
+def _direct_terms(z1, z2, n, mesh):
+    if mesh is not None and z1.shape[1] % mesh.size == 0:
+        # Columns of z1 against all of z2: an all-to-all and an all-gather of N x D instead of an all-reduce of D x D.
+        z1 = jax.lax.with_sharding_constraint(z1, NamedSharding(mesh, P(None, "data")))
+        z2 = jax.lax.with_sharding_constraint(z2, NamedSharding(mesh, P(None, None)))
+    c = jnp.matmul(z1.T, z2, precision="highest") / n
+    on_diag = jnp.square(1 - jnp.diagonal(c)).sum()
+    # Masked rather than sum(c^2) - sum(c_ii^2), which cancels once c is close to the identity.
+    off_diag = jnp.square(jnp.where(jnp.eye(c.shape[0], dtype=bool), 0, c)).sum()
+    return on_diag, off_diag
+
+
+def _dual_terms(z1, z2, n, mesh):
+    def gram(z):
+        g = jnp.matmul(z, z.T, precision="highest")
+        rows = None if mesh is None else NamedSharding(mesh, P("data", None))
+        return g if rows is None else jax.lax.with_sharding_constraint(g, rows)
+
+    diagonal = (z1 * z2).sum(0) / n
+    on_diag = jnp.square(1 - diagonal).sum()
+    off_diag = (gram(z1) * gram(z2)).sum() / n**2 - jnp.square(diagonal).sum()
+    return on_diag, off_diag

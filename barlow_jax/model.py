@@ -1,0 +1,147 @@
+"""The networks: BarlowTwins (backbone and projector) for pre-training, Classifier (backbone and fc) for evaluation.
+
+Modules are Flax NNX, used as pure functions: `split` a fresh module once into its structure and two plain nested
+dicts, params and batch_stats; `merge` them inside the function that is jitted or differentiated.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from flax import nnx
+
+from barlow_jax import convnet, resnet
+from barlow_jax.errors import UserError
+
+BACKBONES = {
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
+    "wide_resnet50_2": resnet.wide_resnet50_2,
+    "wide_resnet101_2": resnet.wide_resnet101_2,
+    "convnet": convnet.ConvNet,
+}
+
+# PyTorch's nn.Linear: uniform in +-1 / sqrt(fan_in).
+linear_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def make_backbone(arch, *, image_size, channels=3, stem="imagenet", zero_init_residual=True, dtype=jnp.float32):
+    """A constructor of the named backbone, rngs -> module.
+
+    Args:
+      arch: a key of BACKBONES.
+      image_size: side of the images; only "convnet" depends on it.
+      stem, zero_init_residual: of the ResNets.
+    """
+    if arch not in BACKBONES:
+        raise UserError(f"config.arch is {arch!r}; it is one of {', '.join(BACKBONES)}.")
+    if arch == "convnet":
+        options = {"image_size": image_size}
+    else:
+        options = {"stem": stem, "zero_init_residual": zero_init_residual}
+    return functools.partial(BACKBONES[arch], channels=channels, dtype=dtype, **options)
+
+
+class Projector(nnx.Module):
+    """Linear, BatchNorm, ReLU, repeated, and a last Linear: the head that is thrown away after pre-training.
+
+    Args:
+      in_features: width of the features.
+      widths: of the layers, the last one the dimension D of the embeddings; () makes it the identity.
+    """
+
+    def __init__(self, in_features, widths, *, dtype=jnp.float32, rngs):
+        self.linears = nnx.List([])
+        self.norms = nnx.List([resnet.BatchNorm(width) for width in widths[:-1]])
+        for fan_in, width in zip((in_features, *widths[:-1]), widths, strict=True):
+            self.linears.append(
+                nnx.Linear(fan_in, width, use_bias=False, kernel_init=linear_init, dtype=dtype, rngs=rngs)
+            )
+
+    def __call__(self, features, *, train):
+        """[..., in_features] -> [..., D]; the view axis as in `resnet`."""
+        z = features
+        for linear, norm in zip(self.linears[:-1], self.norms, strict=True):
+            z = nnx.relu(norm(linear(z), train=train))
+        return self.linears[-1](z) if self.linears else z
+
+
+class BarlowTwins(nnx.Module):
+    """Backbone and projector.
+
+    `bn` stands for the affine-free BatchNorm in front of the official loss: `loss.standardize` does that work, and
+    this one only keeps the running statistics that an official checkpoint holds.
+
+    Args:
+      backbone: rngs -> module with `num_features`, as `make_backbone` gives.
+      projector: widths of the projector.
+      dtype: compute dtype.
+    """
+
+    def __init__(self, backbone, projector=(8192, 8192, 8192), *, dtype=jnp.float32, rngs):
+        self.backbone = backbone(rngs=rngs)
+        self.projector = Projector(self.backbone.num_features, projector, dtype=dtype, rngs=rngs)
+        self.bn = resnet.BatchNorm(projector[-1] if projector else self.backbone.num_features, affine=False)
+
+    def __call__(self, images, *, train):
+        """Features and embeddings of every view in one pass.
+
+        Args:
+          images: [B, V, H, W, C] in training, [B, H, W, C] in evaluation; normalised.
+        Returns:
+          features [B(, V), F] and embeddings [B(, V), D], float32 or wider.
+        """
+        features = self.backbone(images, train=train)
+        z = self.projector(features, train=train)
+        z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+        if train:
+            self.bn(z, train=True)
+        return features, z
+
+
+class Classifier(nnx.Module):
+    """Backbone and one linear layer, `fc`, initialised as the official evaluate.py does: normal(0, 0.01), bias 0."""
+
+    def __init__(self, backbone, num_classes, *, rngs):
+        self.backbone = backbone(rngs=rngs)
+        self.fc = nnx.Linear(
+            self.backbone.num_features, num_classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs
+        )
+
+    def __call__(self, images, *, train):
+        """images as in BarlowTwins -> logits [B(, V), num_classes] float32."""
+        return self.fc(self.backbone(images, train=train))
+
+
+def split(module):
+    """A module's structure, and its parameters and batch statistics as plain nested dicts with string keys.
+
+    Returns:
+      graphdef: hashable, static.
+      params, batch_stats: {"backbone": {"layer1": {"0": {"conv1": {"kernel": array}}}}, ...}
+    """
+    graphdef, params, batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    return graphdef, _string_keys(nnx.to_pure_dict(params)), _string_keys(nnx.to_pure_dict(batch_stats))
+
+
+def merge(graphdef, params, batch_stats):
+    """The module again, with these arrays in it."""
+    return nnx.merge(graphdef, _list_keys(params), _list_keys(batch_stats))
+
+
+def batch_stats_of(module):
+    """The batch statistics of a merged module, after a training pass has moved them."""
+    return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
+
+
+def _string_keys(tree):
+    # Lists become dicts with integer keys in NNX; checkpoints know string keys only.
+    return {str(k): _string_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _list_keys(tree):
+    if not isinstance(tree, dict):
+        return tree
+    return {int(k) if k.isdigit() else k: _list_keys(v) for k, v in tree.items()}

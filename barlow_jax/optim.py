@@ -1,0 +1,167 @@
+"""Optimisers as optax chains: LARS as the official code has it, SGD and AdamW, and the warm-up cosine.
+
+Parameters fall into two groups by their rank, as in the official code: *biases* are all with ndim == 1 (biases and
+the scales and offsets of BatchNorm), *weights* are the rest. Biases have a learning rate of their own, and neither
+weight decay nor LARS adaptation.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from barlow_jax.errors import UserError
+
+
+def warmup_cosine(peak, warmup_steps, total_steps, *, start=0.0, final=1e-3):
+    """Linear warm-up to `peak`, then a cosine down to `final * peak`.
+
+    Steps count from 0, so that step 0 has rate `start` and the floor is approached but never reached: the schedule of
+    the official `adjust_learning_rate`. A run no longer than its warm-up never leaves it.
+
+    Args:
+      peak: the highest rate, already scaled with the batch size.
+      warmup_steps, total_steps: in optimiser steps.
+      start: the rate of step 0.
+      final: the floor as a fraction of the peak.
+    Returns:
+      An optax schedule, step -> rate.
+    """
+    floor = final * peak
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.result_type(float))  # integer division would be float32 even in double precision
+        warm = start + (peak - start) * step / max(warmup_steps, 1)
+        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        q = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return jnp.where(step < warmup_steps, warm, peak * q + floor * (1 - q))
+
+    return schedule
+
+
+def is_weight(params):
+    """Mask of the group *weights*: True where ndim != 1. By rank, never by name."""
+    return jax.tree.map(lambda p: p.ndim != 1, params)
+
+
+def by_group(weights, biases):
+    """One transformation for the weights, another for the biases."""
+
+    def groups(params):
+        return jax.tree.map(lambda p: "weights" if p.ndim != 1 else "biases", params)
+
+    return optax.multi_transform({"weights": weights, "biases": biases}, groups)
+
+
+class TrustRatioState(NamedTuple):
+    count: jax.Array  # updates so far, for the rate that the clipped form needs
+
+
+def scale_by_trust_ratio(eta=1e-3, *, weight_decay=0.0, separate_norms=False, clip_at=None):
+    """Weight decay and layer-wise adaptation, the first half of LARS (You et al., arXiv 1708.03888).
+
+    For gradient g of parameter p, with u = g + weight_decay * p, the update is
+
+        u * eta * |p| / |u|                                  (official Barlow Twins: no epsilon, no clipping)
+        u * eta * |p| / (|g| + weight_decay * |p|)           (separate_norms: equation 6 of the LARS paper, solo-learn)
+
+    and u itself where a norm is zero (with separate norms then g: no decay either). Norms are over whole tensors.
+
+    Args:
+      eta: trust coefficient.
+      clip_at: a schedule; the ratio is divided by its rate and cut at 1, so that no layer moves faster than plain SGD
+        (solo-learn's `clip_lr`).
+    """
+
+    def init(params):
+        del params
+        return TrustRatioState(jnp.zeros([], jnp.int32))
+
+    def adapt(g, p, rate):
+        u = g + weight_decay * p
+        norm_p, norm_g = jnp.linalg.norm(p.ravel()), jnp.linalg.norm((g if separate_norms else u).ravel())
+        divisor = norm_g + weight_decay * norm_p if separate_norms else norm_g
+        adapted = (norm_p > 0) & (norm_g > 0)
+        ratio = eta * norm_p / jnp.where(adapted, divisor, 1)
+        if rate is not None:
+            # A rate of 0 (first step of a warm-up) divides to inf, which the cut turns into 1 as it should.
+            ratio = jnp.minimum(ratio / rate, 1)
+        return jnp.where(adapted, u * ratio, g if separate_norms else u)
+
+    def update(updates, state, params):
+        rate = None if clip_at is None else clip_at(state.count)
+        updates = jax.tree.map(lambda g, p: adapt(g, p, rate), updates, params)
+        return updates, TrustRatioState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def lars(
+    rate_weights,
+    rate_biases,
+    *,
+    weight_decay=1e-6,
+    momentum=0.9,
+    eta=1e-3,
+    clip=False,
+    separate_norms=False,
+    exclude_biases=True,
+):
+    """LARS in the order of the official code: decay, trust ratio, momentum, and the learning rate last.
+
+    The rate stands outside the momentum; `optax.lars` puts it inside, which is another optimiser as soon as the rate
+    changes.
+
+    Args:
+      rate_weights, rate_biases: schedules (or constants) of the two groups.
+      clip, separate_norms: see `scale_by_trust_ratio`.
+      exclude_biases: biases get plain momentum SGD, without decay or adaptation.
+    """
+    clip_at = (rate_weights if callable(rate_weights) else lambda _: rate_weights) if clip else None
+    adapt = scale_by_trust_ratio(eta, weight_decay=weight_decay, separate_norms=separate_norms, clip_at=clip_at)
+    return optax.chain(
+        optax.masked(adapt, is_weight) if exclude_biases else adapt,
+        optax.trace(momentum),
+        by_group(optax.scale_by_learning_rate(rate_weights), optax.scale_by_learning_rate(rate_biases)),
+    )
+
+
+def sgd(rate_weights, rate_biases, *, weight_decay=1e-6, momentum=0.9):
+    """Momentum SGD; weight decay (coupled, as PyTorch's) on the weights only."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=is_weight),
+        optax.trace(momentum),
+        by_group(optax.scale_by_learning_rate(rate_weights), optax.scale_by_learning_rate(rate_biases)),
+    )
+
+
+def adamw(rate_weights, rate_biases, *, weight_decay=1e-4, b1=0.9, b2=0.999):
+    """AdamW; decoupled weight decay on the weights only."""
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2),
+        optax.add_decayed_weights(weight_decay, mask=is_weight),
+        by_group(optax.scale_by_learning_rate(rate_weights), optax.scale_by_learning_rate(rate_biases)),
+    )
+
+
+OPTIMIZERS = {"lars": lars, "sgd": sgd, "adamw": adamw}
+
+
+def make_optimizer(name, rate_weights, rate_biases, *, reference_world_size=1, **options):
+    """The optimiser of a run.
+
+    Args:
+      name: "lars", "sgd" or "adamw".
+      rate_weights, rate_biases: schedules of the two groups.
+      reference_world_size: W, the number of GPUs whose official run is to be reproduced. There, the all-reduce of c
+        is invisible to autograd and DDP then averages over ranks, so that every gradient is 1/W of the true one. We
+        compute the true gradient on any number of devices and divide by W here, on purpose and in one place. It
+        matters wherever the optimiser is not scale-free: biases under LARS, and the weight decay inside its ratio.
+      options: passed on to the optimiser.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"config.optimizer.name is {name!r}; it is one of {', '.join(OPTIMIZERS)}.")
+    return optax.chain(
+        optax.scale(1 / reference_world_size), OPTIMIZERS[name](rate_weights, rate_biases, **options)
+    )

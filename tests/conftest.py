@@ -1,0 +1,34 @@
+"""Eight simulated CPU devices for every test, set before JAX starts."""
+
+import json
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import numpy as np
+import pytest
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture
+def x64():
+    """Double precision, for comparisons with the float64 fixtures."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden("loss") -> (arrays, description) of tests/fixtures; see ORIGIN.md there."""
+
+    def load(name):
+        arrays = FIXTURES / f"{name}.npz"
+        described = json.loads((FIXTURES / f"{name}.json").read_text())
+        return (dict(np.load(arrays)) if arrays.exists() else {}), described
+
+    return load
