@@ -1,0 +1,305 @@
+"""What a run writes down: JSON lines, TensorBoard, Weights & Biases if asked for, and a progress bar.
+
+    writer = metric_writers.create(workdir, jax.process_index(), resume_step=step)
+    progress = metric_writers.Progress(total_steps, start=step)
+    with progress.waiting():
+        batch = next(batches)
+    ...
+    progress.step(len(batch))
+    writer.scalars(step, {"loss": loss} | progress.rates())
+
+Only process 0 writes. A run that was killed and resumed leaves the same `metrics.jsonl` as one that was not, because
+what lies beyond the checkpoint is cut off before the run writes it again.
+"""
+
+import collections
+import contextlib
+import json
+import logging
+import math
+import os
+import pathlib
+import secrets
+import sys
+import time
+
+import jax
+import numpy as np
+
+from barlow_jax.errors import UserError
+
+FILE = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
+
+
+def create(workdir, process_index=0, *, wandb=False, resume_step=None, config=None):
+    """The writer of a run.
+
+    Args:
+      workdir: the run's work folder, on a file system; made if it does not exist.
+      process_index: every process but 0 gets a writer that does nothing.
+      wandb: also to Weights & Biases, as one W&B run over all restarts; WANDB_PROJECT, WANDB_MODE and so on apply.
+      resume_step: step of the checkpoint that the run goes on from; what was written for later steps is cut off.
+        None is a new run, which starts with empty files.
+      config: dict that W&B shows with the run.
+    Raises:
+      UserError: wandb is not installed, or workdir is not on a file system.
+    """
+    if process_index != 0:
+        return MetricWriter([])
+    if "://" in str(workdir):
+        raise UserError(f"Metrics cannot be appended to files in {workdir}; mount the bucket and name the folder.")
+    workdir = pathlib.Path(workdir).expanduser().absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    # W&B first, because it may be missing, and then no file should have been touched.
+    outputs = [WeightsAndBiases(workdir, resume_step, config)] if wandb else []
+    outputs += [JsonLines(workdir / FILE, resume_step), TensorBoard(workdir / "tensorboard", resume_step)]
+    return MetricWriter(outputs)
+
+
+class MetricWriter:
+    """Hands everything to each of its outputs."""
+
+    def __init__(self, outputs):
+        self._outputs = outputs
+
+    def scalars(self, step, values):
+        """Writes {name: number}; numbers may be Python's, numpy's or scalars on a device."""
+        if self._outputs:
+            values = {name: _number(value) for name, value in jax.device_get(values).items()}
+        for output in self._outputs:
+            output.scalars(int(step), values)
+
+    def image(self, step, name, image):
+        """Writes a picture, uint8 [H, W, 3]."""
+        for output in self._outputs:
+            output.image(int(step), name, image)
+
+    def close(self):
+        for output in self._outputs:
+            output.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+class JsonLines:
+    """One line of JSON a write: {"step": 300, "loss": 5.25, ...}. What is not finite is null: JSON has no NaN."""
+
+    def __init__(self, path, resume_step=None):
+        keep_until(path, -1 if resume_step is None else resume_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def scalars(self, step, values):
+        finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
+        self._file.flush()  # a killed run keeps every line
+
+    def image(self, step, name, image):
+        """Lines hold no pictures."""
+
+    def close(self):
+        self._file.close()
+
+
+def keep_until(path, step):
+    """Drops the lines of later steps from a file of JSON lines, and a line that a kill left half-written.
+
+    The file is replaced in one move, so that being killed here loses nothing.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            log.warning("Line %d of %s is no JSON, as a killed run may leave it; it is dropped.", number, path)
+    shorter = path.with_name(path.name + ".new")
+    shorter.write_text("".join(kept), encoding="utf-8")
+    os.replace(shorter, path)
+
+
+class TensorBoard:
+    """Event files; those of a resumed run tell TensorBoard to forget the steps after the checkpoint."""
+
+    def __init__(self, folder, resume_step=None):
+        import tensorboardX  # imports torch where there is one
+
+        # Files cannot be cut: tensorboardX writes a session start, from which on TensorBoard hides older events.
+        purge_step = 0 if resume_step is None else resume_step + 1
+        self._writer = tensorboardX.SummaryWriter(
+            str(folder),
+            purge_step=purge_step,
+            flush_secs=30,
+            filename_suffix=f".from{purge_step}",  # its names have seconds only: a quick restart would overwrite
+        )
+
+    def scalars(self, step, values):
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step, name, image):
+        self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self):
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One W&B run for all restarts of a run; its id is kept in the work folder."""
+
+    def __init__(self, workdir, resume_step=None, config=None):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("config.wandb is set, but there is no wandb; pip install wandb, or unset it.") from error
+        self._wandb, identity = wandb, workdir / "wandb_id"
+        if resume_step is None or not identity.exists():
+            identity.write_text(secrets.token_hex(4))
+        self._run = wandb.init(
+            id=identity.read_text(), resume="allow", name=workdir.name, dir=str(workdir), config=config
+        )
+        # W&B's own step only grows, and a resumed run goes back: ours is an ordinary value, and the axis of all others.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def scalars(self, step, values):
+        self._run.log({"step": step} | values)
+
+    def image(self, step, name, image):
+        self._run.log({"step": step, name: self._wandb.Image(image)})
+
+    def close(self):
+        self._run.finish()
+
+
+def _number(value):
+    value = np.asarray(value)
+    if value.dtype.kind in "biu":
+        return int(value)
+    # The shortest text that names this float32: 0.1 and not 0.10000000149011612.
+    return float(str(value[()]))
+
+
+Mark = collections.namedtuple("Mark", "time, steps, images, waited")
+
+
+class Progress:
+    """Counts steps and images, measures the wait for data, and shows both with the time that is left.
+
+    On a terminal it is a bar; elsewhere one plain line every `every` seconds, so that log files stay readable. Speeds
+    are those of the last minute. They leave out the first step, which compiles, and what happens inside `paused`.
+
+    Args:
+      total: steps of the whole run; start: steps already done.
+      shown: False only counts, for processes other than 0.
+      every: seconds between plain lines.
+      stream: where to show it.
+      clock: returns seconds.
+    """
+
+    def __init__(self, total, *, start=0, shown=True, every=60.0, stream=None, clock=time.perf_counter):
+        self._total, self._every, self._clock = total, every, clock
+        self._stream = stream or sys.stderr
+        self._now = Mark(0.0, start, 0, 0.0)
+        self._marks = collections.deque(maxlen=60)  # at most one a second
+        self._reported = None  # the mark of the last call of rates
+        self._away = 0.0  # seconds inside `paused`
+        self._plain = shown and not self._stream.isatty()
+        self._next_line, self._shown_step = -math.inf, None
+        self._bar = None
+        if shown and not self._plain:
+            from tqdm import tqdm
+
+            layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+            self._bar = tqdm(total=total, initial=start, file=self._stream, bar_format=layout, dynamic_ncols=True)
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around the call that gets the next batch."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._now = self._now._replace(waited=self._now.waited + self._clock() - start)
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Around what is not training, such as an evaluation: its time counts for no speed."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._away += self._clock() - start
+
+    def step(self, images):
+        """One more step is done, on that many images."""
+        old = self._now
+        self._now = Mark(self._clock() - self._away, old.steps + 1, old.images + images, old.waited)
+        if self._reported is None:
+            self._reported = self._now
+        if not self._marks or self._now.time - self._marks[-1].time >= 1:
+            self._marks.append(self._now)
+            self._show()
+
+    def rates(self):
+        """{"images_per_second", "data_wait"} since the last call; {} before there is any.
+
+        data_wait is the share of the time spent in `waiting`, 0 to 1.
+        """
+        since = self._reported
+        if since is None or since.steps == self._now.steps:
+            return {}
+        self._reported = self._now
+        return _rates(since, self._now)
+
+    def close(self):
+        """Shows the last step."""
+        if self._marks and self._now.steps != self._shown_step:
+            self._next_line = -math.inf
+            self._show()
+        if self._bar is not None:
+            self._bar.close()
+
+    def text(self):
+        """The speed of the last minute and the time left, in words; "" after the first step."""
+        first, steps = self._marks[0], self._now.steps - self._marks[0].steps
+        if not steps:
+            return ""
+        rates = _rates(first, self._now)
+        left = duration((self._now.time - first.time) / steps * (self._total - self._now.steps))
+        return f"{rates['images_per_second']:.0f} images/s, {rates['data_wait']:.0%} waiting for data, {left} left"
+
+    def _show(self):
+        text = self.text()
+        if self._bar is not None:
+            self._bar.n = self._now.steps
+            self._bar.set_postfix_str(text)
+        elif self._plain and self._now.time >= self._next_line:
+            self._next_line = self._now.time + self._every
+            self._shown_step = self._now.steps
+            print(f"step {self._now.steps}/{self._total}" + (text and f", {text}"), file=self._stream, flush=True)
+
+
+def _rates(old, new):
+    seconds = new.time - old.time
+    return {
+        "images_per_second": (new.images - old.images) / seconds,
+        "data_wait": min((new.waited - old.waited) / seconds, 1.0),
+    }
+
+
+def duration(seconds):
+    """0:42, 3:07:42 or 2 d 03:07."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,234 @@
+"""Measures of representations: arrays in, numbers out.
+
+    topk_accuracy        a classifier's hits, as counts that add up over batches and devices
+    knn_accuracy         weighted nearest neighbours, the usual probe without training
+    effective_rank       how many directions the features use
+    average_precision    of a ranking, 11-point or area
+    embedding_stats      what to watch in z1 and z2 during training
+    expected_at_init     what the loss would be if the two views had nothing to do with each other
+
+Nothing here knows about data sets, models or files.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from barlow_jax.errors import UserError
+
+# A dimension is dead when its variance is below the eps of the loss's batch norm (`loss.standardize`): there eps
+# outweighs the signal, and c_ii stays below 0.71 (0.5 if dead in both views) however well the views agree.
+DEAD_VARIANCE = 1e-5
+
+
+def topk_accuracy(logits, labels, ks=(1, 5), mask=None):
+    """Counts the rows whose label is among the k largest logits.
+
+    Counts and not rates, so that the sum over batches and devices is exact. Of equal logits the lower class comes
+    first: a constant output has the accuracy of class 0 and not 100 %.
+
+    Args:
+      logits: [n, C].
+      labels: int [n]; rows with a negative label (unlabelled) do not count.
+      ks: several k; one that exceeds C counts as C.
+      mask: bool [n], rows that count; None is all.
+    Returns:
+      {"top1": hits, "top5": hits, ..., "count": rows that count}, int32 scalars; accuracy = top1 / count.
+    """
+    counted = labels >= 0 if mask is None else mask & (labels >= 0)
+    _, ranked = jax.lax.top_k(logits, min(max(ks), logits.shape[-1]))
+    hit = (ranked == labels[:, None]) & counted[:, None]
+    hits = {f"top{k}": hit[:, :k].sum(dtype=jnp.int32) for k in ks}
+    return hits | {"count": counted.sum(dtype=jnp.int32)}
+
+
+def knn_accuracy(train_features, train_labels, test_features, test_labels, **options):
+    """Share of the test rows that `knn_predict` gets right: a float, or {k: float} for several k.
+
+    Args:
+      test_labels: int [m]; the others and `options` as in `knn_predict`.
+    """
+    predicted = np.asarray(knn_predict(train_features, train_labels, test_features, **options))
+    rates = (predicted == np.asarray(test_labels)).mean(-1)
+    k = options.get("k", 20)
+    return float(rates) if isinstance(k, int) else dict(zip(k, rates.tolist(), strict=True))
+
+
+def knn_predict(train_features, train_labels, test_features, *, k=20, temperature=0.07, num_classes=None, block=4096):
+    """Classes by a weighted vote of the k nearest training rows, exactly.
+
+    Each of the k rows of largest cosine similarity s votes for its class with weight exp(s / temperature): the protocol
+    of Wu et al. 2018 (arXiv 1805.01978), with k = 200 and 0.07 there and k = 20 in most later work. The training rows
+    pass over the device once, a block at a time, and each test row remembers only its best k, so that ImageNet needs
+    room for the test features, one block of training features and block^2 similarities (64 MB).
+
+    Args:
+      train_features: [n, F], on the host or on devices; need not be normalised.
+      train_labels: int [n], in [0, num_classes).
+      test_features: [m, F].
+      k: one k, or a tuple for several from one search.
+      num_classes: of the vote; None is the largest label + 1.
+      block: rows of either side at a time.
+    Returns:
+      int32 [m], or [len(k), m] for a tuple. Of equal votes the lowest class wins.
+    Raises:
+      UserError: k exceeds the number of training rows.
+    """
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    n, m = len(train_features), len(test_features)
+    if not 0 < max(ks) <= n:
+        raise UserError(f"k is {max(ks)}, but there are {n} training rows; take a k from 1 to {n}.")
+    classes = num_classes or int(np.max(train_labels)) + 1
+    rows, columns = min(block, m), min(block, n)
+    queries = _pad(test_features, -(-m // rows) * rows).reshape(-1, rows, test_features.shape[1])
+    best = (
+        np.full((*queries.shape[:2], max(ks)), -np.inf, np.float32),
+        np.zeros((*queries.shape[:2], max(ks)), np.int32),
+    )
+    for start in range(0, n, columns):
+        stop = min(start + columns, n)
+        features = _pad(train_features[start:stop], columns)
+        labels = _pad(train_labels[start:stop], columns, fill=-1)
+        best = _merge_block(*best, queries, features, labels)
+    predicted = _vote(*best, ks=ks, temperature=temperature, classes=classes).reshape(len(ks), -1)[:, :m]
+    return predicted[0] if isinstance(k, int) else predicted
+
+
+@jax.jit
+def _merge_block(similarities, classes, queries, features, labels):
+    """The best of what each test row remembers, [blocks, rows, k], and a block of training rows, [columns, F]."""
+    features = _unit(features)
+
+    def merge(block):
+        similarity, label, query = block
+        # The default precision of a GPU or TPU (TF32, bfloat16) is off by 1e-3 and more, enough to swap neighbours.
+        new = jnp.matmul(_unit(query), features.T, precision="highest")
+        new = jnp.where(labels >= 0, new, -jnp.inf)  # padding
+        # The remembered ones come first: of equal similarities top_k prefers the lower training index.
+        all_labels = jnp.concatenate([label, jnp.broadcast_to(labels.astype(label.dtype), new.shape)], axis=1)
+        similarity, chosen = jax.lax.top_k(jnp.concatenate([similarity, new], axis=1), similarity.shape[1])
+        return similarity, jnp.take_along_axis(all_labels, chosen, axis=1)
+
+    return jax.lax.map(merge, (similarities, classes, queries))
+
+
+@functools.partial(jax.jit, static_argnames=("ks", "classes"))
+def _vote(similarities, labels, *, ks, temperature, classes):
+    """[blocks, rows, k] -> [len(ks), blocks, rows] classes."""
+
+    def vote(block):
+        similarity, label = block
+        # Relative to the nearest, so that no temperature overflows.
+        weight = jnp.exp((similarity - similarity[:, :1]) / temperature)
+        row = jnp.arange(len(label))[:, None]
+        empty = jnp.zeros((len(label), classes))
+        return jnp.stack([empty.at[row, label[:, :k]].add(weight[:, :k]).argmax(1) for k in ks])
+
+    return jax.lax.map(vote, (similarities, labels)).swapaxes(0, 1).astype(jnp.int32)
+
+
+def _unit(x):
+    x = x.astype(jnp.float32)
+    # The floor only keeps a row of zeros from becoming nan.
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _pad(x, length, fill=0):
+    if len(x) == length:
+        return x
+    xp = jnp if isinstance(x, jax.Array) else np
+    return xp.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+
+
+@jax.jit
+def effective_rank(features):
+    """RankMe: exp of the entropy of the singular values, from 1 (collapsed) to min(n, D) (isotropic).
+
+    p_k = s_k / sum(s) + 1e-7 as in Garrido et al. 2023 (arXiv 2210.02885, equation 2), of the features as they are,
+    neither centred nor normalised. The paper takes n = 25,600.
+
+    Args:
+      features: [n, D].
+    Returns:
+      float32 scalar.
+    """
+    values = jnp.linalg.svd(features.astype(jnp.float32), compute_uv=False)
+    share = values / jnp.maximum(values.sum(), jnp.finfo(jnp.float32).tiny) + 1e-7
+    return jnp.exp(-(share * jnp.log(share)).sum())
+
+
+def embedding_stats(z1, z2):
+    """What collapse looks like before the loss shows it; made to be called inside the train step.
+
+    Args:
+      z1, z2: [N, D] embeddings of the two views, N the global batch, before the loss standardises them.
+    Returns:
+      float32 scalars, averaged over views: "z_mean", the mean over dimensions of |mean over the batch|; "z_std", the
+      mean over dimensions of the standard deviation over the batch; "dead_dims", the number of dimensions whose
+      variance is below `DEAD_VARIANCE` in either view.
+    """
+    z = jnp.stack([z1, z2]).astype(jnp.float32)
+    mean = z.mean(1)
+    variance = jnp.square(z - mean[:, None]).mean(1)
+    dead = (variance < DEAD_VARIANCE).any(0).sum()
+    return {"z_mean": jnp.abs(mean).mean(), "z_std": jnp.sqrt(variance).mean(), "dead_dims": dead.astype(jnp.float32)}
+
+
+def expected_at_init(n, d, lambd):
+    """What the loss is on average if the two views had nothing to do with each other.
+
+    Assumption: the rows of z2 are in random order with respect to those of z1 (independent Gaussian embeddings are a
+    special case; eps is neglected, and dimensions may be correlated). Then every c_ij is the sample correlation of two
+    unrelated columns, for which E[c] = 0 and E[c^2] = 1 / (n - 1) exactly, whatever their distribution (Pitman 1937,
+    J. R. Stat. Soc. Suppl. 4). So
+        E[on_diag]  = sum_i E[(1 - c_ii)^2] = d (1 + 1 / (n - 1)) = d n / (n - 1)
+        E[off_diag] = d (d - 1) / (n - 1)
+    A fresh network starts below this on_diag, because it already maps two views of an image to similar embeddings, and
+    above this off_diag, because its dimensions are correlated (ResNet-18, 256 CIFAR-10 images, d = 512: 196 and 4916
+    against 514 and 1026).
+
+    Args:
+      n: global batch size, at least 2; d: dimensions; lambd: weight of off_diag.
+    Returns:
+      {"on_diag", "off_diag", "loss"}, floats.
+    """
+    on_diag, off_diag = d * n / (n - 1), d * (d - 1) / (n - 1)
+    return {"on_diag": on_diag, "off_diag": off_diag, "loss": on_diag + lambd * off_diag}
+
+
+def average_precision(scores, targets, *, method="area", mask=None):
+    """Average precision of each class, in float64 on the host.
+
+    "area" is sum_n (R_n - R_{n-1}) P_n over the distinct scores, without interpolation, as scikit-learn defines it.
+    "voc07" is the mean over the recalls 0, 0.1, .., 1 of the highest precision at that recall or above (Everingham et
+    al. 2010, section 4.2), which the literature reports on VOC2007. Equal scores count as one threshold, so that the
+    order of the rows does not matter.
+
+    Args:
+      scores: [n] or [n, C]; larger is more likely.
+      targets: of the same shape, 1 or True for positives.
+      mask: bool, of the same shape, entries that count (VOC leaves out "difficult" ones); None is all.
+    Returns:
+      float, or [C]; nan for a class without positives.
+    """
+    if method not in ("area", "voc07"):
+        raise UserError(f'method is "{method}"; take "area" or "voc07".')
+    scores, targets = np.asarray(scores, np.float64), np.asarray(targets) > 0
+    mask = np.ones(scores.shape, bool) if mask is None else np.asarray(mask)
+    if scores.ndim == 2:
+        columns = zip(scores.T, targets.T, mask.T, strict=True)
+        return np.array([average_precision(s, t, method=method, mask=m) for s, t, m in columns])
+    scores, targets = scores[mask], targets[mask]
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)[: len(order)]  # the last row of each distinct score
+    hits = np.cumsum(targets[order])[last]
+    positives = targets.sum()
+    if not positives:
+        return float("nan")
+    precision = hits / (np.flatnonzero(last) + 1)
+    if method == "area":
+        return float(np.sum(np.diff(hits, prepend=0) / positives * precision))
+    # Recalls are compared as integers: hits / positives >= 0.3 is decided by rounding in floating point.
+    return float(np.mean([precision[10 * hits >= tenth * positives].max() for tenth in range(11)]))

@@ -1,0 +1,103 @@
+"""One mesh over all devices, and getting batches onto it.
+
+The mesh has one axis, "data". Batches are split along it by example, everything else is replicated, and `jax.jit`
+works out the communication: batch statistics, the cross-correlation and the gradients are those of the global batch
+on any number of devices and processes.
+"""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from barlow_jax import augment
+from barlow_jax.errors import UserError
+
+
+def make_mesh(devices=None):
+    """A one-axis mesh, "data", over the given devices or all devices of all processes."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh):
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def by_example(mesh):
+    """The first axis is split over the devices."""
+    return NamedSharding(mesh, P("data"))
+
+
+def check_batch_size(batch_size, mesh):
+    """Raises UserError unless the global batch splits evenly over the devices."""
+    if batch_size % mesh.size:
+        lower = batch_size // mesh.size * mesh.size
+        raise UserError(
+            f"config.batch_size is {batch_size}, which {mesh.size} devices do not divide; "
+            f"take {max(lower, mesh.size)} or {lower + mesh.size}."
+        )
+
+
+def round_up(batch_size, mesh):
+    """The smallest multiple of the number of devices that is no smaller than batch_size."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def put(batch, mesh):
+    """This process's rows (a dict of numpy arrays) as global arrays split by example."""
+    sharding = by_example(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def prefetch(batches, mesh, ahead=2):
+    """Host batches -> device batches, `ahead` of them on their way while the devices compute."""
+    queue = collections.deque()
+    for batch in batches:
+        queue.append(put(batch, mesh))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    while queue:
+        yield queue.popleft()
+
+
+class ResidentSet:
+    """A small data set that lives on the devices: a batch is a gather, and no image crosses the host again.
+
+    Args:
+      images: uint8 [n, H, W, C]; labels: int32 [n] or None.
+      seed, scale, ratio: of the random boxes, which are drawn on the device.
+    """
+
+    def __init__(self, images, labels, mesh, *, seed, scale, ratio):
+        self.mesh = mesh
+        labels = np.full(len(images), -1, np.int32) if labels is None else labels
+        self.images, self.labels = jax.device_put((images, labels.astype(np.int32)), replicated(mesh))
+        height, width = images.shape[1:3]
+
+        def gather(images, labels, index, step):
+            # The box of an example depends on the seed, the step and the place in the global batch, never on the
+            # number of devices; the extra fold keeps it apart from the keys of the views.
+            keys = example_keys(seed, step, len(index), stream=1)
+            boxes = augment.random_boxes(keys, height, width, scale=scale, ratio=ratio)
+            return {"canvas": images[index], "boxes": boxes, "index": index, "label": labels[index]}
+
+        self._gather = jax.jit(gather, out_shardings=by_example(mesh))
+
+    def batch(self, index, step):
+        """The training batch of these examples. index: int [b], this process's rows; step: the training step."""
+        index = jax.make_array_from_process_local_data(by_example(self.mesh), np.asarray(index, np.int32))
+        return self._gather(self.images, self.labels, index, np.int32(step))
+
+
+def example_keys(seed, step, batch_size, *, stream=0):
+    """One PRNG key per example, [batch_size], from (seed, step, place in the global batch).
+
+    Keys of different `stream` are independent: 0 the views, 1 the boxes of a resident data set.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
