@@ -1,0 +1,18 @@
+"""Data sources and the host's half of the input pipeline. TensorFlow is loaded only to read image files."""
+
+from barlow_jax.data.order import epoch_permutation, eval_steps, steps_per_epoch
+from barlow_jax.data.pipeline import Batches, eval_batches, train_batches
+from barlow_jax.data.sources import Arrays, ImageFolder, load_npz, open_source
+
+__all__ = [
+    "Arrays",
+    "Batches",
+    "ImageFolder",
+    "epoch_permutation",
+    "eval_batches",
+    "eval_steps",
+    "load_npz",
+    "open_source",
+    "steps_per_epoch",
+    "train_batches",
+]

@@ -1,0 +1,208 @@
+"""Encoded image files to canvases, in a tf.data graph. The only module that imports TensorFlow.
+
+Per image: read the bytes, learn the size from the header, fit the crop boxes, decode the pixels under their
+union, once. Huffman decoding is 79 % of a JPEG's cost, so a second partial decode of the same bytes would be a
+loss, and so would decoding what no box shows.
+"""
+
+import functools
+import io
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # libjpeg's opinion of each odd file; we name bad files ourselves
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not used here, and it greets on stderr
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+for _kind in ("GPU", "TPU"):  # the accelerators are JAX's; TensorFlow would reserve their memory
+    tf.config.set_visible_devices([], _kind)
+
+SCALES = (1, 2, 4, 8)  # libjpeg's own reductions
+NONE = np.int64(-1)
+PNG = b"\x89PNG\r\n\x1a\n"
+# PIL's decoder to the bit; TensorFlow's default is off by up to 4 grey levels.
+DCT = "INTEGER_ACCURATE"
+
+
+ReadError = tf.errors.OpError  # what canvas_batches raises at an unreadable file when it may not pass over it
+
+
+def pillow_rgb(encoded):
+    """Any image Pillow reads -> uint8 [h, w, 3], as its convert("RGB"), without EXIF rotation.
+
+    One exception: 16-bit grey keeps its high byte, like every other 16-bit image here. Pillow would clip it to
+    255, which turns a radiograph into a white page.
+    """
+    image = Image.open(io.BytesIO(encoded))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.array(image.convert("RGB"))
+
+
+def why_unreadable(path):
+    """A few words on what is wrong with an image file, for a person."""
+    try:
+        with open(path, "rb") as file:
+            encoded = file.read()
+    except OSError as error:
+        return error.strerror
+    if not encoded:
+        return "the file is empty"
+    try:
+        pillow_rgb(encoded)
+    except Exception as error:  # Pillow's plugins raise whatever their parsers run into; all of it is the answer
+        return str(error)
+    return "TensorFlow cannot decode it, though Pillow can: save it anew"
+
+
+def _decode_whole(encoded):
+    """Every pixel of a file that is not an ordinary JPEG: uint8 [h, w, 3]."""
+    pixels = tf.cond(
+        tf.strings.substr(encoded, 0, len(PNG)) == PNG,
+        lambda: tf.io.decode_png(encoded, channels=3),
+        lambda: tf.numpy_function(pillow_rgb, [encoded], tf.uint8, stateful=False),
+    )
+    return tf.ensure_shape(pixels, [None, None, 3])
+
+
+def _decode_jpeg_window(encoded, window, width, scale):
+    """Pixels `window` = (top, left, height, width), in pixels of the image reduced by `scale` in SCALES.
+
+    One more column on either side is decoded and cut off: at the edge of a partial decode libjpeg interpolates
+    the chroma without its neighbour, up to 7 grey levels wrong.
+    """
+    left = tf.maximum(window[1] - 1, 0)
+    right = tf.minimum(window[1] + window[3] + 1, width)
+    wider = tf.stack([window[0], left, window[2], right - left])
+    branches = [
+        lambda ratio=ratio: tf.io.decode_and_crop_jpeg(encoded, wider, channels=3, ratio=ratio, dct_method=DCT)
+        for ratio in SCALES
+    ]
+    pixels = tf.switch_case(tf.argmax(tf.constant(SCALES) == scale, output_type=tf.int32), branches)
+    return pixels[:, window[1] - left : window[1] - left + window[3]]
+
+
+def _reduce(pixels, factor):
+    """Mean of factor x factor cells, the last ones over repeated edge pixels: uint8 [ceil(h / f), ceil(w / f), 3]."""
+    size = tf.shape(pixels)
+    rows, columns = -(-size[0] // factor), -(-size[1] // factor)
+    pixels = tf.gather(pixels, tf.minimum(tf.range(rows * factor), size[0] - 1))
+    pixels = tf.gather(pixels, tf.minimum(tf.range(columns * factor), size[1] - 1), axis=1)
+    cells = tf.reshape(tf.cast(pixels, tf.float32), [rows, factor, columns, factor, 3])
+    return tf.cast(tf.round(tf.reduce_mean(cells, axis=[1, 3])), tf.uint8)
+
+
+def _place(boxes, margin, size, partial, canvas):
+    """Where to read: (window int32 [4] in reduced pixels, libjpeg's scale, further factor, boxes on the canvas).
+
+    All of read_window's arithmetic: boxes, margin and size are float64, in pixels of the stored image.
+    """
+    start = tf.maximum(tf.reduce_min(boxes[:, :2] - margin, axis=0), 0.0)
+    stop = tf.minimum(tf.reduce_max(boxes[:, :2] + boxes[:, 2:] + margin, axis=0), size)
+    scales = tf.constant(SCALES, tf.float64)[:, None]
+    fits = tf.reduce_all(tf.math.ceil(stop / scales) - tf.floor(start / scales) <= canvas, axis=1)
+    scale = tf.where(tf.reduce_any(fits), tf.gather(SCALES, tf.argmax(fits)), SCALES[-1])
+    scale = tf.where(partial, scale, 1)
+    real_scale = tf.cast(scale, tf.float64)
+    origin = tf.floor(start / real_scale)
+    window = tf.concat([origin, tf.math.ceil(stop / real_scale) - origin], axis=0)
+    factor = tf.math.ceil(tf.reduce_max(window[2:]) / canvas)
+    boxes = (boxes / real_scale - tf.pad(origin, [[0, 2]])) / factor
+    return tf.cast(window, tf.int32), scale, tf.cast(factor, tf.int32), tf.cast(boxes, tf.float32)
+
+
+def read_window(path, boxes_of, margin_of, canvas):
+    """The part of an image that its boxes show: (pixels uint8 [h, w, 3], boxes float32 [v, 4] on them).
+
+    boxes_of(height, width) gives the boxes and margin_of(boxes, xp=tf) how far around them pixels are wanted, all
+    float64 in pixels of the stored image; what lies outside the image is left out. The window around all boxes
+    is decoded once, at libjpeg's scale 1, 1/2, 1/4 or 1/8: the first at which it fits a square of `canvas`
+    pixels. What is still larger (or no JPEG) is averaged over whole cells. The boxes shrink with the pixels and
+    may become fractional. Greyscale, palette, alpha, CMYK and 16-bit images become RGB; the format is told by
+    content, not by name. tf.errors.OpError where the file cannot be read.
+    """
+    encoded = tf.io.read_file(path)
+    jpeg = tf.io.is_jpeg(encoded)
+    shape = tf.cond(jpeg, lambda: tf.io.extract_jpeg_shape(encoded), lambda: tf.zeros([3], tf.int32))
+    partial = (shape[2] == 1) | (shape[2] == 3)  # CMYK goes through Pillow: TensorFlow rounds it otherwise
+    whole = tf.cond(partial, lambda: tf.zeros([0, 0, 3], tf.uint8), lambda: _decode_whole(encoded))
+    size = tf.where(partial, shape[:2], tf.shape(whole)[:2])
+
+    real_size = tf.cast(size, tf.float64)
+    boxes = boxes_of(real_size[None, :1], real_size[None, 1:])
+    window, scale, factor, boxes = _place(boxes, margin_of(boxes, xp=tf), real_size, partial, canvas)
+    pixels = tf.cond(
+        partial,
+        lambda: _decode_jpeg_window(encoded, window, -(-size[1] // scale), scale),
+        lambda: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]],
+    )
+    return tf.cond(factor > 1, lambda: _reduce(pixels, factor), lambda: pixels), boxes
+
+
+def _row_loader(paths, boxes_of, margin_of, canvas, views, tries):
+    """A function (index, draws) -> one row of canvas_batches.
+
+    With tries = 0 it raises tf.errors.OpError at a file that cannot be read. With tries > 0 it passes to the
+    next file instead, up to `tries` in all; the detour costs 0.6 ms per image, so the caller takes it only
+    where there is something to go around.
+    """
+    stored = tf.constant(paths)
+
+    def blank(skipped):
+        return tf.zeros([0, 0, 3], tf.uint8), tf.zeros([views, 4]), skipped
+
+    def load(index, draws):
+        def attempt(skipped):
+            path = stored[(index + skipped) % len(paths)]
+            pixels, boxes = read_window(path, functools.partial(boxes_of, draws, xp=tf), margin_of, canvas)
+            return pixels, tf.ensure_shape(boxes, [views, 4]), skipped
+
+        def first_success():  # the graph's try / except
+            attempts = tf.data.Dataset.range(tries).map(attempt).ignore_errors()
+            attempts = attempts.concatenate(tf.data.Dataset.from_tensors(blank(NONE)))
+            return attempts.take(1).get_single_element()
+
+        read = first_success if tries else lambda: attempt(np.int64(0))
+        pixels, boxes, skipped = tf.cond(index < 0, lambda: blank(NONE), read)
+        extent = tf.shape(pixels)[:2]
+        lines = tf.reshape(pixels, [extent[0], 3 * extent[1]])  # tf.pad: 0.1 ms in two dimensions, 0.5 ms in three
+        lines = tf.pad(lines, [[0, canvas - extent[0]], [0, 3 * (canvas - extent[1])]])
+        pixels = tf.reshape(lines, [canvas, canvas, 3])
+        return {"canvas": pixels, "boxes": boxes, "extent": extent, "index": index, "skipped": skipped}
+
+    return load
+
+
+def canvas_batches(paths, plan, steps, boxes_of, margin_of, *, canvas, views, tries, threads, prefetch):
+    """Batches of canvases from image files, in order: an iterator of dicts of numpy arrays.
+
+    paths: list of bytes. plan(step), called for every step in the range `steps` -> (int64 [rows], the images of
+    the batch, -1 = leave the row blank; float64 [rows, ...], the `draws` of each image for
+    boxes_of(draws, height, width, xp=tf) -> [views, 4]).
+    Yields canvas uint8 [rows, S, S, 3]; boxes float32 [rows, views, 4] and extent int32 [rows, 2] of the content,
+    see read_window; index int64 [rows], the planned image; skipped int64 [rows], how many unreadable files were
+    passed over before the one shown, which is image (index + skipped) % len(paths). Where the row was left blank
+    or none of `tries` files could be read, skipped is -1, extent (0, 0) and the boxes are zero.
+    With tries = 0 it raises ReadError instead, in place of the batch. `threads` images are decoded at the same
+    time; `prefetch` finished batches wait.
+    """
+    shapes = [part.shape for part in plan(steps.start)]
+
+    def planned(step):
+        parts = tf.numpy_function(plan, [step], [tf.int64, tf.float64])
+        return tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True))
+
+    batches = (
+        tf.data.Dataset.range(steps.start, steps.stop)
+        .map(planned)
+        .unbatch()
+        .map(_row_loader(paths, boxes_of, margin_of, canvas, views, tries), threads, deterministic=True)
+        .batch(shapes[0][0], drop_remainder=True)
+        .prefetch(prefetch)
+    )
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.autotune.enabled = False  # nothing is left to tune, and memory stays what `prefetch` says
+    return batches.with_options(options).as_numpy_iterator()

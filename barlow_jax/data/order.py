@@ -1,0 +1,128 @@
+"""The order of the data: which image stands in which row of which batch, and nothing else.
+
+Every function here is a pure function of its arguments (numpy only), so a run that stops has nothing to
+save but its step: batch `s` is the same whether the run read the batches before it or opened at `s`, on
+one process or on many. The streams are frozen: RandomState's by numpy's promise (NEP 19).
+"""
+
+import functools
+
+import numpy as np
+
+from barlow_jax.errors import UserError
+
+LAST = ("drop", "wrap")
+
+
+def epoch_permutation(seed, epoch, n):
+    """The order of the n examples in one epoch: int64 [n], a permutation of 0..n-1.
+
+    seed, epoch: integers in 0..2**32-1. UserError names the one that is not.
+    """
+    for field, value in (("seed", seed), ("epoch", epoch)):
+        if not 0 <= value < 2**32:
+            raise UserError(f"{field} is {value}, but must be an integer from 0 to 2**32 - 1.")
+    return np.random.RandomState([seed, epoch]).permutation(n)
+
+
+# Consecutive batches belong to the same epoch, and 1.28 million indices take 30 ms to permute. Two entries,
+# because the last step of one epoch and the first of the next may be asked for by turns.
+@functools.lru_cache(maxsize=2)
+def _cached_permutation(seed, epoch, n):
+    permutation = epoch_permutation(seed, epoch, n)
+    permutation.flags.writeable = False
+    return permutation
+
+
+def steps_per_epoch(n, batch_size, last="drop"):
+    """Number of batches of `batch_size` rows (global) in an epoch of n examples.
+
+    last="drop" leaves out the n % batch_size examples at the end of each epoch's order (others every epoch).
+    last="wrap" fills the last batch with the first examples of the same epoch's order, which are then seen
+    twice, the way torch's DistributedSampler pads.
+
+    The official Barlow Twins loader does neither: it keeps a smaller last batch (ImageNet at 2048: 626 steps,
+    the last of 1,168 rows, whose cross-correlation is still divided by 2048). Compiled shapes are static and
+    batch norm has no use for padding rows, so "wrap" is the choice with the official number of steps, hence
+    the official learning-rate schedule; "drop" has 625.
+    """
+    if last not in LAST:
+        raise UserError(f"last is {last!r}, but must be one of {', '.join(map(repr, LAST))}.")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, but must be at least 1.")
+    if n < 1:
+        raise UserError("The data set holds no example: point it to one that does.")
+    if last == "wrap":
+        return -(-n // batch_size)
+    if n < batch_size:
+        raise UserError(
+            f"batch_size {batch_size} is larger than the data set ({n} examples), so last='drop' leaves no batch: "
+            "lower batch_size or set last='wrap'."
+        )
+    return n // batch_size
+
+
+def process_rows(batch_size, process_index=0, process_count=1):
+    """The slice of a global batch's rows that belongs to one process: contiguous, equal for all."""
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process_index is {process_index}, but must lie in 0..{process_count - 1} (process_count).")
+    if batch_size % process_count:
+        raise UserError(
+            f"batch_size {batch_size} is not divisible by the {process_count} processes: choose a multiple."
+        )
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def batch_indices(n, batch_size, seed, step, last="drop", process_index=0, process_count=1):
+    """Examples of the training batch at `step` (counted from 0 over all epochs), this process's rows.
+
+    Returns (epoch, int64 [batch_size / process_count]). The rows of all processes, one after the other, are
+    the global batch, which does not depend on process_count.
+    """
+    epoch, position = divmod(int(step), steps_per_epoch(n, batch_size, last))
+    rows = process_rows(batch_size, process_index, process_count)
+    start = position * batch_size
+    places = np.arange(start + rows.start, start + rows.stop) % n  # the modulus is what wraps
+    return epoch, _cached_permutation(seed, epoch, n)[places]
+
+
+def eval_steps(n, batch_size):
+    """Number of batches in one pass over n examples, the last one padded."""
+    return steps_per_epoch(n, batch_size, last="wrap")
+
+
+def eval_indices(n, batch_size, step, process_index=0, process_count=1):
+    """Examples of evaluation batch `step` in stored order, -1 = padding: int64 [batch_size / process_count]."""
+    rows = process_rows(batch_size, process_index, process_count)
+    places = step * batch_size + np.arange(rows.start, rows.stop)
+    return np.where(places < n, places, -1)
+
+
+def _mix(x):
+    """SplitMix64's finaliser: a bijection of uint64 in which every input bit moves every output bit.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (the
+    constants are Stafford's variant 13). Arrays only: numpy warns about overflow of uint64 scalars.
+    """
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniforms(seed, epoch, indices, views, count):
+    """Uniform numbers of [0, 1) that depend on (seed, epoch, index, view) alone: float64 [b, views, count].
+
+    indices: integers [b]. One SplitMix64 stream per (seed, epoch, index, view), so that an example's crop does
+    not depend on the batch or the process it is read in. Vectorised: 2,048 rows of 2 x 22 take 3 ms.
+    """
+    golden = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step, 2**64 / golden ratio
+    stream = _mix(np.full((1, 1, 1), seed, np.uint64) + golden)
+    for key in (
+        np.full((1, 1, 1), epoch, np.uint64),
+        np.asarray(indices).astype(np.uint64).reshape(-1, 1, 1),
+        np.arange(views, dtype=np.uint64).reshape(1, -1, 1),
+    ):
+        stream = _mix((stream ^ key) + golden)
+    steps = np.arange(1, count + 1, dtype=np.uint64) * golden
+    return (_mix(stream + steps) >> np.uint64(11)) * 2.0**-53

@@ -1,0 +1,258 @@
+"""Batches for the devices: numpy dicts of canvases and boxes, in an order that is a function of the step.
+
+A canvas is a square uint8 image with the pixels at its top left and zeros elsewhere; a box is
+(top, left, height, width) in canvas pixels. Cropping, resizing and the rest of the augmentation happen on the
+device. Files are read by tf.data (decode.py, imported on first use), arrays by numpy.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from barlow_jax.data import boxes, order
+from barlow_jax.data.sources import Arrays
+from barlow_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TRIES = 16  # files in a row that may be unreadable
+DETOUR = 100  # steps read the careful way after an unreadable file, 0.6 ms per image slower
+FIRST = 1000  # images before which a bad fraction is not judged: 1 of the first 64 is no evidence
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What both readers need. See decode.canvas_batches for the fields' contracts."""
+
+    plan: Callable
+    steps: range
+    boxes_of: Callable
+    margin_of: Callable
+    canvas: int
+    views: int
+    tries: int
+    threads: int
+    prefetch: int
+
+
+def _array_batches(images, job):
+    """decode.canvas_batches for images that are in memory: the whole image is copied onto the canvas."""
+    height, width, channels = images.shape[1:]
+
+    def batch(step):
+        index, draws = job.plan(step)
+        shown = images[np.maximum(index, 0)]
+        if (height, width) != (job.canvas, job.canvas):
+            content = shown
+            shown = np.zeros((len(index), job.canvas, job.canvas, channels), np.uint8)
+            shown[:, :height, :width] = content
+        shown[index < 0] = 0
+        shape = (len(index), job.views, 1)
+        size = np.full(shape, height, np.float64), np.full(shape, width, np.float64)
+        return {
+            "canvas": shown,
+            "boxes": job.boxes_of(draws, *size, xp=np).astype(np.float32),
+            "extent": np.full((len(index), 2), (height, width), np.int32),
+            "index": index,
+            "skipped": np.where(index < 0, -1, 0),
+        }
+
+    with concurrent.futures.ThreadPoolExecutor(job.threads, "arrays") as pool:
+        pending = collections.deque()
+        for step in job.steps:
+            pending.append(pool.submit(batch, step))
+            if len(pending) > job.prefetch:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _file_batches(paths, job):
+    """decode.canvas_batches at full speed, and for DETOUR steps around each unreadable file the careful way.
+
+    Both ways give the same pixels and boxes, so how often the reader changes over leaves no trace in the data.
+    """
+    from barlow_jax.data.decode import ReadError, canvas_batches  # here, as TensorFlow takes seconds to import
+
+    paths = [os.fsencode(path) for path in paths]
+    step, tries = job.steps.start, 0
+    while step < job.steps.stop:
+        stop = min(job.steps.stop, step + DETOUR) if tries else job.steps.stop
+        try:
+            for batch in canvas_batches(
+                paths, job.plan, range(step, stop), job.boxes_of, job.margin_of, canvas=job.canvas,
+                views=job.views, tries=tries, threads=job.threads, prefetch=job.prefetch,
+            ):  # fmt: skip
+                yield batch
+                step += 1
+            tries = 0
+        except ReadError:
+            if tries:
+                raise
+            tries = job.tries
+
+
+class Batches:
+    """Iterator over numpy batches that counts and names the images it could not read.
+
+    bad_files: {path: reason}, each file once. seen, bad: images asked for, and how many of them were unreadable
+    (a file counts each time), in this process since it started. close() stops the reading threads.
+    """
+
+    def __init__(self, source, job, finish, max_bad_fraction):
+        self.bad_files, self.seen, self.bad = {}, 0, 0
+        self._source, self._job, self._finish, self._max_bad_fraction = source, job, finish, max_bad_fraction
+        in_memory = isinstance(source, Arrays)
+        self._raw = _array_batches(source.images, job) if in_memory else _file_batches(source.paths, job)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raw = next(self._raw)
+        index, skipped = raw.pop("index"), raw.pop("skipped")
+        self.seen += int(np.sum(index >= 0))
+        if np.any(bad := (index >= 0) & (skipped != 0)):
+            self._account(index[bad], skipped[bad])
+        shown = np.where(skipped < 0, -1, (index + skipped) % len(self._source))
+        labels = self._source.labels
+        label = np.full(shown.shape, -1, np.int32) if labels is None else np.where(shown < 0, -1, labels[shown])
+        return self._finish(raw, shown, label.astype(np.int32))
+
+    def close(self):
+        self._raw.close()
+
+    def _account(self, index, skipped):
+        from barlow_jax.data.decode import why_unreadable
+
+        self.bad += len(index)
+        too_many = self.bad > self._max_bad_fraction * max(self.seen, FIRST)
+        for first, count in zip(index, np.where(skipped < 0, self._job.tries, skipped), strict=True):
+            for k in range(count):
+                path = self._source.paths[(first + k) % len(self._source)]
+                if path not in self.bad_files:
+                    self.bad_files[path] = why_unreadable(path)
+                    logger.warning("unreadable image %s: %s", path, self.bad_files[path])
+            if too_many:
+                raise UserError(
+                    f"{self.bad} of {self.seen} images could not be read, more than max_bad_fraction = "
+                    f"{self._max_bad_fraction:g} allows, for example {path} ({self.bad_files[path]}): repair or "
+                    "delete them, or raise max_bad_fraction."
+                )
+
+
+def _default_threads():
+    """The CPUs this process may use, which on a shared node are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _check(source, canvas, max_bad_fraction):
+    if canvas < 1:
+        raise UserError(f"canvas is {canvas}, but must be a number of pixels, at least 1.")
+    if isinstance(source, Arrays) and canvas < max(source.images.shape[1:3]):
+        raise UserError(
+            f"canvas {canvas} is smaller than the images of {source.name} {source.images.shape[1:3]}: "
+            f"set it to {max(source.images.shape[1:3])}."
+        )
+    if not 0 <= max_bad_fraction <= 1:
+        raise UserError(f"max_bad_fraction is {max_bad_fraction}, but must lie in [0, 1].")
+
+
+def train_batches(
+    source, *, batch_size, seed, canvas, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), start_step=0, last="drop",
+    process_index=0, process_count=1, threads=None, max_bad_fraction=0.01, prefetch=2,
+):  # fmt: skip
+    """Training batches from `start_step` on, without end.
+
+    Yields this process's rows of the global batch, b = batch_size / process_count of them:
+      canvas uint8 [b, S, S, C]; boxes float32 [b, 2, 4], two RandomResizedCrop draws (scale: share of the area,
+      ratio: width / height) in canvas pixels; index int64 [b]; label int32 [b], -1 = unlabelled.
+    The batch at a step is a function of (source, seed, step) and these arguments: opening at step s gives at
+    once what the uninterrupted sequence gives there, bit for bit, on any number of processes and threads.
+    last: "drop" or "wrap", see order.steps_per_epoch.
+    canvas: its side S in pixels. Where the union of the two boxes is larger it is decoded at 1/2, 1/4 or 1/8
+    and the boxes with it; arrays must fit. ImageNet (mean 400 x 350) loses next to nothing at 512.
+    An unreadable image is replaced by the next one (index + 1), logged and counted; UserError once more than
+    max_bad_fraction of the images (at least 1,000) were, or 16 in a row.
+    threads: decoders at work, by default one per CPU. prefetch: finished batches that wait.
+    Returns a Batches iterator. UserError names any impossible argument.
+    """
+    _check(source, canvas, max_bad_fraction)
+    boxes.check_crop(scale, ratio)
+
+    def plan(step):
+        epoch, index = order.batch_indices(len(source), batch_size, seed, step, last, process_index, process_count)
+        return index, boxes.crop_draws(seed, epoch, index, scale=scale, ratio=ratio)
+
+    def boxes_of(draws, height, width, xp):
+        return boxes.random_crop(draws, height, width, ratio, xp)
+
+    tries = min(len(source), TRIES)
+
+    def finish(raw, index, label):
+        if np.any(index < 0):
+            raise UserError(
+                f"{tries} images in a row could not be read (the log names them): check that {source.name} is "
+                "still there and intact."
+            )
+        return {"canvas": raw["canvas"], "boxes": raw["boxes"], "index": index, "label": label}
+
+    plan(start_step)  # an impossible argument should end here, not in a reading thread
+    job = _Job(
+        plan, range(start_step, 2**62), boxes_of, boxes.no_margin, canvas, 2, tries,
+        threads or _default_threads(), prefetch,
+    )  # fmt: skip
+    return Batches(source, job, finish, max_bad_fraction)
+
+
+def eval_batches(
+    source, *, batch_size, canvas, resize_short=256, crop=224, process_index=0, process_count=1,
+    threads=None, max_bad_fraction=0.01, prefetch=2,
+):  # fmt: skip
+    """One pass over all examples in stored order, each exactly once, the same number of batches on all processes.
+
+    Yields this process's rows of the global batch, b = batch_size / process_count of them:
+      canvas uint8 [b, S, S, C]; boxes float32 [b, 1, 4], what Resize(resize_short) and CenterCrop(crop) show, in
+      canvas pixels; extent int32 [b, 2], height and width of the content, up to which an antialias filter may
+      look beyond the box; index int64 [b]; label int32 [b]; mask bool [b]. Rows that pad the last batch, and
+      unreadable images, have mask False and index and label -1.
+    Files: only the box and a filter's margin around it are read, at 1/2, 1/4 or 1/8 scale where they do not fit the
+    canvas. To be exactly the official evaluation the canvas must hold that window at full scale, which for
+    256 / 224 is 0.875 x the short side + 8 pixels (short side 576 at S = 512); larger images come close.
+    Other arguments and errors: see train_batches.
+    """
+    _check(source, canvas, max_bad_fraction)
+    if not 0 < crop <= resize_short:
+        raise UserError(f"crop is {crop}, but must lie between 1 and resize_short ({resize_short}).")
+    rows = order.process_rows(batch_size, process_index, process_count)
+
+    def plan(step):
+        index = order.eval_indices(len(source), batch_size, step, process_index, process_count)
+        return index, np.zeros((rows.stop - rows.start, 1))
+
+    def boxes_of(draws, height, width, xp):
+        return boxes.center_crop(height, width, resize_short, crop, xp)
+
+    def margin_of(found, xp):
+        return boxes.filter_margin(found, crop, xp)
+
+    def finish(raw, index, label):
+        mask = index >= 0
+        whole = np.asarray([0, 0, canvas, canvas], np.float32)  # where there is no image: finite for any resize
+        return {
+            "canvas": raw["canvas"],
+            "boxes": np.where(mask[:, None, None], raw["boxes"], whole),
+            "extent": np.where(mask[:, None], raw["extent"], np.int32(canvas)),
+            "index": index, "label": label, "mask": mask,
+        }  # fmt: skip
+
+    job = _Job(
+        plan, range(order.eval_steps(len(source), batch_size)), boxes_of, margin_of, canvas, 1, 1,
+        threads or _default_threads(), prefetch,
+    )  # fmt: skip
+    return Batches(source, job, finish, max_bad_fraction)

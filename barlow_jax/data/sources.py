@@ -1,0 +1,228 @@
+"""What is stored: image folders and arrays, each addressed by index.
+
+A source has len(), labels (int32 [n] or None), class_names (tuple or None), channels (1 or 3) and name (for
+messages). An ImageFolder adds `paths`; Arrays add `images`, which a trainer may put on the devices as they are.
+Nothing here decodes an image or imports TensorFlow.
+"""
+
+import copy
+import inspect
+import itertools
+import os
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from barlow_jax.errors import UserError
+
+# torchvision's list, and GIF. The decoder looks at the content: a PNG named .JPEG is read as a PNG.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+def _image_files(root):
+    """Paths below root of all files with an image extension, sorted, '/'-separated; hidden ones are left out."""
+    found = []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        relative = pathlib.Path(folder).relative_to(root)
+        found += [
+            (relative / name).as_posix()
+            for name in files
+            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+class ImageFolder:
+    """Image files below one folder, in the sorted order of their paths, the same on every machine.
+
+    labels="folders": the classes are the sub-folders of root, numbered in sorted order (torchvision's rule); an
+      image belongs to the one it lies in, at any depth.
+    labels="none": unlabelled; images lie anywhere.
+    labels="auto": "folders" if root has at least two sub-folders and no image lies beside them, else "none".
+    class_names: the classes of another split, in order, where this one does not hold all of them or must be
+      numbered like it (implies labels="folders").
+
+    Hidden files and folders are ignored. UserError names the folder that is missing, empty or holds no image.
+    """
+
+    channels = 3
+
+    def __init__(self, root, *, labels="auto", class_names=None):
+        if labels not in ("auto", "folders", "none"):
+            raise UserError(f"labels is {labels!r}, but must be 'auto', 'folders' or 'none'.")
+        root = pathlib.Path(root).expanduser()
+        if not root.is_dir():
+            raise UserError(f"{root} is not a folder: point the data path to the folder that holds the images.")
+        files = _image_files(root)
+        if not files:
+            raise UserError(f"{root} holds no image: put files named {', '.join(EXTENSIONS)} below it.")
+        folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        beside = [name for name in files if "/" not in name]
+        if labels == "auto" and class_names is None:
+            labels = "folders" if len(folders) >= 2 and not beside else "none"
+
+        self.name = str(root)
+        self.paths = [str(root / name) for name in files]
+        self.labels = self.class_names = None
+        if labels == "folders" or class_names is not None:
+            if beside:
+                raise UserError(
+                    f"{root / beside[0]} lies beside the class folders: move it into one, or set labels='none'."
+                )
+            self.class_names = tuple(class_names or folders)
+            self.labels = self._labels(root, files, folders)
+
+    def _labels(self, root, files, folders):
+        classes = [name.split("/", 1)[0] for name in files]
+        empty = sorted(set(folders) - set(classes))
+        if empty:
+            raise UserError(
+                f"The class folder {root / empty[0]} holds no image: add some, delete it, or set labels='none'."
+            )
+        number = {name: k for k, name in enumerate(self.class_names)}
+        unknown = sorted(set(classes) - set(number))
+        if unknown:
+            raise UserError(
+                f"The class folder {root / unknown[0]} is none of the {len(number)} classes asked for: "
+                "rename or remove it."
+            )
+        return np.asarray([number[name] for name in classes], np.int32)
+
+    def __len__(self):
+        return len(self.paths)
+
+
+class Arrays:
+    """Images in memory: uint8 [n, height, width, channels] with 1 or 3 channels, labels integers [n] or None.
+
+    UserError says what is wrong with another dtype, shape or number of labels.
+    """
+
+    def __init__(self, images, labels=None, *, class_names=None, name="arrays"):
+        images = np.asarray(images)
+        if images.dtype != np.uint8:
+            raise UserError(f"{name}: images are {images.dtype}, but must be uint8 with values 0 to 255.")
+        if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+            raise UserError(
+                f"{name}: images have shape {images.shape}, but must be [n, height, width, 1 or 3], n >= 1 "
+                "(channels last: transpose [n, 3, h, w] by (0, 2, 3, 1))."
+            )
+        self.images, self.name, self.channels = images, name, images.shape[-1]
+        self.labels = None if labels is None else self._checked(np.asarray(labels), len(images), name)
+        self.class_names = None if class_names is None else tuple(str(c) for c in class_names)
+        if self.labels is not None and self.class_names and self.labels.max() >= len(self.class_names):
+            raise UserError(
+                f"{name}: label {self.labels.max()} has no name among the {len(self.class_names)} class names."
+            )
+
+    @staticmethod
+    def _checked(labels, n, name):
+        if labels.shape == (n, 1):  # as the original CIFAR pickles' converters leave them
+            labels = labels[:, 0]
+        if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(
+                f"{name}: labels are {labels.dtype} {labels.shape}, but must be integers [{n}], one for each image."
+            )
+        if labels.min() < -1:
+            raise UserError(f"{name}: label {labels.min()} is negative; classes count from 0, -1 means unlabelled.")
+        return labels.astype(np.int32)
+
+    def __len__(self):
+        return len(self.images)
+
+
+def _read_npz(path, wanted):
+    """The names of all arrays in an .npz file, and those among `wanted` as a dict."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: point the data path to an .npz file.")
+    try:
+        with open(path, "rb") as stream, np.load(stream) as file:  # numpy leaves a damaged file open
+            return sorted(file.files), {key: file[key] for key in wanted if key in file.files}
+    # ValueError: pickled objects. AttributeError, TypeError: a bare .npy, which is no context manager.
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as an .npz file of plain arrays ({error}): write it again with numpy.savez."
+        ) from None
+
+
+def load_npz(path, split="train"):
+    """Arrays from one .npz file.
+
+    Images and labels are read from {split}_images and {split}_labels, or x_{split} and y_{split}; with
+    split="" from images and labels. Labels may be absent. Class names: classes, class_names or names.
+    Images [n, h, w] get a channel axis. UserError names what the file lacks.
+    """
+    path = pathlib.Path(path).expanduser()
+    pairs = [(f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}")] if split else [("images", "labels")]
+    names_keys = ("classes", "class_names", "names")
+    held, arrays = _read_npz(path, [*itertools.chain(*pairs), *names_keys])
+    images_key, labels_key = next((pair for pair in pairs if pair[0] in arrays), (None, None))
+    if images_key is None:
+        raise UserError(
+            f"{path} has no array {' or '.join(pair[0] for pair in pairs)} (it has {', '.join(held)}): "
+            "choose another split, or '' for one named images."
+        )
+    images, labels = arrays[images_key], arrays.get(labels_key)
+    names = next((arrays[key] for key in names_keys if key in arrays), None)
+    if images.ndim == 3:
+        images = images[..., None]
+    return Arrays(images, labels, class_names=names, name=f"{path.name}:{split}" if split else path.name)
+
+
+def _open_folder(path, split, labels="auto", class_names=None):
+    root = pathlib.Path(path).expanduser()
+    if split and root.is_dir() and not (root / split).is_dir():
+        raise UserError(f"{root} has no sub-folder {split!r}: set split to one it has, or to '' to read all of it.")
+    return ImageFolder(root / split, labels=labels, class_names=class_names)
+
+
+def _open_npz(path, split):
+    return load_npz(path, split)
+
+
+def _open_digits(path, split, size=24, renderings=3, seed=0):
+    from barlow_jax.data.digits import scattered_digits  # here, as scikit-learn takes seconds to import
+
+    if path:
+        raise UserError(f"data path is {path!r}, but the digits are built in: leave it empty.")
+    return scattered_digits(split, size=size, renderings=renderings, seed=seed)
+
+
+KINDS = {"folder": _open_folder, "npz": _open_npz, "digits": _open_digits}
+
+
+def open_source(kind, path="", split="train", **options):
+    """The source that three fields of a config name.
+
+    kind="folder": ImageFolder(path/split) or, with split="", ImageFolder(path); options labels, class_names.
+    kind="npz": load_npz(path, split).
+    kind="digits": digits.scattered_digits(split), built in, no path; options size, renderings, seed.
+    UserError for an unknown kind or option, or an unusable path.
+    """
+    if kind not in KINDS:
+        raise UserError(f"data kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}.")
+    opener = KINDS[kind]
+    known = list(inspect.signature(opener).parameters)[2:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UserError(f"data kind {kind!r} has no option {unknown[0]!r}; its options: {', '.join(known) or 'none'}.")
+    if not path and kind != "digits":
+        raise UserError(f"data kind {kind!r} needs a data path: set it to where the images are.")
+    return opener(path, split, **options)
+
+
+def evenly_spaced(source, count):
+    """`count` of a source's examples, evenly spaced over its stored order; all of them for 0 or a count too large."""
+    if not 0 < count < len(source):
+        return source
+    rows = np.linspace(0, len(source) - 1, count).round().astype(int)
+    part = copy.copy(source)
+    if isinstance(source, Arrays):
+        part.images = source.images[rows]
+    else:
+        part.paths = [source.paths[row] for row in rows]
+    part.labels = None if source.labels is None else source.labels[rows]
+    return part

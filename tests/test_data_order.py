@@ -1,0 +1,106 @@
+"""The order of the data as a pure function of (seed, step), and the random numbers behind the crops."""
+
+import numpy as np
+import pytest
+
+from barlow_jax.data import order
+from barlow_jax.errors import UserError
+
+
+def test_an_epoch_is_a_frozen_permutation():
+    first = order.epoch_permutation(3, 0, 1000)
+    assert np.array_equal(np.sort(first), np.arange(1000))
+    assert np.array_equal(first, order.epoch_permutation(3, 0, 1000))
+    assert not np.array_equal(first, order.epoch_permutation(3, 1, 1000))
+    assert not np.array_equal(first, order.epoch_permutation(4, 0, 1000))
+    # Runs of other machines and years must find the same order.
+    assert order.epoch_permutation(0, 0, 10).tolist() == FROZEN_ORDER
+
+
+FROZEN_ORDER = [3, 7, 6, 4, 1, 0, 2, 8, 5, 9]
+
+
+def test_imagenet_has_the_official_number_of_steps():
+    assert order.steps_per_epoch(1281167, 2048, "wrap") == 626
+    assert order.steps_per_epoch(1281167, 2048, "drop") == 625
+
+
+@pytest.mark.parametrize(("n", "batch"), [(64, 8), (67, 8), (5, 8), (8, 8)])
+def test_wrap_shows_every_example_and_then_the_first_again(n, batch):
+    steps = order.steps_per_epoch(n, batch, "wrap")
+    for epoch in (0, 2):
+        rows = [order.batch_indices(n, batch, 1, epoch * steps + k, "wrap") for k in range(steps)]
+        assert [e for e, _ in rows] == [epoch] * steps
+        permutation = order.epoch_permutation(1, epoch, n)
+        assert np.array_equal(np.concatenate([i for _, i in rows]), np.resize(permutation, steps * batch))
+
+
+def test_drop_leaves_out_the_end_of_the_order():
+    rows = np.concatenate([order.batch_indices(67, 8, 1, step)[1] for step in range(8)])
+    assert np.array_equal(rows, order.epoch_permutation(1, 0, 67)[:64])
+    assert order.batch_indices(67, 8, 1, 8)[0] == 1
+
+
+@pytest.mark.parametrize("last", order.LAST)
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_processes(last, count):
+    for step in (0, 7, 8, 9, 40):
+        epoch, whole = order.batch_indices(67, 8, 5, step, last)
+        parts = [order.batch_indices(67, 8, 5, step, last, p, count) for p in range(count)]
+        assert np.array_equal(np.concatenate([i for _, i in parts]), whole)
+        assert {e for e, _ in parts} == {epoch}
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 61])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_evaluation_takes_every_example_once(n, count):
+    steps = order.eval_steps(n, 8)
+    rows = [order.eval_indices(n, 8, step, p, count) for step in range(steps) for p in range(count)]
+    assert all(len(r) == 8 // count for r in rows)
+    rows = np.concatenate(rows)
+    assert np.array_equal(rows, np.r_[np.arange(n), np.full(steps * 8 - n, -1)])
+
+
+def test_uniforms_belong_to_the_example_and_not_to_its_batch():
+    indices = np.asarray([5, 0, 1281166, 7])
+    whole = order.uniforms(9, 3, indices, 2, 22)
+    assert whole.shape == (4, 2, 22) and whole.dtype == np.float64
+    for k, index in enumerate(indices):
+        assert np.array_equal(order.uniforms(9, 3, [index], 2, 22)[0], whole[k])
+    assert order.uniforms(0, 0, [0], 1, 2)[0, 0].tolist() == FROZEN_UNIFORMS
+
+
+FROZEN_UNIFORMS = [0.47141042966848024, 0.7247520786262142]
+
+
+def test_uniforms_are_uniform_and_independent():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    streams = [order.uniforms(seed, epoch, np.arange(4000), 2, 22) for seed in (0, 1) for epoch in (0, 1)]
+    values = np.stack(streams)  # [seed and epoch, index, view, count]
+    assert values.min() >= 0 and values.max() < 1
+    assert scipy_stats.kstest(values[0].ravel(), "uniform").pvalue > 1e-3
+    # Neighbours along every axis: |correlation| of m independent pairs stays below 4.5 / sqrt(m).
+    for axis in range(values.ndim):
+        a = np.take(values, range(values.shape[axis] - 1), axis).ravel() - 0.5
+        b = np.take(values, range(1, values.shape[axis]), axis).ravel() - 0.5
+        assert abs(np.mean(a * b) * 12) < 4.5 / np.sqrt(a.size), axis
+    assert len(np.unique(values)) == values.size
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: order.epoch_permutation(-1, 0, 5), "seed is -1"),
+        (lambda: order.epoch_permutation(2**32, 0, 5), "seed is 4294967296"),
+        (lambda: order.steps_per_epoch(10, 4, "keep"), "'drop', 'wrap'"),
+        (lambda: order.steps_per_epoch(10, 0), "batch_size is 0"),
+        (lambda: order.steps_per_epoch(0, 4), "no example"),
+        (lambda: order.steps_per_epoch(3, 4), "lower batch_size or set last='wrap'"),
+        (lambda: order.process_rows(10, 0, 4), "not divisible by the 4 processes"),
+        (lambda: order.process_rows(8, 2, 2), "process_index is 2"),
+    ],
+)
+def test_impossible_arguments_end_in_one_sentence(call, words):
+    with pytest.raises(UserError, match=".") as caught:
+        call()
+    assert words in str(caught.value)
