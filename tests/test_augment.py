@@ -1,0 +1,307 @@
+"""Views: whole pipes against Pillow's output, random numbers against torchvision's, a batch against its parts."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from test_image_ops import affine_crop, assert_levels, crop_resize
+
+from barlow_jax import augment, color_ops
+from barlow_jax.errors import UserError
+
+# Compiled once for all tests of the same shapes.
+apply = jax.jit(augment.apply, static_argnums=3)
+draw = jax.jit(jax.vmap(jax.vmap(augment.draw, (0, None, None)), (None, None, 0)), static_argnums=1)
+two_views = jax.jit(augment.two_views, static_argnums=3)
+eval_views = jax.jit(augment.eval_views, static_argnames=("size", "mean", "std"))
+random_boxes = jax.jit(augment.random_boxes, static_argnames=("views", "scale", "ratio"))
+
+PIPE_RECIPE = augment.Recipe(size=40, solarize=(0.5, 0.5), invert=0.5)  # every operation present
+OFF = dict(flip=0.0, jitter=0.0, grayscale=0.0, blur=(0.0, 0.0), solarize=(0.0, 0.0))
+
+
+@pytest.fixture(scope="module")
+def pillow(golden):
+    """(arrays as float32, parameters)."""
+    arrays, described = golden("augment")
+    return {name: array.astype(np.float32) for name, array in arrays.items()}, described
+
+
+# ----------------------------------------------------------------------------------------------- whole views
+
+
+def test_eval_views_equal_resize_and_center_crop(pillow):
+    arrays, parameters = pillow
+    for k, (short, size) in enumerate(parameters["resizes"]):
+        canvas = np.full((2, 90, 90, 3), 77, np.uint8)  # not zero: what lies outside the extent must not matter
+        canvas[0, :60, :84] = arrays["photo"]
+        canvas[1, :84, :60] = arrays["photo"].transpose(1, 0, 2)
+        resized = int(short * 84 / 60)
+        offset = round((short - size) / 2), round((resized - size) / 2)
+        scale = 60 / short, 84 / resized
+        wide = [offset[0] * scale[0], offset[1] * scale[1], size * scale[0], size * scale[1]]
+        tall = [wide[1], wide[0], wide[3], wide[2]]
+        boxes = np.array([[wide], [tall]], np.float32)
+        unit = dict(mean=(0.0,) * 3, std=(1 / 255,) * 3)
+        views = eval_views(canvas, boxes, np.array([[60, 84], [84, 60]]), size=size, **unit)
+        for view, name in zip(views, ("wide", "tall"), strict=True):
+            assert_levels(np.round(view), arrays[f"resize{k}_{name}"], most=1, share=0.02)
+
+
+def test_eval_views_of_padding_rows_are_black():
+    black = eval_views(
+        np.zeros((1, 20, 20, 3), np.uint8),
+        np.zeros((1, 1, 4), np.float32),
+        np.zeros((1, 2), np.int32),
+        size=8,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    np.testing.assert_array_equal(black, -1.0)
+
+
+def test_apply_equals_pillow(pillow):
+    arrays, parameters = pillow
+    for k, pipe in enumerate(parameters["pipes"]):
+        numbers = augment.Draw(
+            flip=pipe.get("flip", False),
+            angle=0.0,
+            order=np.array(pipe.get("order", [color_ops.NOTHING] * 4)),
+            factors=np.array(pipe.get("factors", [0.0] * 4), np.float32),
+            grayscale=pipe.get("grayscale", False),
+            sigma=pipe.get("sigma", 0.0),
+            solarize=pipe.get("solarize", False),
+            invert=pipe.get("invert", False),
+        )
+        result = apply(arrays["photo"].astype(np.uint8), np.array(pipe["box"], np.float32), numbers, PIPE_RECIPE)
+        assert_levels(result, arrays[f"pipe{k}"], most=2, share=2e-3)
+
+
+def test_apply_to_one_channel_equals_grey_rgb(pillow):
+    """Saturation, hue and grayscale do nothing to one channel, as they do to grey."""
+    grey = np.repeat(pillow[0]["photo"][..., :1], 3, axis=-1).astype(np.uint8)
+    box = np.array([2, 3, 40, 50], np.float32)
+    factors = np.array([1.2, 0.7, 1.2, 0.1], np.float32)
+    numbers = augment.Draw(True, 0.0, np.array([3, 1, 2, 0]), factors, True, 1.1, True, True)
+    rgb = apply(grey, box, numbers, PIPE_RECIPE)
+    assert_levels(apply(grey[..., :1], box, numbers, PIPE_RECIPE), np.asarray(rgb)[..., :1])
+
+
+def test_operations_of_probability_zero_are_left_out(pillow):
+    recipe = augment.Recipe(size=24, **OFF)
+    box = np.array([2, 3, 40, 50], np.float32)
+    all_on = augment.Draw(True, 30.0, np.arange(4), np.full(4, 1.3, np.float32), True, 2.0, True, True)
+    result = apply(pillow[0]["photo"], box, all_on, recipe)
+    assert_levels(result, np.asarray(crop_resize(pillow[0]["photo"], box, 24)))
+    turned = apply(pillow[0]["photo"], box, all_on, dataclasses.replace(recipe, rotation=45.0))
+    assert_levels(turned, np.asarray(affine_crop(pillow[0]["photo"], box, 30.0, 24)), most=1, share=1e-3)
+
+
+# ------------------------------------------------------------------------------------------- random numbers
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The official recipe's numbers of 8,000 examples, plus rotation and inversion: a Draw with [2, 8000, ...]."""
+    recipe = augment.Recipe(rotation=10.0, invert=0.3)
+    keys = jax.random.split(jax.random.key(0), 8000)
+    numbers = draw(keys, recipe, jnp.arange(2))
+    return dataclasses.replace(
+        numbers, **{f.name: np.asarray(getattr(numbers, f.name)) for f in dataclasses.fields(numbers)}
+    )
+
+
+def test_probabilities(drawn):
+    jittered = (drawn.order != color_ops.NOTHING).all(-1)
+    np.testing.assert_array_equal(jittered, (drawn.order != color_ops.NOTHING).any(-1))  # one coin for all four
+    rates = dict(flip=drawn.flip, jitter=jittered, grayscale=drawn.grayscale, blur=drawn.sigma > 0)
+    rates.update(solarize=drawn.solarize, invert=drawn.invert)
+    expected = dict(flip=(0.5, 0.5), jitter=(0.8, 0.8), grayscale=(0.2, 0.2), blur=(1, 0.1), solarize=(0, 0.2))
+    expected.update(invert=(0.3, 0.3))
+    for name, acts in rates.items():
+        for rate, probability in zip(acts.mean(1), expected[name], strict=True):
+            deviation = np.sqrt(probability * (1 - probability) / 8000)
+            assert abs(rate - probability) <= 4 * deviation, name
+
+
+def test_uniform_ranges(drawn):
+    numbers = [*np.moveaxis(drawn.factors, -1, 0), drawn.angle, drawn.sigma[:1]]
+    ranges = [(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1), (-10, 10), (0.1, 2.0)]
+    for sample, (low, high) in zip(numbers, ranges, strict=True):
+        share = (sample.ravel() - low) / (high - low)
+        assert share.min() > -1e-6 and share.max() < 1 + 1e-6
+        np.testing.assert_allclose(np.quantile(share, np.arange(1, 10) / 10), np.arange(1, 10) / 10, atol=0.025)
+
+
+def test_every_order_of_the_jitter_is_equally_likely(drawn):
+    orders = [tuple(o) for o in drawn.order.reshape(-1, 4) if o[0] != color_ops.NOTHING]
+    counts = np.array([orders.count(p) for p in itertools.permutations(range(4))])
+    assert counts.sum() == len(orders)
+    expected = len(orders) / 24
+    assert np.sum((counts - expected) ** 2) / expected < 49.7  # chi squared, 23 degrees of freedom, 99.9 %
+
+
+def test_draws_are_independent(drawn):
+    """No two numbers of a view correlate, nor the same number of the two views."""
+    jitter = drawn.order[..., 0] != color_ops.NOTHING
+    columns = [drawn.flip, drawn.angle, jitter, drawn.grayscale, drawn.invert, *np.moveaxis(drawn.factors, -1, 0)]
+    both = np.concatenate([np.stack([c[view] for c in columns]) for view in range(2)]).astype(float)
+    correlation = np.corrcoef(both) - np.eye(len(both))
+    assert np.abs(correlation).max() < 4.5 / np.sqrt(8000)
+
+
+def test_strengths_of_zero_and_above_one():
+    key = jax.random.key(1)
+    official = augment.draw(key, augment.Recipe(), 0).factors
+    factors = augment.draw(key, augment.Recipe(brightness=0.0, contrast=2.0, hue=0.0), 0).factors
+    uniform = (official[1] - 0.6) / 0.8
+    np.testing.assert_allclose(factors, [1.0, 3 * uniform, official[2], 0.0], rtol=1e-5)  # 0..3, not -1..3
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("size", 0),
+        ("size", 22.5),
+        ("interpolation", "nearest"),
+        ("flip", 1.5),
+        ("jitter", -0.1),
+        ("grayscale", float("nan")),
+        ("invert", 2),
+        ("rotation", -5),
+        ("brightness", -0.4),
+        ("hue", 0.6),
+        ("blur", 0.5),
+        ("blur", (0.5,)),
+        ("solarize", (0.0, 1.2)),
+        ("blur_sigma", (2.0, 0.1)),
+        ("mean", ()),
+        ("std", (0.2, 0.2)),
+        ("std", (0.2, 0.0, 0.2)),
+    ],
+)
+def test_recipe_names_the_wrong_field(field, value):
+    with pytest.raises(UserError, match=f"Recipe.{field} is .* but must be "):
+        augment.Recipe(**{field: value})
+
+
+def test_recipe_is_hashable_from_lists():
+    assert hash(augment.Recipe(blur=[1.0, 0.1], mean=[0.485, 0.456, 0.406])) == hash(augment.Recipe())
+
+
+# ---------------------------------------------------------------------------------------------------- boxes
+
+
+def test_random_boxes_follow_torchvision(golden):
+    expected = golden("augment")[1]["boxes"]
+    shapes = [tuple(int(part[1:]) for part in name.split("_")) for name in expected]
+    height, width = (np.repeat([s[k] for s in shapes], 5000) for k in range(2))
+    keys = jax.random.split(jax.random.key(0), len(height))
+    boxes = random_boxes(keys, height, width, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+    assert boxes.shape == (len(height), 2, 4) and boxes.dtype == jnp.float32
+    boxes = np.asarray(boxes).reshape(len(shapes), -1, 4)
+    np.testing.assert_array_equal(boxes, np.round(boxes))
+    for (rows, columns), sample, reference in zip(shapes, boxes, expected.values(), strict=True):
+        top, left, h, w = sample.T
+        assert top.min() >= 0 and left.min() >= 0 and h.min() > 0 and w.min() > 0
+        assert (top + h).max() <= rows and (left + w).max() <= columns
+        for start, length, side in ((top, h, rows), (left, w, columns)):  # both ends are as likely
+            free = length < side
+            assert abs((start[free] == 0).mean() - (start[free] + length[free] == side).mean()) < 0.015
+        for q, value in reference["area_fraction"].items():
+            atol = 0.04 if rows == 32 else 0.02
+            np.testing.assert_allclose(np.quantile(h * w / (rows * columns), float(q)), value, atol=atol)
+        for q, value in reference["log_aspect_w_over_h"].items():
+            if 0 < float(q) < 1:
+                np.testing.assert_allclose(np.quantile(np.log(w / h), float(q)), value, atol=0.03)
+        for mean, name, side in zip(sample.mean(0), "ijhw", (rows, columns) * 2, strict=True):
+            assert abs(mean - reference["mean"][name]) < 0.015 * side
+        fallback = (sample == reference["fallback_box_i_j_h_w"]).all(1).mean()
+        assert abs(fallback - reference["freq_of_fallback_box"]) < 0.02
+
+
+def test_random_boxes_beyond_the_image():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    boxes = random_boxes(keys, 24, 32, views=1, scale=(0.7, 1.3), ratio=(0.8, 1.25))
+    top, left, height, width = np.asarray(boxes[:, 0], np.float64).T
+    deciles = np.arange(1, 10) / 10
+    for sample, low, high in (
+        (height * width / (24 * 32), 0.7, 1.3),
+        (np.log(width / height), np.log(0.8), np.log(1.25)),
+        (top / (24 - height), 0, 1),  # also where both are negative
+        (left / (32 - width), 0, 1),
+    ):
+        np.testing.assert_allclose(np.quantile(sample, deciles), low + (high - low) * deciles, atol=0.03 * (high - low))
+    assert height.max() > 26 and top.min() < -2
+
+
+def test_random_boxes_refuse_limits_out_of_order():
+    keys = jax.random.split(jax.random.key(0), 2)
+    with pytest.raises(UserError, match="scale is .* but must be"):
+        augment.random_boxes(keys, 8, 8, scale=(1.0, 0.5), ratio=(0.8, 1.25))
+    with pytest.raises(UserError, match="ratio is .* but must be"):
+        augment.random_boxes(keys, 8, 8, scale=(0.5, 1.0), ratio=(0.0, 1.25))
+
+
+# --------------------------------------------------------------------------------------------------- batches
+
+RECIPE = augment.Recipe(size=16, grayscale=0.4, blur=(1.0, 0.5), solarize=(0.3, 0.5), invert=0.3)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """(keys [8], canvas, boxes) and their views."""
+    keys = jax.random.split(jax.random.key(7), 8)
+    canvas = np.random.RandomState(0).randint(0, 256, (8, 28, 28, 3), np.uint8)
+    boxes = np.random.RandomState(1).uniform([0, 0, 8, 8], [8, 8, 20, 20], (8, 2, 4)).astype(np.float32)
+    views = two_views(keys, canvas, boxes, RECIPE)
+    return (keys, canvas, boxes), np.asarray(views)
+
+
+def test_two_views_are_draw_apply_normalize(batch):
+    (keys, canvas, boxes), views = batch
+    assert views.shape == (8, 2, 16, 16, 3) and views.dtype == np.float32
+
+    @jax.jit
+    def one_view(key, image, box, view):
+        return augment.apply(image, box, augment.draw(key, RECIPE, view), RECIPE)
+
+    levels = np.stack([[one_view(keys[i], canvas[i], boxes[i, v], v) for v in range(2)] for i in range(8)])
+    assert levels.min() >= 0 and levels.max() <= 255 and np.all(levels == np.round(levels))
+    np.testing.assert_array_equal(np.round((views * RECIPE.std + RECIPE.mean) * 255), levels)
+    assert all(np.mean(levels[i, 0] != levels[i, 1]) > 0.5 for i in range(8))
+
+
+def test_views_do_not_depend_on_the_batch(batch):
+    (keys, canvas, boxes), views = batch
+    order = np.array([3, 1, 7, 0, 2, 6, 5, 4])
+    np.testing.assert_array_equal(two_views(keys[order], canvas[order], boxes[order], RECIPE), views[order])
+    some = np.array([5, 2, 6])  # another batch size, and the first view alone
+    np.testing.assert_array_equal(two_views(keys[some], canvas[some], boxes[some, :1], RECIPE), views[some, :1])
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["jit", "shard_map"])
+def test_views_do_not_depend_on_the_devices(batch, mapped):
+    inputs, views = batch
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    make = functools.partial(augment.two_views, recipe=RECIPE)
+    if mapped:
+        make = jax.shard_map(make, mesh=mesh, in_specs=(P("data"),) * 3, out_specs=P("data"))
+    sharding = NamedSharding(mesh, P("data"))
+    sharded = jax.jit(make, out_shardings=sharding)(*jax.device_put(inputs, sharding))
+    assert len(sharded.sharding.device_set) == 8
+    np.testing.assert_array_equal(sharded, views)
+
+
+def test_two_views_refuse_other_channels_and_shapes(batch):
+    (keys, canvas, boxes), _ = batch
+    with pytest.raises(UserError, match="images have 1 channels, but Recipe.mean and Recipe.std have 3 values"):
+        augment.two_views(keys, canvas[..., :1], boxes, RECIPE)
+    with pytest.raises(ValueError, match=r"boxes must have shape \(8, 2, 4\); got \(8, 4\)"):
+        augment.two_views(keys, canvas, boxes[:, 0], RECIPE)
