@@ -19,9 +19,7 @@ class ConvNet(nnx.Module):
       dtype: compute dtype; parameters are float32.
     """
 
-    def __init__(
-        self, *, image_size, channels=3, widths=(32, 64, 64), num_features=256, dtype=jnp.float32, rngs
-    ):
+    def __init__(self, *, image_size, channels=3, widths=(32, 64, 64), num_features=256, dtype=jnp.float32, rngs):
         self.dtype, self.num_features = dtype, num_features
         self.convs, self.norms = nnx.List([]), nnx.List([])
         side = image_size

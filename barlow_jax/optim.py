@@ -162,6 +162,4 @@ def make_optimizer(name, rate_weights, rate_biases, *, reference_world_size=1, *
     """
     if name not in OPTIMIZERS:
         raise UserError(f"config.optimizer.name is {name!r}; it is one of {', '.join(OPTIMIZERS)}.")
-    return optax.chain(
-        optax.scale(1 / reference_world_size), OPTIMIZERS[name](rate_weights, rate_biases, **options)
-    )
+    return optax.chain(optax.scale(1 / reference_world_size), OPTIMIZERS[name](rate_weights, rate_biases, **options))

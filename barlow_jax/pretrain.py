@@ -1,9 +1,9 @@
 """Pre-training: the state, its creation, and the train step.
 
-    graphdef, state = create_state(network, tx)
-    views_of = make_views(recipe, seed, mesh)            # augmentation, on the device
-    train_step = make_train_step(graphdef, tx, views_of, lambd=0.0051, mesh=mesh)
-    state, metrics = train_step(state, batch)            # batch: {"canvas", "boxes", "index", "label"}
+graphdef, state = create_state(network, tx)
+views_of = make_views(recipe, seed, mesh)            # augmentation, on the device
+train_step = make_train_step(graphdef, tx, views_of, lambd=0.0051, mesh=mesh)
+state, metrics = train_step(state, batch)            # batch: {"canvas", "boxes", "index", "label"}
 """
 
 from typing import Any, NamedTuple
@@ -70,9 +70,7 @@ def make_views(recipe, seed, mesh):
     return views
 
 
-def make_train_step(
-    graphdef, tx, views_of, *, lambd, mesh, form="auto", scale_loss=1.0, schedules=None, probe_tx=None
-):
+def make_train_step(graphdef, tx, views_of, *, lambd, mesh, form="auto", scale_loss=1.0, schedules=None, probe_tx=None):
     """The train step, jitted over the mesh; the state it is given is donated.
 
     Args:
@@ -87,6 +85,7 @@ def make_train_step(
     Returns:
       (state, batch) -> (state, metrics); metrics are scalars on the device.
     """
+
     def objective(params, head, batch_stats, views, label):
         network = model.merge(graphdef, params, batch_stats)
         features, z = network(views, train=True)
@@ -144,15 +143,12 @@ def make_inspect_step(graphdef, views_of, *, mesh):
     """A look at a batch without learning from it: the views and embeddings that the train step would see.
 
     Returns:
-      (state, batch) -> {"views" [<= 8, 2, S, S, C], "z1", "z2" [B, D], "c" [D, D]}.
+      (state, batch) -> {"views" [<= 8, 2, S, S, C], "c" [D, D]}, c of the first 8192 dimensions where there are more.
     """
 
     def inspect(state, batch):
         views = views_of(state.step, batch)
         _, z = model.merge(graphdef, state.params, state.batch_stats)(views, train=True)
-        z1, z2 = z[:, 0], z[:, 1]
-        return {"views": views[:8], "z1": z1, "z2": z2, "c": cross_correlation(z1, z2)}
+        return {"views": views[:8], "c": cross_correlation(z[:, 0, :8192], z[:, 1, :8192])}
 
-    return jax.jit(
-        inspect, in_shardings=(replicated(mesh), by_example(mesh)), out_shardings=replicated(mesh)
-    )
+    return jax.jit(inspect, in_shardings=(replicated(mesh), by_example(mesh)), out_shardings=replicated(mesh))

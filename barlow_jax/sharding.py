@@ -80,9 +80,7 @@ class ResidentSet:
         height, width = images.shape[1:3]
 
         def gather(images, labels, index, step):
-            # The box of an example depends on the seed, the step and the place in the global batch, never on the
-            # number of devices; the extra fold keeps it apart from the keys of the views.
-            keys = example_keys(seed, step, len(index), stream=1)
+            keys = example_keys(seed, step, len(index))  # those of the views: `augment` keeps the two apart
             boxes = augment.random_boxes(keys, height, width, scale=scale, ratio=ratio)
             return {"canvas": images[index], "boxes": boxes, "index": index, "label": labels[index]}
 
@@ -94,10 +92,10 @@ class ResidentSet:
         return self._gather(self.images, self.labels, index, np.int32(step))
 
 
-def example_keys(seed, step, batch_size, *, stream=0):
+def example_keys(seed, step, batch_size):
     """One PRNG key per example, [batch_size], from (seed, step, place in the global batch).
 
-    Keys of different `stream` are independent: 0 the views, 1 the boxes of a resident data set.
+    So what is drawn for an example never depends on the number of devices.
     """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+    key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))

@@ -36,9 +36,7 @@ def run(network, params, batch_stats, tx, views, *, lambd, devices=1, **options)
     params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))  # copies: the step donates its state
     state = state._replace(params=params, batch_stats=batch_stats, opt_state=tx.init(params))
     state = jax.device_put(state, sharding.replicated(mesh))
-    step = pretrain.make_train_step(
-        graphdef, tx, lambda step, batch: batch["views"], lambd=lambd, mesh=mesh, **options
-    )
+    step = pretrain.make_train_step(graphdef, tx, lambda step, batch: batch["views"], lambd=lambd, mesh=mesh, **options)
     losses, norms = [], []
     for batch in views:
         label = np.full(len(batch), -1, np.int32)

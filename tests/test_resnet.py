@@ -145,7 +145,9 @@ def test_activations_stage_by_stage(golden, x64):
 def test_initialisers(golden):
     """Spread and shape of every distribution of a fresh official model (ResNet-50, the fixture's projector)."""
     _, described = golden("init")
-    projector = tuple(p["shape"][0] for p in described["params"] if p["name"].startswith("projector") and len(p["shape"]) == 2)
+    projector = tuple(
+        p["shape"][0] for p in described["params"] if p["name"].startswith("projector") and len(p["shape"]) == 2
+    )
     backbone = model.make_backbone("resnet50", image_size=224)
     projector = tuple(min(width, 1024) for width in projector)  # the rule depends on the fan-in only
     _, params, _ = model.split(model.BarlowTwins(backbone, projector, rngs=nnx.Rngs(0)))

@@ -1,0 +1,111 @@
+"""What the demo has learned: a table and pictures for a finished run of configs/demo.py.
+
+    python train.py --config=configs/demo.py --workdir=runs/demo
+    python -m barlow_jax.demo --workdir=runs/demo
+
+Four representations of the same images, each judged twice: by the 20 nearest training images, and by a linear
+classifier (multinomial logistic regression on standardised features, scikit-learn). The test digits come from source
+digits that training never saw.
+"""
+
+import pathlib
+import warnings
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from barlow_jax import experiment, features, launch, metric_writers, metrics, model, pictures, sharding
+from barlow_jax.checkpoint import restore_params
+from barlow_jax.data import pipeline
+
+CURVES = ("loss", "on_diag", "off_diag", "knn", "probe_accuracy", "effective_rank")
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the finished run.")
+
+
+def main():
+    folder = pathlib.Path(WORKDIR.value).expanduser()
+    params, batch_stats, meta = restore_params(folder)
+    config = ConfigDict(meta["config"])
+    train, test = experiment.sources(config)
+    representations = {
+        "raw pixels": [pixels(source) for source in (train, test)],
+        "raw pixels, mean colour off": [pixels(source, centred=True) for source in (train, test)],
+    }
+    mesh = sharding.make_mesh()
+    recipe = experiment.recipe(config, train.channels)
+    graphdef, *untrained = model.split(experiment.network(config, train.channels))
+    step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
+    for name, weights in (("random network", untrained), ("Barlow Twins", (params, batch_stats))):
+        representations[name] = [embed(config, step, weights, source, mesh) for source in (train, test)]
+
+    print(f"\n{len(train)} training and {len(test)} test images, {config.epochs} epochs, seed {config.seed}\n")
+    print(f"{'':28}{'20-NN':>8}{'linear':>8}")
+    for name, (bank, queries) in representations.items():
+        knn = metrics.knn_accuracy(
+            bank, train.labels, queries, test.labels, k=config.eval.knn_k, temperature=config.eval.knn_temperature
+        )
+        linear = linear_accuracy(bank, train.labels, queries, test.labels)
+        print(f"{name:28}{knn:8.3f}{linear:8.3f}", flush=True)
+
+    draw_neighbours(*representations["Barlow Twins"], train, test, folder / "neighbours.png")
+    pictures.curves(folder / metric_writers.FILE, CURVES, path=folder / "curves.png")
+    shown = ("views.png", "neighbours.png", "curves.png", "correlation/")
+    print(f"\nPictures in {folder}: {', '.join(shown)}")
+
+
+def pixels(source, *, centred=False):
+    """The images themselves as features, float32 [n, height * width * channels], of images scaled to 0..1.
+
+    centred: without the mean of each channel of each image, which is mostly the background's colour. (One mean for
+      the three channels together would be a far weaker opponent.)
+    """
+    images = source.images.astype(np.float32) / 255
+    if centred:
+        images = images - images.mean((1, 2), keepdims=True)
+    return images.reshape(len(source), -1)
+
+
+def embed(config, step, weights, source, mesh):
+    """Features of every image of a source, [n, F]."""
+    batches = pipeline.eval_batches(
+        source,
+        batch_size=sharding.round_up(config.eval.batch_size, mesh),
+        canvas=experiment.canvas(config, source),
+        resize_short=config.eval.resize,
+        crop=config.eval.crop,
+    )
+    return features.extract(step, *weights, batches, mesh)[0]
+
+
+def linear_accuracy(bank, labels, queries, targets):
+    """Test accuracy of a logistic regression on standardised features."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    mean, std = bank.mean(0), bank.std(0) + 1e-6
+    # One thread: the products are small, and on busy cores BLAS threads burn time waiting for each other.
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        # Regularised for the sake of the pixels: after 100 iterations the centred ones fit
+        # 0.90 of the training images at C = 0.1 (validation 0.10) and 0.37 at 0.001 (validation 0.18).
+        classifier = LogisticRegression(C=0.01, max_iter=300).fit((bank - mean) / std, labels)
+    return classifier.score((queries - mean) / std, targets)
+
+
+def draw_neighbours(bank, queries, train, test, path, rows=8, columns=8):
+    """The nearest training images of a few test images, those of the same class marked."""
+    chosen = np.linspace(0, len(test) - 1, rows).astype(int)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    nearest = np.argsort(-unit(queries[chosen]) @ unit(bank).T, axis=1)[:, :columns]
+    correct = train.labels[nearest] == test.labels[chosen][:, None]
+    pictures.neighbours_grid(test.images[chosen], train.images[nearest], correct, path=path)
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,155 @@
+"""From the fields of a config to arguments: the one place where they are checked and derived numbers are made."""
+
+import operator
+
+import jax.numpy as jnp
+from flax import nnx
+
+from barlow_jax import augment, loss, model, optim
+from barlow_jax.data import open_source, order
+from barlow_jax.data.sources import Arrays
+from barlow_jax.errors import UserError
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# Fields that change what is shown or how fast, and not the result: they may differ when a run goes on.
+FREE_FIELDS = (
+    "data.path", "data.threads", "eval.every_epochs", "eval.batch_size", "log_every_steps",
+    "picture_every_epochs", "checkpoint_every_steps", "keep_checkpoints", "wandb",
+)  # fmt: skip
+
+
+def check(config):
+    """Raises UserError at the first value that cannot work, before anything is opened or compiled."""
+    at_least = {
+        "epochs": 1, "warmup_epochs": 0, "batch_size": 2, "image_size": 8, "reference_world_size": 1,
+        "log_every_steps": 1, "picture_every_epochs": 0, "checkpoint_every_steps": 1, "keep_checkpoints": 1,
+    }  # fmt: skip
+    for field, least in at_least.items():
+        if config[field] < least:
+            raise UserError(f"config.{field} is {config[field]}; it must be at least {least}.")
+    if config.epochs <= config.warmup_epochs:
+        raise UserError(
+            f"config.epochs is {config.epochs}, no more than config.warmup_epochs ({config.warmup_epochs}); "
+            "the run would end inside its warm-up: train longer or set config.warmup_epochs lower."
+        )
+    one_of = {
+        "precision": PRECISIONS, "loss_form": loss.FORMS, "optimizer.name": optim.OPTIMIZERS, "arch": model.BACKBONES,
+        "data.last": order.LAST,
+    }  # fmt: skip
+    for field, known in one_of.items():
+        value = operator.attrgetter(field)(config)
+        if value not in known:
+            raise UserError(f"config.{field} is {value!r}; it is one of {', '.join(known)}.")
+    if any(width < 1 for width in config.projector):
+        raise UserError(f"config.projector is {tuple(config.projector)}; all its widths must be at least 1.")
+    if config.arch == "convnet" and config.image_size > 64:
+        raise UserError(f"config.arch 'convnet' is for images up to 64 pixels, and config.image_size is "
+                        f"{config.image_size}; take a resnet.")  # fmt: skip
+    if config.views.crop_scale[1] > 1 and not config.views.rotation:
+        raise UserError(
+            f"config.views.crop_scale is {tuple(config.views.crop_scale)}; crops larger than the image need "
+            "config.views.rotation above 0."
+        )
+    if not 0 < config.eval.crop <= config.eval.resize:
+        raise UserError(
+            f"config.eval.crop is {config.eval.crop} and config.eval.resize {config.eval.resize}; the crop is cut out "
+            "of the resized image, so it must not be larger."
+        )
+    if config.data.kind != "digits" and not config.data.path:
+        raise UserError("config.data.path is empty; point it to your images with --config.data.path=FOLDER.")
+
+
+def sources(config):
+    """The training source, and the validation source or None."""
+    data = config.data
+
+    def opened(split, **options):
+        split = "" if (data.kind, split) == ("folder", ".") else split
+        return open_source(data.kind, data.path, split, **options)
+
+    train = opened(data.train)
+    if not data.val:
+        return train, None
+    # Both splits of a folder must number their classes alike.
+    names = {"class_names": train.class_names} if data.kind == "folder" and train.class_names else {}
+    return train, opened(data.val, **names)
+
+
+def fits_on_devices(config, source):
+    """Whether a source is small enough to live on the devices."""
+    return isinstance(source, Arrays) and source.images.nbytes <= config.data.resident_bytes
+
+
+def canvas(config, source):
+    """Side of the canvases: arrays are put on whole, files as config.data.canvas says."""
+    return max(source.images.shape[1:3]) if isinstance(source, Arrays) else config.data.canvas
+
+
+def recipe(config, channels):
+    """The two views as an augment.Recipe."""
+    views = dict(config.views)
+    del views["crop_scale"], views["crop_ratio"]  # of the boxes
+    if channels != len(views["mean"]):
+        raise UserError(
+            f"The images have {channels} channels and config.views.mean {len(views['mean'])} values; "
+            "give config.views.mean and config.views.std one value for each channel."
+        )
+    return augment.Recipe(size=config.image_size, **views)
+
+
+def backbone(config, channels):
+    """rngs -> the backbone."""
+    return model.make_backbone(
+        config.arch,
+        image_size=config.image_size,
+        channels=channels,
+        stem=config.stem,
+        zero_init_residual=config.zero_init_residual,
+        dtype=PRECISIONS[config.precision],
+    )
+
+
+def network(config, channels):
+    """A fresh BarlowTwins, initialised from config.seed."""
+    return model.BarlowTwins(
+        backbone(config, channels),
+        tuple(config.projector),
+        dtype=PRECISIONS[config.precision],
+        rngs=nnx.Rngs(config.seed),
+    )
+
+
+def optimizer(config, steps_per_epoch):
+    """The optax chain, and its two learning-rate schedules by name."""
+    options = config.optimizer.to_dict()
+    name, start, final = options.pop("name"), options.pop("warmup_start"), options.pop("final")
+    rates = {}
+    for group in ("weights", "biases"):
+        peak = options.pop(f"learning_rate_{group}") * config.batch_size / 256
+        rates[f"learning_rate_{group}"] = optim.warmup_cosine(
+            peak,
+            config.warmup_epochs * steps_per_epoch,
+            config.epochs * steps_per_epoch,
+            start=start * peak,
+            final=final,
+        )
+    accepted = {
+        "lars": ("weight_decay", "momentum", "eta", "clip", "separate_norms"),
+        "sgd": ("weight_decay", "momentum"),
+        "adamw": ("weight_decay",),
+    }.get(name, ())
+    tx = optim.make_optimizer(
+        name,
+        *rates.values(),
+        reference_world_size=config.reference_world_size,
+        **{option: options[option] for option in accepted},
+    )
+    return tx, rates
+
+
+def probe_optimizer(config, steps_per_epoch):
+    """Momentum SGD on a cosine, for the online linear probe."""
+    peak = config.eval.probe_learning_rate * config.batch_size / 256
+    rate = optim.warmup_cosine(peak, 0, config.epochs * steps_per_epoch, final=0.0)
+    return optim.sgd(rate, rate, weight_decay=0.0)

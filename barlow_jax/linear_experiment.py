@@ -1,0 +1,256 @@
+"""From the fields of configs/linear.py, and the run that is judged, to arguments: what `experiment` is to train.py."""
+
+import itertools
+import logging
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from barlow_jax import augment, classify, experiment, model, sharding
+from barlow_jax.checkpoint import FOLDER, restore_params
+from barlow_jax.data import order, pipeline
+from barlow_jax.errors import UserError
+
+# Fields that change what is shown or how fast, and not the result: they may differ when an evaluation goes on.
+FREE_FIELDS = (
+    "data.path", "data.threads", "eval.batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
+    "wandb",
+)  # fmt: skip
+
+INTERPOLATIONS = ("linear", "cubic")
+
+log = logging.getLogger(__name__)
+
+
+class Origin(NamedTuple):
+    """What is judged, as it was when the evaluation began."""
+
+    params: Any  # of the backbone
+    batch_stats: Any
+    config: dict  # of the pre-training run
+    channels: int  # of the images
+    path: str  # as given by --checkpoint
+    step: int  # of the pre-training run
+    sha256: str  # of the backbone
+
+
+def check(config):
+    """Raises UserError at the first value that cannot work, before anything is opened or compiled."""
+    at_least = {
+        "epochs": 1, "batch_size": 1, "image_size": 0, "log_every_steps": 1, "checkpoint_every_epochs": 1,
+        "keep_checkpoints": 1, "eval.every_epochs": 1, "eval.batch_size": 1, "eval.resize": 0, "eval.crop": 0,
+        "optimizer.learning_rate_classifier": 0, "optimizer.learning_rate_backbone": 0, "optimizer.weight_decay": 0,
+    }  # fmt: skip
+    flat = {**config, **{f"{group}.{k}": v for group in ("eval", "optimizer") for k, v in config[group].items()}}
+    for field, least in at_least.items():
+        if flat[field] < least:
+            raise UserError(f"config.{field} is {flat[field]}; it must be at least {least}.")
+    _check_choice("weights", config.weights, classify.WEIGHTS)
+    _check_choice("precision", config.precision, experiment.PRECISIONS)
+    _check_choice("interpolation", config.interpolation, INTERPOLATIONS)
+    if not 0 <= config.flip <= 1:
+        raise UserError(f"config.flip is {config.flip}; it is a probability, from 0 to 1.")
+    if not 0 <= config.optimizer.momentum < 1:
+        raise UserError(f"config.optimizer.momentum is {config.optimizer.momentum}; it must be in [0, 1).")
+    if not 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1:
+        raise UserError(f"config.crop_scale is {config.crop_scale}; it is (smallest, largest) share of the image.")
+    if not 0 < config.crop_ratio[0] <= config.crop_ratio[1]:
+        raise UserError(f"config.crop_ratio is {config.crop_ratio}; it is (smallest, largest) width / height.")
+    rate = config.optimizer.learning_rate_backbone
+    if (rate > 0) != (config.weights == "finetune"):
+        raise UserError(
+            f"config.optimizer.learning_rate_backbone is {rate} with config.weights {config.weights!r}; "
+            "a frozen backbone takes 0, and fine-tuning a rate above 0 (the official one is 0.005)."
+        )
+
+
+def _check_choice(field, value, choices):
+    if value not in choices:
+        raise UserError(f"config.{field} is {value!r}; it is one of {', '.join(choices)}.")
+
+
+def find_origin(checkpoint, workdir):
+    """The backbone to be judged: of --checkpoint, or as an evaluation in --workdir took it over when it began.
+
+    So an evaluation that goes on does not mind that the run it judges has gone on too.
+    """
+    if not checkpoint or not workdir:
+        missing, what = ("--checkpoint", "work folder of a run of train.py") if not checkpoint else (
+            "--workdir", "folder where checkpoints, metrics and results of the evaluation go")  # fmt: skip
+        raise UserError(f"{missing} is missing; give the {what}.")
+    run, own = pathlib.Path(checkpoint).expanduser(), pathlib.Path(workdir).expanduser()
+    if own.resolve() in (run.resolve(), *run.resolve().parents):
+        raise UserError(f"--workdir {own} holds the run that is judged; take a folder for it alone, as {run}/linear.")
+    if newest_step(own) is not None:
+        params, batch_stats, meta = restore_params(own)
+        if meta.get("origin", {}).get("path") != str(run):
+            raise UserError(
+                f"--workdir {own} holds an evaluation of {meta.get('origin', {}).get('path')}, and --checkpoint is "
+                f"{run}; take another --workdir."
+            )
+    else:
+        step = newest_step(run)
+        params, batch_stats, meta = restore_params(run, step=step)
+        if "backbone" not in params or "arch" not in meta.get("config", {}) or "classifier" in meta:
+            raise UserError(f"{run} is no checkpoint of a pre-training run; give the --workdir of a run of train.py.")
+        sha256 = classify.fingerprint(params, batch_stats)
+        meta["origin"] = {"path": str(run), "step": step, "sha256": sha256}
+    log.info("judging %s, step %d", meta["origin"]["path"], meta["origin"]["step"])
+    return Origin(
+        params["backbone"], batch_stats.get("backbone", {}), meta["config"], meta["channels"], **meta["origin"]
+    )
+
+
+def newest_step(folder):
+    """Step of the newest checkpoint below a work folder, or of the checkpoint that the path names; None without one."""
+    if folder.name.isdigit():
+        return int(folder.name)
+    folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+    return max(steps, default=None)
+
+
+def filled_in(config, pretrained):
+    """The config with the pre-training run's values where its own are empty: the data, and the sizes of images.
+
+    Args:
+      config: of the evaluation.
+      pretrained: config of the pre-training run.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    fields = ["image_size", "eval.resize", "eval.crop"]
+    if config.data.kind in ("", pretrained.data.kind):
+        fields += ["data.kind", "data.path", "data.train", "data.val"]
+    taken = []
+    for field in fields:
+        group, _, name = field.rpartition(".")
+        ours, theirs = (c[group] if group else c for c in (config, pretrained))
+        if not ours[name] and theirs[name]:
+            ours[name] = theirs[name]
+            taken.append(f"config.{field}={theirs[name]}")
+    if taken:
+        log.info("as in the pre-training run: %s", ", ".join(taken))
+    return config.lock()
+
+
+def sources(config, channels):
+    """The labelled training and validation sources, and the number of classes.
+
+    Args:
+      config: from `filled_in`.
+      channels: of the images that the backbone was made for.
+    Raises:
+      UserError: something about the images or labels does not fit.
+    """
+    if config.data.kind != "digits" and not config.data.path:
+        raise UserError("config.data.path is empty; point it to your labelled images with --config.data.path=FOLDER.")
+    train, val = experiment.sources(config)
+    if val is None:
+        raise UserError("config.data.val is empty; name the labelled validation images, such as --config.data.val=val.")
+    for source in (train, val):
+        _check_source(source, channels)
+    if train.class_names and val.class_names and train.class_names != val.class_names:
+        raise UserError(f"{train.name} and {val.name} name their classes differently; give two splits of one data set.")
+    num_classes = len(train.class_names) if train.class_names else int(train.labels.max()) + 1
+    if num_classes < 2:
+        raise UserError(f"{train.name} has one class only; a classifier needs two or more.")
+    if val.labels.max() >= num_classes:
+        raise UserError(
+            f"{val.name} has images of class {val.labels.max()}, but {train.name} has only the {num_classes} classes "
+            f"0 to {num_classes - 1}; give two splits of one data set."
+        )
+    absent = num_classes - len(np.unique(val.labels))
+    if absent:
+        log.warning("%d of the %d classes have no image in %s", absent, num_classes, val.name)
+    return train, val, num_classes
+
+
+def _check_source(source, channels):
+    unlabelled = len(source) if source.labels is None else int((source.labels < 0).sum())
+    if unlabelled == len(source):
+        raise UserError(
+            f"{source.name} has no labels; point config.data.path, train and val to images with labels "
+            "(a folder needs one sub-folder for each class)."
+        )
+    if unlabelled:
+        raise UserError(f"{unlabelled} of the {len(source)} images of {source.name} have no label (-1); take them out.")
+    if source.channels != channels:
+        raise UserError(
+            f"{source.name} has images of {source.channels} channels and the checkpoint is for {channels}; "
+            "give images like those of the pre-training run."
+        )
+
+
+def classifier(config, pretrained, channels, num_classes):
+    """() -> a fresh Classifier on the architecture of the pre-training run; fc initialised from config.seed."""
+    pretrained = pretrained.copy_and_resolve_references().unlock()
+    pretrained.image_size, pretrained.precision = config.image_size, config.precision
+    backbone = experiment.backbone(pretrained, channels)
+    return lambda: model.Classifier(backbone, num_classes, rngs=nnx.Rngs(config.seed))
+
+
+def recipe(config, pretrained):
+    """The training view as an augment.Recipe: crop, flip, and the normalisation of the pre-training run."""
+    return augment.Recipe(
+        size=config.image_size,
+        interpolation=config.interpolation,
+        flip=config.flip,
+        jitter=0.0,
+        grayscale=0.0,
+        blur=(0.0, 0.0),
+        solarize=(0.0, 0.0),
+        mean=tuple(pretrained.views.mean),
+        std=tuple(pretrained.views.std),
+    )
+
+
+def optimizer(config, steps_per_epoch):
+    """The optax chain, and its learning-rate schedules by name."""
+    names = {"fc": "learning_rate_classifier"}
+    if config.weights == "finetune":
+        names["backbone"] = "learning_rate_backbone"
+    rates = {
+        group: classify.cosine_by_epoch(config.optimizer[name], config.epochs, steps_per_epoch)
+        for group, name in names.items()
+    }
+    tx = classify.sgd(rates, weight_decay=config.optimizer.weight_decay, momentum=config.optimizer.momentum)
+    return tx, {names[group]: rate for group, rate in rates.items()}
+
+
+def train_batches(config, source, start_step, mesh, process):
+    """Training batches on the devices, from `start_step` on, without end; the last of an epoch is filled up."""
+    crop = {"scale": tuple(config.crop_scale), "ratio": tuple(config.crop_ratio)}
+    if experiment.fits_on_devices(config, source):
+        resident = sharding.ResidentSet(source.images, source.labels, mesh, seed=config.seed, **crop)
+        for step in itertools.count(start_step):
+            _, index = order.batch_indices(len(source), config.batch_size, config.seed, step, "wrap", **process)
+            yield resident.batch(index, step)
+    batches = pipeline.train_batches(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        canvas=experiment.canvas(config, source),
+        start_step=start_step,
+        last="wrap",
+        threads=config.data.threads or None,
+        max_bad_fraction=config.data.max_bad_fraction,
+        **crop,
+        **process,
+    )
+    yield from sharding.prefetch(batches, mesh)
+
+
+def val_batches(config, source, mesh, process):
+    """One pass over the validation images on the host, each of them once."""
+    return pipeline.eval_batches(
+        source,
+        batch_size=sharding.round_up(config.eval.batch_size, mesh),
+        canvas=experiment.canvas(config, source),
+        resize_short=config.eval.resize,
+        crop=config.eval.crop,
+        threads=config.data.threads or None,
+        max_bad_fraction=config.data.max_bad_fraction,
+        **process,
+    )

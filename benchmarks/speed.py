@@ -1,0 +1,120 @@
+"""Speeds of the parts, on whatever machine this is.
+
+    python benchmarks/speed.py [--images=FOLDER]
+
+Medians of several runs. CPU seconds are of all cores together and are what to compare on a shared machine; wall times of
+small machines are mostly noise. --images is a folder of JPEGs for the input pipeline, which is left out without it.
+"""
+
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from barlow_jax import augment, experiment, pretrain, sharding
+from barlow_jax.data import open_source, pipeline
+from configs import cifar10, demo
+
+IMAGES = flags.DEFINE_string("images", "", "Folder of JPEGs for the input pipeline.")
+
+
+def cpu_seconds(who=resource.RUSAGE_SELF):
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure(work, repeats=7):
+    """Median (wall, CPU) seconds of work(), after one call that compiles."""
+    work()
+    walls, cpus = [], []
+    for _ in range(repeats):
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        work()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(cpu_seconds() - cpu)
+    return statistics.median(walls), statistics.median(cpus)
+
+
+def row(name, wall, cpu, images=None):
+    rate = "" if images is None else f"{images / wall:12.0f}{images / cpu:16.0f}"
+    print(f"{name:44}{1e3 * wall:10.1f}{1e3 * cpu:10.1f}{rate}", flush=True)
+
+
+def batch_of(size, canvas, batch_size):
+    rng = np.random.default_rng(0)
+    return {
+        "canvas": rng.integers(0, 256, (batch_size, canvas, canvas, 3), np.uint8),
+        "boxes": np.tile(np.array([0, 0, canvas, canvas], np.float32), (batch_size, 2, 1)),
+        "index": np.arange(batch_size),
+        "label": np.full(batch_size, -1, np.int32),
+    }
+
+
+def time_views(name, recipe, canvas, batch_size):
+    mesh = sharding.make_mesh()
+    views = jax.jit(pretrain.make_views(recipe, 0, mesh))
+    batch = sharding.put(batch_of(recipe.size, canvas, batch_size), mesh)
+    row(name, *measure(lambda: jax.block_until_ready(views(jnp.int32(0), batch))), images=batch_size)
+
+
+def time_step(name, config):
+    mesh = sharding.make_mesh()
+    tx, _ = experiment.optimizer(config, 100)
+    graphdef, state = pretrain.create_state(experiment.network(config, 3), tx)
+    views_of = pretrain.make_views(experiment.recipe(config, 3), 0, mesh)
+    step = pretrain.make_train_step(graphdef, tx, views_of, lambd=config.lambd, mesh=mesh)
+    batch = sharding.put(batch_of(config.image_size, config.image_size, config.batch_size), mesh)
+    holder = [jax.device_put(state, sharding.replicated(mesh))]
+
+    def once():
+        holder[0], report = step(holder[0], batch)
+        jax.block_until_ready(report)
+
+    row(name, *measure(once), images=config.batch_size)
+
+
+def time_input(folder, batch_size=64, batches=10):
+    source = open_source("folder", folder, "")
+    reader = pipeline.train_batches(source, batch_size=batch_size, seed=0, canvas=512, last="wrap")
+
+    def once():
+        for _ in range(batches):
+            next(reader)
+
+    row("input pipeline, canvas 512", *measure(once, repeats=5), images=batch_size * batches)
+
+
+def time_help():
+    def once():
+        subprocess.run([sys.executable, ROOT / "train.py", "--help"], capture_output=True, cwd=ROOT)
+
+    before = cpu_seconds(resource.RUSAGE_CHILDREN)
+    wall, _ = measure(once, repeats=5)
+    row("train.py --help", wall, (cpu_seconds(resource.RUSAGE_CHILDREN) - before) / 6)
+
+
+def main(_):
+    print(f"{jax.devices()[0].device_kind}, {len(jax.devices())} device(s), {os.cpu_count()} cores, jax {jax.__version__}\n")
+    print(f"{'':44}{'wall ms':>10}{'CPU ms':>10}{'images/s':>12}{'images/CPU-s':>16}")
+    time_help()
+    time_views("views, demo, 24 px, batch 256", experiment.recipe(demo.get_config(), 3), 24, 256)
+    time_views("views, cifar10, 32 px, batch 256", experiment.recipe(cifar10.get_config(), 3), 32, 256)
+    time_views("views, ImageNet, 224 px, canvas 512, batch 8", augment.Recipe(), 512, 8)
+    time_step("train step, demo, batch 256", demo.get_config())
+    if IMAGES.value:
+        time_input(IMAGES.value)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,101 @@
+"""Barlow Twins on ImageNet as published: ResNet-50, 1000 epochs, batch 2048.
+
+    python train.py --config=configs/barlow_twins.py --config.data.path=/data/imagenet --workdir=runs/r50
+    python linear_eval.py --config=configs/linear.py --checkpoint=runs/r50 --workdir=runs/r50/linear
+
+Expected (official README, 16 GPUs): 73.5 % top-1, 91.0 % top-5 by linear evaluation. Not run here yet.
+
+Values are those of the official code; where the paper (arXiv 2103.03230) says something else, the comment tells.
+Every other config starts from this one and shows only what differs.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """Every field of a pre-training run."""
+    config = ConfigDict()
+    config.seed = 0  # of the initial weights, the order of the data and the views
+
+    # The network.
+    config.arch = "resnet50"  # resnet18, 34, 50, 101, 152, wide_resnet50_2, wide_resnet101_2, or convnet (tiny images)
+    config.stem = "imagenet"  # "cifar" for images of about 32 pixels: 3x3 stride 1, no pooling
+    config.zero_init_residual = True
+    config.projector = (8192, 8192, 8192)
+    config.precision = "bfloat16"  # of the network's arithmetic, or "float32"; parameters and loss are float32 always
+
+    # The loss.
+    config.lambd = 0.0051  # paper: 0.005
+    config.loss_form = "auto"  # "direct" | "dual": how it is computed, never what
+    config.scale_loss = 1.0  # factor on the gradient (official until biases had a rate of their own: 0.024)
+
+    # Optimisation. Durations are in epochs; learning rates are for a batch of 256 and scale with batch_size / 256.
+    config.epochs = 1000
+    config.warmup_epochs = 10
+    config.batch_size = 2048  # over all devices
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "lars"  # "lars" | "sgd" | "adamw"
+    config.optimizer.learning_rate_weights = 0.2
+    config.optimizer.learning_rate_biases = 0.0048  # biases and BatchNorm: all parameters with ndim == 1
+    config.optimizer.warmup_start = 0.0  # rate of step 0, as a fraction of the peak
+    config.optimizer.final = 0.001  # the cosine's floor, as a fraction of the peak
+    config.optimizer.weight_decay = 1e-6  # paper: 1.5e-6
+    config.optimizer.momentum = 0.9  # LARS and SGD
+    config.optimizer.eta = 0.001  # LARS: trust coefficient
+    config.optimizer.clip = False  # LARS: no layer faster than SGD (solo-learn's clip_lr)
+    config.optimizer.separate_norms = False  # LARS: |g| + wd |p| instead of |g + wd p| (solo-learn)
+    # The official code's gradient is 1/W of the true one on W GPUs, and its rates were tuned on it. Ours is the true
+    # one on any number of devices, divided by this. The published model was trained on 16 GPUs (README; paper: 32).
+    config.reference_world_size = 16
+
+    # The images.
+    config.data = ConfigDict()
+    config.data.kind = "folder"  # "folder" (of images, with or without class folders) | "npz" | "digits"
+    config.data.path = ""  # folder: holds train/ and val/; npz: the file
+    config.data.train = "train"  # folder: subfolder of path ("." is path itself); npz: "train"; digits: "train"
+    config.data.val = "val"  # the same for evaluation during training; "" for none
+    config.data.last = "wrap"  # last batch of an epoch: "wrap" fills it (626 steps, as the official), "drop" omits it
+    config.data.canvas = 512  # side in pixels of what travels to the device; larger crops are decoded at 1/2, 1/4, 1/8
+    config.data.resident_bytes = 2**30  # arrays up to this size live on every device
+    config.data.threads = 0  # for decoding; 0 is one per core
+    config.data.max_bad_fraction = 0.01  # more unreadable images than this end the run
+
+    # The two views. Pairs are (view 1, view 2).
+    config.image_size = 224
+    config.views = ConfigDict()
+    config.views.crop_scale = (0.08, 1.0)  # share of the image's area
+    config.views.crop_ratio = (3 / 4, 4 / 3)  # width / height
+    config.views.interpolation = "cubic"
+    config.views.rotation = 0.0  # degrees; above 0 crops are sampled bilinearly: for small images
+    config.views.flip = 0.5
+    config.views.jitter = 0.8  # probability of all four together; their strengths:
+    config.views.brightness = 0.4
+    config.views.contrast = 0.4
+    config.views.saturation = 0.2
+    config.views.hue = 0.1
+    config.views.grayscale = 0.2
+    config.views.blur = (1.0, 0.1)
+    config.views.blur_sigma = (0.1, 2.0)  # pixels
+    config.views.solarize = (0.0, 0.2)
+    config.views.invert = 0.0
+    config.views.mean = (0.485, 0.456, 0.406)
+    config.views.std = (0.229, 0.224, 0.225)
+
+    # Watching it learn, where labels exist: kNN and a linear probe on stopped gradients; neither touches the network.
+    config.eval = ConfigDict()
+    config.eval.every_epochs = 10  # and at the end; 0 is never
+    config.eval.batch_size = 1024
+    config.eval.resize = 256  # short side
+    config.eval.crop = 224
+    config.eval.knn_k = 20
+    config.eval.knn_temperature = 0.07
+    config.eval.knn_bank = 50_000  # training images to search, evenly spaced; 0 is all
+    config.eval.probe_learning_rate = 0.1  # of the online probe, for a batch of 256
+
+    # What is written, and how often.
+    config.log_every_steps = 50
+    config.picture_every_epochs = 10  # the cross-correlation matrix; also at the first and the last step
+    config.checkpoint_every_steps = 1000
+    config.keep_checkpoints = 3  # and the best by kNN
+    config.wandb = False
+    return config.lock()

@@ -1,0 +1,65 @@
+"""Linear evaluation on ImageNet as published: a linear classifier on the frozen backbone, 100 epochs.
+
+    python linear_eval.py --config=configs/linear.py --checkpoint=runs/r50 --workdir=runs/r50/linear
+
+Expected (official README, `evaluate.py --lr-classifier 0.3` on the published ResNet-50): 73.5 % top-1, 91.0 % top-5.
+Not run here yet.
+
+Values are those of the official evaluate.py. The architecture and the normalisation of the images come from the
+checkpoint, so the same line serves any network of train.py; so do the images, unless config.data names others.
+Every other linear_*.py starts from this one and shows only what differs.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """Every field of a linear evaluation."""
+    config = ConfigDict()
+    config.seed = 0  # of the initial classifier, the order of the data and the crops
+
+    # "freeze": the backbone stays as it is, batch statistics included. "finetune": it is trained along; the official
+    # line for 1 % of the labels is 20 epochs, learning rates 0.005 and 0.5, no weight decay.
+    config.weights = "freeze"
+    config.precision = "float32"  # of the backbone's arithmetic, or "bfloat16"; parameters and fc are float32 always
+
+    # Optimisation: momentum SGD, one cosine to 0 that moves once an epoch. Rates are as they are, whatever the batch.
+    config.epochs = 100
+    config.batch_size = 256  # over all devices
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate_classifier = 0.3
+    config.optimizer.learning_rate_backbone = 0.0  # above 0 with "finetune", and only there
+    config.optimizer.weight_decay = 1e-6  # on weights and biases alike, as PyTorch's SGD has it
+    config.optimizer.momentum = 0.9
+
+    # The images. What is empty is as in the pre-training run; with another kind than there, give all that it needs.
+    config.data = ConfigDict()
+    config.data.kind = ""  # "folder" (of class folders) | "npz" | "digits"
+    config.data.path = ""  # folder: holds train/ and val/; npz: the file
+    config.data.train = ""  # folder: subfolder of path ("." is path itself); npz, digits: the split
+    config.data.val = ""  # the same for validation
+    config.data.canvas = 512  # side in pixels of what travels to the device; larger crops are decoded at 1/2, 1/4, 1/8
+    config.data.resident_bytes = 2**30  # arrays up to this size live on every device
+    config.data.threads = 0  # for decoding; 0 is one per core
+    config.data.max_bad_fraction = 0.01  # more unreadable images than this end the run
+
+    # Training sees a random crop, perhaps mirrored, and nothing else.
+    config.image_size = 224  # 0: as in the pre-training run
+    config.crop_scale = (0.08, 1.0)  # share of the image's area
+    config.crop_ratio = (3 / 4, 4 / 3)  # width / height
+    config.interpolation = "linear"  # "cubic" in pre-training
+    config.flip = 0.5
+
+    # Validation: every image once, short side to `resize`, central square of `crop`.
+    config.eval = ConfigDict()
+    config.eval.every_epochs = 1  # and at the end
+    config.eval.batch_size = 256
+    config.eval.resize = 256  # 0: as in the pre-training run
+    config.eval.crop = 224  # 0: as in the pre-training run
+
+    # What is written, and how often.
+    config.log_every_steps = 100
+    config.checkpoint_every_epochs = 1  # and at the end
+    config.keep_checkpoints = 1  # and the best by top-1
+    config.wandb = False
+    return config.lock()

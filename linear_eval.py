@@ -1,0 +1,206 @@
+"""Linear evaluation (or fine-tuning) of a run of train.py, by the protocol of the official evaluate.py.
+
+    python linear_eval.py --config=configs/linear.py --checkpoint=runs/r50 --workdir=runs/r50/linear
+
+The same line on one device, on eight, and on every host of a pod. Stopped or killed at any moment and started again
+with the same line, it goes on from its last checkpoint and ends where an undisturbed run ends. Results go to
+results.jsonl in the work folder, the trained classifier is in its checkpoints.
+
+`evaluate` below is the whole protocol, read from top to bottom: backbone, data, classifier, step, validate, save.
+"""
+
+import json
+import logging
+import shlex
+import sys
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from barlow_jax import classify, launch, linear_experiment, metric_writers, sharding
+from barlow_jax.checkpoint import FOLDER, Checkpoints
+from barlow_jax.data import order
+from barlow_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File of the evaluation, such as configs/linear.py.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Work folder of the run to be judged, or one of its checkpoints.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the evaluation: checkpoints, metrics, results.")
+
+RESULTS = "results.jsonl"
+
+log = logging.getLogger("linear_eval")
+
+
+def main():
+    config = launch.config_of(CONFIG)
+    linear_experiment.check(config)
+    origin = linear_experiment.find_origin(CHECKPOINT.value, WORKDIR.value)
+    workdir = launch.prepare_workdir(WORKDIR.value, config.to_dict(), free=linear_experiment.FREE_FIELDS)
+    evaluate(config, origin, workdir, launch.StopSignals())
+
+
+def evaluate(config, origin, workdir, stop):
+    """Trains the classifier, validates and saves until the last epoch or until `stop.received`."""
+    given, pretrained = config.to_dict(), ConfigDict(origin.config)
+    config = linear_experiment.filled_in(config, pretrained)
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(config.batch_size, mesh)
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    # Data.
+    source, val_source, num_classes = linear_experiment.sources(config, origin.channels)
+    steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, "wrap")
+    total_steps = config.epochs * steps_per_epoch
+    log.info("%s: %d images of %d classes, %d steps an epoch, %d in all; %s: %d images", source.name, len(source),
+             num_classes, steps_per_epoch, total_steps, val_source.name, len(val_source))  # fmt: skip
+
+    # Network, optimiser, state.
+    recipe = linear_experiment.recipe(config, pretrained)
+    tx, schedules = linear_experiment.optimizer(config, steps_per_epoch)
+    graphdef, state = classify.create_state(
+        linear_experiment.classifier(config, pretrained, origin.channels, num_classes),
+        tx,
+        backbone=(origin.params, origin.batch_stats),
+        weights=config.weights,
+    )
+    state = jax.device_put(state, sharding.replicated(mesh))
+    train_step = classify.make_train_step(
+        graphdef,
+        tx,
+        classify.make_images(recipe, config.seed, mesh),
+        weights=config.weights,
+        mesh=mesh,
+        images_per_epoch=len(source),
+        schedules=schedules,
+    )
+    eval_images = classify.make_eval_images(size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
+    eval_step = classify.make_eval_step(graphdef, eval_images, mesh=mesh)
+
+    # Where were we?
+    checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="top1")
+    meta = {
+        "config": origin.config,  # of the architecture, as in a checkpoint of train.py
+        "channels": origin.channels,
+        "images": len(source),
+        "classifier": {"config": given, "num_classes": num_classes, "class_names": source.class_names},
+        "origin": {"path": origin.path, "step": origin.step, "sha256": origin.sha256},
+    }
+    results = {}
+    if checkpoints.latest_step() is not None:
+        state, saved = checkpoints.restore(state)
+        results = saved["results"]
+        if saved["images"] != len(source):
+            raise UserError(
+                f"{source.name} holds {len(source)} images and had {saved['images']} when this evaluation began, so "
+                "the order would change; restore the data, or take another --workdir."
+            )
+    start_step = int(state.step)
+    log.info("%s step %d of %d", "starting at" if start_step == 0 else "going on from", start_step, total_steps)
+
+    writer = metric_writers.create(
+        workdir, jax.process_index(), wandb=config.wandb, resume_step=start_step or None, config=given
+    )
+    progress = metric_writers.Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
+    batches = linear_experiment.train_batches(config, source, start_step, mesh, process)
+
+    try:
+        for step in range(start_step, total_steps):
+            with progress.waiting():
+                batch = next(batches)
+
+            state, report = train_step(state, batch)
+
+            done = step + 1
+            epoch, last = done // steps_per_epoch, done == total_steps
+            stopping = stop.received is not None or checkpoints.reached_preemption(done)
+            progress.step(config.batch_size)
+            if step == 0 or last or due(done, config.log_every_steps):
+                writer.scalars(done, checked(report, done, checkpoints) | progress.rates())
+            scores = {}
+            if last or due(done, config.eval.every_epochs * steps_per_epoch):
+                with progress.paused():
+                    val_batches = linear_experiment.val_batches(config, val_source, mesh, process)
+                    scores = classify.evaluate(eval_step, state, val_batches, mesh)
+                results = with_scores(results, scores, epoch)
+                writer.scalars(done, {"epoch": epoch, **scores})
+                log.info("epoch %d: top-1 %.2f %%, top-5 %.2f %%", epoch, 100 * scores["top1"], 100 * scores["top5"])
+            if last or stopping or due(done, config.checkpoint_every_epochs * steps_per_epoch):
+                checked(report, done, checkpoints)
+                checkpoints.save(done, state, meta | {"results": results}, scores)
+            if stopping and not last:
+                checkpoints.wait()
+                log.info("preempted at step %d; the same command goes on from there", done)
+                return
+    finally:
+        progress.close()
+        writer.close()
+        checkpoints.close()
+
+    if config.weights == "freeze":
+        check_frozen(state, origin)
+    if jax.process_index() == 0:
+        write_results(config, origin, val_source.name, results, workdir)
+
+
+def due(done, every):
+    """Whether something that happens every so many steps happens after `done` steps."""
+    return done % every == 0
+
+
+def checked(report, step, checkpoints):
+    """The report of a step as it is, or the end of the evaluation where its loss is not a number."""
+    loss = float(report["loss"])
+    if not np.isfinite(loss):
+        last = checkpoints.latest_step()
+        raise UserError(
+            f"The loss is {loss} at step {step}; lower config.optimizer.learning_rate_classifier or _backbone "
+            f"(last checkpoint: {'none' if last is None else f'step {last}'})."
+        )
+    return report
+
+
+def with_scores(results, scores, epoch):
+    """The results with those of one more validation: the last, and the best top-1 and top-5, each for itself."""
+    best = dict(results.get("best", {}))
+    for name in ("top1", "top5"):
+        if scores[name] > best.get(name, -1):
+            best |= {name: scores[name], f"{name}_epoch": epoch}
+    best["images"] = scores["images"]
+    last = {"top1": scores["top1"], "top5": scores["top5"], "images": scores["images"]}
+    return {"last": last | {"top1_epoch": epoch, "top5_epoch": epoch}, "best": best}
+
+
+def check_frozen(state, origin):
+    """Says that the backbone did not move by a bit; RuntimeError if it did, as that would be a bug of ours."""
+    sha256 = classify.fingerprint(state.params, state.batch_stats)
+    if sha256 != origin.sha256:
+        raise RuntimeError(f"The frozen backbone has moved: SHA-256 {origin.sha256} became {sha256}.")
+    log.info("the frozen backbone has not moved: every bit is that of %s, step %d", origin.path, origin.step)
+
+
+def write_results(config, origin, dataset, results, workdir):
+    """Appends the last and the best result to results.jsonl, if they are not there yet, and prints them."""
+    file = workdir / RESULTS
+    written = file.read_text().splitlines() if file.exists() else []
+    print(f"\n{dataset}: {results['last']['images']} images, {origin.path} step {origin.step}, seed {config.seed}")
+    print(f"{'':8}{'top-1 %':>10}{'top-5 %':>10}   epoch")
+    for kind in ("last", "best"):
+        result = results[kind]
+        line = json.dumps({
+            "protocol": {"freeze": "linear", "finetune": "finetune"}[config.weights],
+            "dataset": dataset, "n": result["images"], "checkpoint": origin.path, "checkpoint_step": origin.step,
+            "seed": config.seed, "epochs": config.epochs, "result": kind, "top1": result["top1"],
+            "top5": result["top5"], "top1_epoch": result["top1_epoch"], "top5_epoch": result["top5_epoch"],
+            "command": shlex.join(["python", *sys.argv]),
+        })  # fmt: skip
+        if line not in written:
+            with file.open("a") as stream:
+                stream.write(line + "\n")
+        epochs = " / ".join(str(e) for e in dict.fromkeys((result["top1_epoch"], result["top5_epoch"])))
+        print(f"{kind:8}{100 * result['top1']:10.2f}{100 * result['top5']:10.2f}   {epochs}")
+
+
+if __name__ == "__main__":
+    launch.run(main)

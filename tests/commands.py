@@ -1,0 +1,59 @@
+"""Real commands in processes of their own, and small image sets to run them on."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A run of seconds: a small network on small images, everything else as the config has it.
+SMALL = (
+    "--config.arch=convnet", "--config.projector=(32,32)", "--config.precision=float32", "--config.image_size=24",
+    "--config.batch_size=16", "--config.warmup_epochs=1", "--config.data.canvas=64", "--config.eval.resize=24",
+    "--config.eval.crop=24", "--config.eval.batch_size=16", "--config.log_every_steps=1",
+)  # fmt: skip
+
+
+def environment(devices=1):
+    """The environment of a command with that many simulated devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def start(script, *args, devices=1):
+    """The command, running."""
+    return subprocess.Popen(
+        [sys.executable, script, *map(str, args)],
+        cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def run(script, *args, devices=1):
+    """The command's exit status and what it printed."""
+    process = start(script, *args, devices=devices)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def lines(workdir):
+    """metrics.jsonl without what a clock measured."""
+    clock = ("images_per_second", "data_wait")
+    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in text.splitlines()]
+
+
+def photographs(folder, classes=3, each=16, size=(40, 48)):
+    """A folder of JPEGs with class folders: coloured blobs, one colour range a class."""
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        sub = pathlib.Path(folder) / f"class{c}"
+        sub.mkdir(parents=True)
+        for k in range(each):
+            coarse = rng.uniform(0, 120, (5, 6, 3)) + 120 * (np.arange(3) == c)
+            Image.fromarray(coarse.astype(np.uint8)).resize(size, Image.BICUBIC).save(sub / f"{k:03}.jpg", quality=90)
+    return folder

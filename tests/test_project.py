@@ -1,0 +1,123 @@
+"""Properties of the whole: what an import loads, and that every config is sound."""
+
+import importlib
+import pathlib
+import re
+import subprocess
+import sys
+
+import commands
+import jax
+import pytest
+
+from barlow_jax import experiment, model
+
+CONFIGS = sorted(p.stem for p in (commands.ROOT / "configs").glob("*.py") if p.stem != "__init__")
+PRETRAINING = [name for name in CONFIGS if not name.startswith("linear")]
+
+
+@pytest.mark.parametrize("module", ["loss", "model", "augment", "pretrain", "classify", "metrics", "optim"])
+def test_the_core_loads_neither_tensorflow_nor_torch(module):
+    code = f"import sys, barlow_jax.{module}; print([m for m in ('tensorflow', 'torch') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=commands.ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "linear_eval.py"])
+def test_help(script):
+    _, output = commands.run(script, "--help")
+    assert "--config" in output and "--workdir" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_is_a_page_of_a_notebook(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    assert config.is_locked
+    script = "train.py" if name in PRETRAINING else "linear_eval.py"
+    assert f"python {script} --config=configs/{name}.py" in module.__doc__
+
+    def no_lists(node):
+        for value in node.values():
+            assert not isinstance(value, list)
+            if hasattr(value, "values"):
+                no_lists(value)
+
+    no_lists(config)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_every_config_builds(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    with config.unlocked():
+        config.data.path = config.data.path or ("" if config.data.kind == "digits" else "somewhere")
+    experiment.check(config)
+    recipe = experiment.recipe(config, 3)
+    assert recipe.size == config.image_size
+    tx, rates = experiment.optimizer(config, 100)
+    shapes = jax.eval_shape(lambda: model.split(experiment.network(config, 3))[1])
+    jax.eval_shape(tx.init, shapes)
+    peak = config.optimizer.learning_rate_weights * config.batch_size / 256
+    assert abs(rates["learning_rate_weights"](config.warmup_epochs * 100) - peak) < 1e-6 * peak
+
+
+def test_every_field_of_the_first_config_is_explained():
+    """In barlow_twins.py every assignment says what it is, on its line or by the line above it."""
+    text = (commands.ROOT / "configs" / "barlow_twins.py").read_text()
+    body = text[text.index("def get_config") :]
+    bare = []
+    for block in body.split("\n\n"):
+        commented = any(line.strip().startswith("#") for line in block.splitlines())
+        bare += [] if commented else re.findall(r"config\.[\w.]+ = (?!ConfigDict)[^#\n]*$", block, re.M)
+    assert not bare
+
+
+@pytest.mark.parametrize("batch_size,rate", [("128", 0.7), ("256", 0.4), ("512", 0.3), ("1024", 0.25), ("2048", 0.2)])
+def test_single_gpu_learning_rates(batch_size, rate):
+    from configs import image_folder
+
+    config = image_folder.get_config(batch_size)
+    assert (config.batch_size, config.optimizer.learning_rate_weights) == (int(batch_size), rate)
+
+
+def test_layers_import_downwards_only():
+    """Layer 0 imports nothing of the project above it, and only data/ and checkpoint.py their outside systems."""
+    layer0 = ["resnet", "convnet", "model", "loss", "augment", "image_ops", "color_ops", "optim", "metrics"]
+    for file in (commands.ROOT / "barlow_jax").rglob("*.py"):
+        text = file.read_text()
+        ours = set(re.findall(r"(?:from barlow_jax import|import barlow_jax\.) ?([\w, ]+)", text))
+        ours = {name.strip() for group in ours for name in group.split(",")}
+        ours |= set(re.findall(r"from barlow_jax\.(\w+)", text))
+        if file.stem in layer0:
+            assert ours <= {*layer0, "errors"}, (file, ours)
+        if "import tensorflow" in text:
+            assert file.parent.name == "data", file
+        if "import orbax" in text:
+            assert file.stem == "checkpoint", file
+        assert not re.search(r"^\s*(import|from) torch\b", text, re.M), file
+
+
+def test_no_path_of_one_machine():
+    files = subprocess.run(["git", "ls-files"], cwd=commands.ROOT, capture_output=True, text=True).stdout.split()
+    for name in files:
+        file = pathlib.Path(commands.ROOT / name)
+        if file.suffix in (".py", ".md", ".toml", ".txt", ""):
+            assert str(commands.ROOT.parent) + "/" not in file.read_text(errors="ignore"), name
+
+
+def test_the_readme_example_runs():
+    """The library example, with a small network in place of the ResNet."""
+    text = (commands.ROOT / "README.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "make_train_step" in block)
+    scope = {}
+    exec(code.replace('"resnet18"', '"convnet"'), scope)
+    assert scope["metrics"]["loss"] > 0 and scope["state"].step == 1
+
+
+def test_the_readme_names_what_exists():
+    text = (commands.ROOT / "README.md").read_text()
+    for name in re.findall(r"\]\(((?!http)[^)]+)\)|--config=(configs/\w+\.py)", text):
+        assert (commands.ROOT / (name[0] or name[1])).exists(), name
+    for target in re.findall(r"^make ([\w-]+)", text, re.M):
+        assert f"\n{target}:" in (commands.ROOT / "Makefile").read_text(), target

@@ -1,0 +1,187 @@
+"""`python train.py` as a user types it: results, kills, stops, refusals."""
+
+import signal
+import time
+
+import commands
+import numpy as np
+import pytest
+
+from barlow_jax.checkpoint import restore_params
+
+IMAGE_FOLDER = "--config=configs/image_folder.py"
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return commands.photographs(tmp_path_factory.mktemp("photographs"))
+
+
+def arguments(photographs, workdir, *more):
+    return (
+        IMAGE_FOLDER, f"--config.data.path={photographs}", f"--workdir={workdir}", *commands.SMALL,
+        "--config.epochs=8", "--config.checkpoint_every_steps=5", "--config.eval.every_epochs=4",
+        "--config.data.val=.", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photographs, tmp_path_factory):
+    """A run of 24 steps on JPEGs that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    status, output = commands.run("train.py", *arguments(photographs, workdir))
+    assert status == 0, output
+    return workdir, output
+
+
+def assert_same_run(workdir, undisturbed):
+    """Parameters bit for bit, and every line of metrics that no clock measured."""
+    (got, want) = (restore_params(w)[:2] for w in (workdir, undisturbed))
+    equal = []
+
+    def compare(a, b):
+        assert a.keys() == b.keys()
+        for key in a:
+            if isinstance(a[key], dict):
+                compare(a[key], b[key])
+            else:
+                equal.append(np.array_equal(a[key], b[key]))
+
+    for a, b in zip(got, want, strict=True):
+        compare(a, b)
+    assert len(equal) > 20 and all(equal)
+    assert commands.lines(workdir) == commands.lines(undisturbed)
+
+
+def test_a_run_leaves_metrics_pictures_and_checkpoints(undisturbed):
+    workdir, output = undisturbed
+    steps = [line for line in commands.lines(workdir) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 25))
+    for name in ("on_diag", "off_diag", "learning_rate_weights", "learning_rate_biases", "z_mean", "z_std",
+                 "dead_dims", "grad_norm", "probe_accuracy"):  # fmt: skip
+        assert all(name in line for line in steps), name
+    scores = [line for line in commands.lines(workdir) if "knn" in line]
+    assert [line["step"] for line in scores] == [12, 24]
+    assert all(0 <= line[name] <= 1 for line in scores for name in ("knn", "probe"))
+    for file in ("views.png", "config.json", "correlation/00000000.png", "correlation/00000024.png", "tensorboard"):
+        assert (workdir / file).exists(), file
+    assert "images/s" in output and "waiting for data" in output
+
+
+def test_killed_in_the_middle_and_started_again(photographs, undisturbed, tmp_path):
+    process = commands.start("train.py", *arguments(photographs, tmp_path / "run"))
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "run" / "checkpoints").glob("1[0-9]/manifest.json")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run"))
+    assert status == 0 and "going on from step" in output, output
+    assert_same_run(tmp_path / "run", undisturbed[0])
+
+
+def test_sigterm_saves_and_exits_with_status_0(photographs, undisturbed, tmp_path):
+    process = commands.start("train.py", *arguments(photographs, tmp_path / "run"))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "preempted at step" in output, output
+    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run"))
+    assert status == 0, output
+    assert_same_run(tmp_path / "run", undisturbed[0])
+
+
+def test_a_finished_run_started_again_does_nothing(photographs, undisturbed):
+    before = commands.lines(undisturbed[0])
+    status, output = commands.run("train.py", *arguments(photographs, undisturbed[0]))
+    assert status == 0 and "going on from step 24 of 24" in output, output
+    assert commands.lines(undisturbed[0]) == before
+
+
+def test_one_and_eight_devices_have_the_same_losses(tmp_path):
+    """Ten steps of the demo, views and all."""
+    for devices in (1, 8):
+        status, output = commands.run(
+            "train.py", "--config=configs/demo.py", f"--workdir={tmp_path / str(devices)}", "--config.epochs=1",
+            "--config.warmup_epochs=0", "--config.log_every_steps=1", "--config.eval.every_epochs=0", devices=devices,
+        )  # fmt: skip
+        assert status == 0, output
+    one, eight = ([line["loss"] for line in commands.lines(tmp_path / d)][:11] for d in ("1", "8"))
+    assert len(one) == 11 and one[0] > one[10]
+    np.testing.assert_allclose(one, eight, rtol=1e-5)
+
+
+def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):
+    folder = commands.photographs(tmp_path / "photographs")
+    (folder / "class1" / "003.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
+    status, output = commands.run(
+        "train.py", *arguments(folder, tmp_path / "run", "--config.epochs=2", "--config.data.val=")
+    )
+    assert status == 0 and "class1/003.jpg" in output, output
+
+
+REFUSALS = {
+    "unknown field": (["--config.batchsize=16"], "batchsize"),
+    "wrong type": (["--config.batch_size=many"], "batch_size"),
+    "missing folder": (["--config.data.path=nowhere"], "nowhere is not a folder"),
+    "batch that the devices do not divide": (["--config.batch_size=12"], "config.batch_size is 12.*take 8 or 16"),
+    "no longer than its warm-up": (["--config.warmup_epochs=9"], "config.epochs is 8.*config.warmup_epochs"),
+    "unknown network": (["--config.arch=resnet51"], "config.arch is 'resnet51'"),
+    "unknown optimiser": (["--config.optimizer.name=adam"], "config.optimizer.name is 'adam'"),
+    "unknown precision": (["--config.precision=float8"], "config.precision is 'float8'"),
+    "impossible probability": (["--config.views.flip=2.0"], "flip"),
+    "missing workdir": (["--workdir="], "--workdir is missing"),
+    "a word that is no flag": (["train"], "'train' is no flag"),
+    "batch larger than the set": (["--config.batch_size=64", "--config.data.last=drop"], "batch_size 64"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_are_one_sentence(photographs, tmp_path, case):
+    more, pattern = REFUSALS[case]
+    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run", *more), devices=8)
+    assert status != 0
+    assert_refused(output, pattern)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, output = commands.run("train.py", *arguments(tmp_path / "empty", tmp_path / "run"))
+    assert status != 0
+    assert_refused(output, "empty holds no image")
+
+
+def test_a_folder_of_damaged_images_is_refused(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for k in range(40):
+        (folder / f"{k}.jpg").write_bytes(b"not an image")
+    status, output = commands.run("train.py", *arguments(folder, tmp_path / "run", "--config.data.val="))
+    assert status != 0
+    assert_refused(output, "could not be read")
+
+
+def test_another_architecture_is_refused(photographs, undisturbed):
+    status, output = commands.run("train.py", *arguments(photographs, undisturbed[0], "--config.arch=resnet18"))
+    assert status != 0
+    assert_refused(output, "config.arch was 'convnet' and is 'resnet18'")
+    # And where the config is gone, by the parameters themselves.
+    kept = (undisturbed[0] / "config.json").read_text()
+    (undisturbed[0] / "config.json").unlink()
+    status, output = commands.run("train.py", *arguments(photographs, undisturbed[0], "--config.projector=(32,16)"))
+    (undisturbed[0] / "config.json").write_text(kept)
+    assert status != 0
+    assert_refused(output, r"params\.projector\.linears\.1\.kernel")
+
+
+def assert_refused(output, pattern):
+    import re
+
+    assert "Traceback" not in output, output
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: ") and re.search(pattern, last), output

@@ -1,0 +1,236 @@
+"""Barlow Twins pre-training.
+
+    python train.py --config=configs/barlow_twins.py --config.data.path=/data/imagenet --workdir=runs/r50
+
+The same line on one device, on eight, and on every host of a pod. Stopped or killed at any moment and started again
+with the same line, it goes on from its last checkpoint and ends where an undisturbed run ends.
+
+`train` below is the whole method, read from top to bottom: data, network, step, log, evaluate, save.
+"""
+
+import itertools
+import logging
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from barlow_jax import experiment, features, launch, metric_writers, metrics, pictures, pretrain, sharding
+from barlow_jax.checkpoint import FOLDER, Checkpoints
+from barlow_jax.data import order, pipeline, sources
+from barlow_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, such as configs/demo.py.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, pictures.")
+
+log = logging.getLogger("train")
+
+
+def main():
+    config = launch.config_of(CONFIG)
+    experiment.check(config)
+    workdir = launch.prepare_workdir(WORKDIR.value, config.to_dict(), free=experiment.FREE_FIELDS)
+    train(config, workdir, launch.StopSignals())
+
+
+def train(config, workdir, stop):
+    """Trains, evaluates and saves until the last epoch or until `stop.received`."""
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(config.batch_size, mesh)
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    # Data.
+    source, val_source = experiment.sources(config)
+    steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.last)
+    total_steps = config.epochs * steps_per_epoch
+    labelled = source.labels is not None
+    log.info("%s: %d images, %d steps an epoch, %d in all", source.name, len(source), steps_per_epoch, total_steps)
+
+    # Network, optimiser, state.
+    recipe = experiment.recipe(config, source.channels)
+    tx, schedules = experiment.optimizer(config, steps_per_epoch)
+    probe_tx = experiment.probe_optimizer(config, steps_per_epoch) if labelled else None
+    num_classes = int(source.labels.max()) + 1 if labelled else None
+    graphdef, state = pretrain.create_state(
+        experiment.network(config, source.channels), tx, num_classes=num_classes, probe_tx=probe_tx
+    )
+    state = jax.device_put(state, sharding.replicated(mesh))
+    views_of = pretrain.make_views(recipe, config.seed, mesh)
+    train_step = pretrain.make_train_step(
+        graphdef,
+        tx,
+        views_of,
+        lambd=config.lambd,
+        mesh=mesh,
+        form=config.loss_form,
+        scale_loss=config.scale_loss,
+        schedules=schedules,
+        probe_tx=probe_tx,
+    )
+    inspect = pretrain.make_inspect_step(graphdef, views_of, mesh=mesh)
+    evaluate = make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
+
+    # Where were we?
+    checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="knn")
+    meta = {"config": config.to_dict(), "channels": source.channels, "images": len(source)}
+    if checkpoints.latest_step() is not None:
+        state, saved = checkpoints.restore(state)
+        if saved["images"] != len(source):
+            raise UserError(
+                f"{source.name} holds {len(source)} images and had {saved['images']} when this run began, so the order "
+                "would change; restore the folder, or take another --workdir."
+            )
+    start_step = int(state.step)
+    log.info("%s step %d of %d", "starting at" if start_step == 0 else "going on from", start_step, total_steps)
+
+    writer = metric_writers.create(
+        workdir,
+        jax.process_index(),
+        wandb=config.wandb,
+        resume_step=start_step or None,
+        config=config.to_dict(),
+    )
+    progress = metric_writers.Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
+    batches = open_batches(config, source, start_step, mesh, process)
+    expected = metrics.expected_at_init(config.batch_size, state.batch_stats["bn"]["mean"].size, config.lambd)
+    log.info("loss of unrelated views: %.4g (on_diag %.4g, off_diag %.4g)",
+             expected["loss"], expected["on_diag"], expected["off_diag"])  # fmt: skip
+
+    try:
+        for step in range(start_step, total_steps):
+            with progress.waiting():
+                batch = next(batches)
+            if step == 0:
+                draw_views(inspect(state, batch), recipe, workdir, writer)
+            if step == 0 or due(step, config.picture_every_epochs * steps_per_epoch):
+                with progress.paused():
+                    draw_correlation(inspect(state, batch), step, workdir, writer)
+
+            state, report = train_step(state, batch)
+
+            done = step + 1
+            last = done == total_steps
+            stopping = stop.received is not None or checkpoints.reached_preemption(done)
+            progress.step(config.batch_size)
+            if step == 0 or last or due(done, config.log_every_steps):
+                writer.scalars(done, checked(report, done, checkpoints) | progress.rates())
+            scores = {}
+            if config.eval.every_epochs and (last or due(done, config.eval.every_epochs * steps_per_epoch)):
+                with progress.paused():
+                    scores = evaluate(state)
+                writer.scalars(done, scores)
+                log.info("epoch %d: %s", done // steps_per_epoch, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+            if last:
+                draw_correlation(inspect(state, batch), done, workdir, writer)
+            if scores or last or stopping or due(done, config.checkpoint_every_steps):
+                checked(report, done, checkpoints)
+                checkpoints.save(done, state, meta, scores)
+            if stopping and not last:
+                checkpoints.wait()
+                log.info("preempted at step %d; the same command goes on from there", done)
+                return
+    finally:
+        progress.close()
+        writer.close()
+        checkpoints.close()
+    log.info("finished at step %d; evaluate with linear_eval.py --checkpoint=%s", total_steps, workdir)
+
+
+def open_batches(config, source, start_step, mesh, process):
+    """Training batches on the devices, from `start_step` on, without end."""
+    crop = {"scale": tuple(config.views.crop_scale), "ratio": tuple(config.views.crop_ratio)}
+    if experiment.fits_on_devices(config, source):
+        resident = sharding.ResidentSet(source.images, source.labels, mesh, seed=config.seed, **crop)
+        for step in itertools.count(start_step):
+            _, index = order.batch_indices(
+                len(source), config.batch_size, config.seed, step, config.data.last, **process
+            )
+            yield resident.batch(index, step)
+    batches = pipeline.train_batches(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        canvas=experiment.canvas(config, source),
+        start_step=start_step,
+        last=config.data.last,
+        threads=config.data.threads or None,
+        max_bad_fraction=config.data.max_bad_fraction,
+        **crop,
+        **process,
+    )
+    yield from sharding.prefetch(batches, mesh)
+
+
+def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process):
+    """state -> scores: kNN and the online probe on the validation images, effective rank of their features.
+
+    Without labels, or without validation images, only the effective rank is left, of training images then.
+    """
+    step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
+    bank_source = sources.evenly_spaced(source, config.eval.knn_bank)
+    supervised = val_source is not None and val_source.labels is not None and source.labels is not None
+    if supervised and config.eval.every_epochs and config.eval.knn_k > len(bank_source):
+        raise UserError(f"config.eval.knn_k is {config.eval.knn_k}, and there are {len(bank_source)} images to search.")
+
+    def extract(state, source):
+        batches = pipeline.eval_batches(
+            source,
+            batch_size=sharding.round_up(config.eval.batch_size, mesh),
+            canvas=experiment.canvas(config, source),
+            resize_short=config.eval.resize,
+            crop=config.eval.crop,
+            threads=config.data.threads or None,
+            max_bad_fraction=config.data.max_bad_fraction,
+            **process,
+        )
+        return features.extract(step, state.params, state.batch_stats, batches, mesh)
+
+    def evaluate(state):
+        test, test_labels = extract(state, val_source or bank_source)
+        scores = {"effective_rank": float(metrics.effective_rank(test))}
+        if supervised:
+            bank, bank_labels = extract(state, bank_source)
+            scores["knn"] = metrics.knn_accuracy(
+                bank, bank_labels, test, test_labels, k=config.eval.knn_k, temperature=config.eval.knn_temperature
+            )
+            head = jax.device_get(state.probe["params"])
+            scores["probe"] = float(((test @ head["kernel"] + head["bias"]).argmax(1) == test_labels).mean())
+        return scores
+
+    return evaluate
+
+
+def due(done, every):
+    """Whether something that happens every so many steps (0: never) happens after `done` steps."""
+    return every > 0 and done % every == 0
+
+
+def checked(report, step, checkpoints):
+    """The report of a step as it is, or the end of the run where its loss is not a number."""
+    loss = float(report["loss"])
+    if not np.isfinite(loss):
+        last = checkpoints.latest_step()
+        raise UserError(
+            f"The loss is {loss} at step {step}; lower the learning rate or set config.precision=float32 "
+            f"(last checkpoint: {'none' if last is None else f'step {last}'})."
+        )
+    return report
+
+
+def draw_views(look, recipe, workdir, writer):
+    """What the network is shown: 8 images, 2 views each, in views.png."""
+    if jax.process_index() == 0:
+        picture = pictures.views_grid(np.asarray(look["views"]), recipe.mean, recipe.std, workdir / "views.png")
+        writer.image(0, "views", picture)
+
+
+def draw_correlation(look, step, workdir, writer):
+    """The cross-correlation matrix of the next batch, in correlation/STEP.png."""
+    if jax.process_index() == 0:
+        path = workdir / "correlation" / f"{step:08d}.png"
+        writer.image(step, "cross_correlation", pictures.cross_correlation_picture(np.asarray(look["c"]), path))
+
+
+if __name__ == "__main__":
+    launch.run(main)
