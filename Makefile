@@ -21,7 +21,7 @@ demo: $(VENV)/.run
 	$(BIN)/python -m barlow_jax.demo --workdir=runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m slow

@@ -15,11 +15,10 @@ import shlex
 import sys
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from barlow_jax import classify, launch, linear_experiment, metric_writers, sharding
+from barlow_jax import classify, experiment, launch, linear_experiment, metric_writers, sharding
 from barlow_jax.checkpoint import FOLDER, Checkpoints
 from barlow_jax.data import order
 from barlow_jax.errors import UserError
@@ -103,7 +102,16 @@ def evaluate(config, origin, workdir, stop):
         workdir, jax.process_index(), wandb=config.wandb, resume_step=start_step or None, config=given
     )
     progress = metric_writers.Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
-    batches = linear_experiment.train_batches(config, source, start_step, mesh, process)
+    batches = experiment.train_batches(
+        config,
+        source,
+        start_step,
+        mesh,
+        process,
+        last="wrap",
+        crop_scale=tuple(config.crop_scale),
+        crop_ratio=tuple(config.crop_ratio),
+    )
 
     try:
         for step in range(start_step, total_steps):
@@ -116,18 +124,18 @@ def evaluate(config, origin, workdir, stop):
             epoch, last = done // steps_per_epoch, done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
             progress.step(config.batch_size)
-            if step == 0 or last or due(done, config.log_every_steps):
-                writer.scalars(done, checked(report, done, checkpoints) | progress.rates())
+            if step == 0 or last or launch.due(done, config.log_every_steps):
+                writer.scalars(done, launch.checked(report, done, checkpoints) | progress.rates())
             scores = {}
-            if last or due(done, config.eval.every_epochs * steps_per_epoch):
+            if last or launch.due(done, config.eval.every_epochs * steps_per_epoch):
                 with progress.paused():
-                    val_batches = linear_experiment.val_batches(config, val_source, mesh, process)
+                    val_batches = experiment.eval_batches(config, val_source, mesh, process)
                     scores = classify.evaluate(eval_step, state, val_batches, mesh)
                 results = with_scores(results, scores, epoch)
                 writer.scalars(done, {"epoch": epoch, **scores})
                 log.info("epoch %d: top-1 %.2f %%, top-5 %.2f %%", epoch, 100 * scores["top1"], 100 * scores["top5"])
-            if last or stopping or due(done, config.checkpoint_every_epochs * steps_per_epoch):
-                checked(report, done, checkpoints)
+            if last or stopping or launch.due(done, config.checkpoint_every_epochs * steps_per_epoch):
+                launch.checked(report, done, checkpoints)
                 checkpoints.save(done, state, meta | {"results": results}, scores)
             if stopping and not last:
                 checkpoints.wait()
@@ -142,23 +150,6 @@ def evaluate(config, origin, workdir, stop):
         check_frozen(state, origin)
     if jax.process_index() == 0:
         write_results(config, origin, val_source.name, results, workdir)
-
-
-def due(done, every):
-    """Whether something that happens every so many steps happens after `done` steps."""
-    return done % every == 0
-
-
-def checked(report, step, checkpoints):
-    """The report of a step as it is, or the end of the evaluation where its loss is not a number."""
-    loss = float(report["loss"])
-    if not np.isfinite(loss):
-        last = checkpoints.latest_step()
-        raise UserError(
-            f"The loss is {loss} at step {step}; lower config.optimizer.learning_rate_classifier or _backbone "
-            f"(last checkpoint: {'none' if last is None else f'step {last}'})."
-        )
-    return report
 
 
 def with_scores(results, scores, epoch):

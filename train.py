@@ -8,7 +8,6 @@ with the same line, it goes on from its last checkpoint and ends where an undist
 `train` below is the whole method, read from top to bottom: data, network, step, log, evaluate, save.
 """
 
-import itertools
 import logging
 
 import jax
@@ -18,7 +17,7 @@ from ml_collections import config_flags
 
 from barlow_jax import experiment, features, launch, metric_writers, metrics, pictures, pretrain, sharding
 from barlow_jax.checkpoint import FOLDER, Checkpoints
-from barlow_jax.data import order, pipeline, sources
+from barlow_jax.data import order, sources
 from barlow_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, such as configs/demo.py.")
@@ -92,7 +91,16 @@ def train(config, workdir, stop):
         config=config.to_dict(),
     )
     progress = metric_writers.Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
-    batches = open_batches(config, source, start_step, mesh, process)
+    batches = experiment.train_batches(
+        config,
+        source,
+        start_step,
+        mesh,
+        process,
+        last=config.data.last,
+        crop_scale=tuple(config.views.crop_scale),
+        crop_ratio=tuple(config.views.crop_ratio),
+    )
     expected = metrics.expected_at_init(config.batch_size, state.batch_stats["bn"]["mean"].size, config.lambd)
     log.info("loss of unrelated views: %.4g (on_diag %.4g, off_diag %.4g)",
              expected["loss"], expected["on_diag"], expected["off_diag"])  # fmt: skip
@@ -103,7 +111,7 @@ def train(config, workdir, stop):
                 batch = next(batches)
             if step == 0:
                 draw_views(inspect(state, batch), recipe, workdir, writer)
-            if step == 0 or due(step, config.picture_every_epochs * steps_per_epoch):
+            if step == 0 or launch.due(step, config.picture_every_epochs * steps_per_epoch):
                 with progress.paused():
                     draw_correlation(inspect(state, batch), step, workdir, writer)
 
@@ -113,18 +121,18 @@ def train(config, workdir, stop):
             last = done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
             progress.step(config.batch_size)
-            if step == 0 or last or due(done, config.log_every_steps):
-                writer.scalars(done, checked(report, done, checkpoints) | progress.rates())
+            if step == 0 or last or launch.due(done, config.log_every_steps):
+                writer.scalars(done, launch.checked(report, done, checkpoints) | progress.rates())
             scores = {}
-            if config.eval.every_epochs and (last or due(done, config.eval.every_epochs * steps_per_epoch)):
+            if config.eval.every_epochs and (last or launch.due(done, config.eval.every_epochs * steps_per_epoch)):
                 with progress.paused():
                     scores = evaluate(state)
                 writer.scalars(done, scores)
                 log.info("epoch %d: %s", done // steps_per_epoch, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             if last:
                 draw_correlation(inspect(state, batch), done, workdir, writer)
-            if scores or last or stopping or due(done, config.checkpoint_every_steps):
-                checked(report, done, checkpoints)
+            if scores or last or stopping or launch.due(done, config.checkpoint_every_steps):
+                launch.checked(report, done, checkpoints)
                 checkpoints.save(done, state, meta, scores)
             if stopping and not last:
                 checkpoints.wait()
@@ -135,31 +143,6 @@ def train(config, workdir, stop):
         writer.close()
         checkpoints.close()
     log.info("finished at step %d; evaluate with linear_eval.py --checkpoint=%s", total_steps, workdir)
-
-
-def open_batches(config, source, start_step, mesh, process):
-    """Training batches on the devices, from `start_step` on, without end."""
-    crop = {"scale": tuple(config.views.crop_scale), "ratio": tuple(config.views.crop_ratio)}
-    if experiment.fits_on_devices(config, source):
-        resident = sharding.ResidentSet(source.images, source.labels, mesh, seed=config.seed, **crop)
-        for step in itertools.count(start_step):
-            _, index = order.batch_indices(
-                len(source), config.batch_size, config.seed, step, config.data.last, **process
-            )
-            yield resident.batch(index, step)
-    batches = pipeline.train_batches(
-        source,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        canvas=experiment.canvas(config, source),
-        start_step=start_step,
-        last=config.data.last,
-        threads=config.data.threads or None,
-        max_bad_fraction=config.data.max_bad_fraction,
-        **crop,
-        **process,
-    )
-    yield from sharding.prefetch(batches, mesh)
 
 
 def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process):
@@ -174,16 +157,7 @@ def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
         raise UserError(f"config.eval.knn_k is {config.eval.knn_k}, and there are {len(bank_source)} images to search.")
 
     def extract(state, source):
-        batches = pipeline.eval_batches(
-            source,
-            batch_size=sharding.round_up(config.eval.batch_size, mesh),
-            canvas=experiment.canvas(config, source),
-            resize_short=config.eval.resize,
-            crop=config.eval.crop,
-            threads=config.data.threads or None,
-            max_bad_fraction=config.data.max_bad_fraction,
-            **process,
-        )
+        batches = experiment.eval_batches(config, source, mesh, process)
         return features.extract(step, state.params, state.batch_stats, batches, mesh)
 
     def evaluate(state):
@@ -199,23 +173,6 @@ def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
         return scores
 
     return evaluate
-
-
-def due(done, every):
-    """Whether something that happens every so many steps (0: never) happens after `done` steps."""
-    return every > 0 and done % every == 0
-
-
-def checked(report, step, checkpoints):
-    """The report of a step as it is, or the end of the run where its loss is not a number."""
-    loss = float(report["loss"])
-    if not np.isfinite(loss):
-        last = checkpoints.latest_step()
-        raise UserError(
-            f"The loss is {loss} at step {step}; lower the learning rate or set config.precision=float32 "
-            f"(last checkpoint: {'none' if last is None else f'step {last}'})."
-        )
-    return report
 
 
 def draw_views(look, recipe, workdir, writer):

@@ -174,6 +174,11 @@ class Checkpoints:
         )
 
 
+def holds_checkpoints(path) -> bool:
+    """Whether a run's work folder has a complete checkpoint, whole or damaged."""
+    return bool(_steps(epath.Path(path).expanduser() / FOLDER))
+
+
 def restore_params(path, *, step: int | None = None) -> tuple[dict, dict, dict]:
     """Reads (params, batch_stats, meta) of a checkpoint without knowing its model; never writes.
 
@@ -198,7 +203,7 @@ def restore_params(path, *, step: int | None = None) -> tuple[dict, dict, dict]:
     wanted = {name: saved[name] for name in ("params", "batch_stats") if name in saved}
     as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
     read = _read_arrays(folder, as_numpy)
-    return read["params"], read.get("batch_stats", {}), _read_manifest(folder)["meta"]
+    return read["params"], read.get("batch_stats", {}), _read_manifest(folder)["meta"] | {"step": int(folder.name)}
 
 
 class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
@@ -219,6 +224,8 @@ class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def _steps(directory: epath.Path) -> list[int]:
+    if not directory.is_dir():
+        return []
     return sorted(entry.step for entry in ocp.path.step.standard_name_format().find_all(directory))
 
 

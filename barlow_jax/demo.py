@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from barlow_jax import experiment, features, launch, metric_writers, metrics, model, pictures, sharding
 from barlow_jax.checkpoint import restore_params
-from barlow_jax.data import pipeline
 
 CURVES = ("loss", "on_diag", "off_diag", "knn", "probe_accuracy", "effective_rank")
 
@@ -38,7 +37,10 @@ def main():
     graphdef, *untrained = model.split(experiment.network(config, train.channels))
     step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
     for name, weights in (("random network", untrained), ("Barlow Twins", (params, batch_stats))):
-        representations[name] = [embed(config, step, weights, source, mesh) for source in (train, test)]
+        representations[name] = [
+            features.extract(step, *weights, experiment.eval_batches(config, source, mesh, {}), mesh)[0]
+            for source in (train, test)
+        ]
 
     print(f"\n{len(train)} training and {len(test)} test images, {config.epochs} epochs, seed {config.seed}\n")
     print(f"{'':28}{'20-NN':>8}{'linear':>8}")
@@ -65,18 +67,6 @@ def pixels(source, *, centred=False):
     if centred:
         images = images - images.mean((1, 2), keepdims=True)
     return images.reshape(len(source), -1)
-
-
-def embed(config, step, weights, source, mesh):
-    """Features of every image of a source, [n, F]."""
-    batches = pipeline.eval_batches(
-        source,
-        batch_size=sharding.round_up(config.eval.batch_size, mesh),
-        canvas=experiment.canvas(config, source),
-        resize_short=config.eval.resize,
-        crop=config.eval.crop,
-    )
-    return features.extract(step, *weights, batches, mesh)[0]
 
 
 def linear_accuracy(bank, labels, queries, targets):

@@ -1,12 +1,13 @@
 """From the fields of a config to arguments: the one place where they are checked and derived numbers are made."""
 
+import itertools
 import operator
 
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import augment, loss, model, optim
-from barlow_jax.data import open_source, order
+from barlow_jax import augment, loss, model, optim, sharding
+from barlow_jax.data import open_source, order, pipeline
 from barlow_jax.data.sources import Arrays
 from barlow_jax.errors import UserError
 
@@ -86,6 +87,52 @@ def canvas(config, source):
     return max(source.images.shape[1:3]) if isinstance(source, Arrays) else config.data.canvas
 
 
+def train_batches(config, source, start_step, mesh, process, *, last, crop_scale, crop_ratio):
+    """Training batches on the devices, from `start_step` on, without end.
+
+    Args:
+      config: of pre-training or evaluation; both have seed, batch_size and data.
+      process: {"process_index", "process_count"}.
+      last: how an epoch ends, see `order.steps_per_epoch`.
+      crop_scale, crop_ratio: of the random boxes.
+    """
+    if fits_on_devices(config, source):
+        resident = sharding.ResidentSet(
+            source.images, source.labels, mesh, seed=config.seed, scale=crop_scale, ratio=crop_ratio
+        )
+        for step in itertools.count(start_step):
+            _, index = order.batch_indices(len(source), config.batch_size, config.seed, step, last, **process)
+            yield resident.batch(index, step)
+    batches = pipeline.train_batches(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        canvas=canvas(config, source),
+        scale=crop_scale,
+        ratio=crop_ratio,
+        start_step=start_step,
+        last=last,
+        threads=config.data.threads or None,
+        max_bad_fraction=config.data.max_bad_fraction,
+        **process,
+    )
+    yield from sharding.prefetch(batches, mesh)
+
+
+def eval_batches(config, source, mesh, process):
+    """One pass over a source on the host, every image once, as config.eval says."""
+    return pipeline.eval_batches(
+        source,
+        batch_size=sharding.round_up(config.eval.batch_size, mesh),
+        canvas=canvas(config, source),
+        resize_short=config.eval.resize,
+        crop=config.eval.crop,
+        threads=config.data.threads or None,
+        max_bad_fraction=config.data.max_bad_fraction,
+        **process,
+    )
+
+
 def recipe(config, channels):
     """The two views as an augment.Recipe."""
     views = dict(config.views)
@@ -137,7 +184,7 @@ def optimizer(config, steps_per_epoch):
     accepted = {
         "lars": ("weight_decay", "momentum", "eta", "clip", "separate_norms"),
         "sgd": ("weight_decay", "momentum"),
-        "adamw": ("weight_decay",),
+        "adamw": ("weight_decay", "eps"),
     }.get(name, ())
     tx = optim.make_optimizer(
         name,

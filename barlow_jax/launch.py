@@ -8,9 +8,10 @@ import signal
 import sys
 
 import jax
+import numpy as np
 from absl import app, flags
 
-from barlow_jax.checkpoint import FOLDER
+from barlow_jax.checkpoint import holds_checkpoints
 from barlow_jax.errors import UserError
 
 
@@ -88,6 +89,23 @@ class StopSignals:
         self.received = signal.Signals(number)
 
 
+def due(done, every):
+    """Whether something that happens every so many steps (0: never) happens after `done` steps."""
+    return every > 0 and done % every == 0
+
+
+def checked(report, step, checkpoints):
+    """The report of a step as it is, or the end of the run where its loss is not a number."""
+    loss = float(report["loss"])
+    if not np.isfinite(loss):
+        last = checkpoints.latest_step()
+        raise UserError(
+            f"The loss is {loss} at step {step}; lower the learning rate or set config.precision=float32 "
+            f"(last checkpoint: {'none' if last is None else f'step {last}'})."
+        )
+    return report
+
+
 def prepare_workdir(workdir, config, *, free=()):
     """Makes the run's folder and keeps its config in it.
 
@@ -108,8 +126,7 @@ def prepare_workdir(workdir, config, *, free=()):
     folder = pathlib.Path(workdir).expanduser()
     file = folder / "config.json"
     config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
-    begun = (folder / FOLDER).is_dir() and any(child.name.isdigit() for child in (folder / FOLDER).iterdir())
-    if begun and file.exists():
+    if file.exists() and holds_checkpoints(folder):
         changed = _differences(json.loads(file.read_text()), config)
         fixed = [line for name, line in changed if not any(f"{name}.".startswith(f"{f}.") for f in free)]
         if fixed:

@@ -1,6 +1,5 @@
 """From the fields of configs/linear.py, and the run that is judged, to arguments: what `experiment` is to train.py."""
 
-import itertools
 import logging
 import pathlib
 from typing import Any, NamedTuple
@@ -8,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, classify, experiment, model, sharding
-from barlow_jax.checkpoint import FOLDER, restore_params
-from barlow_jax.data import order, pipeline
+from barlow_jax import augment, classify, experiment, model
+from barlow_jax.checkpoint import holds_checkpoints, restore_params
 from barlow_jax.errors import UserError
 
 # Fields that change what is shown or how fast, and not the result: they may differ when an evaluation goes on.
@@ -83,7 +81,7 @@ def find_origin(checkpoint, workdir):
     run, own = pathlib.Path(checkpoint).expanduser(), pathlib.Path(workdir).expanduser()
     if own.resolve() in (run.resolve(), *run.resolve().parents):
         raise UserError(f"--workdir {own} holds the run that is judged; take a folder for it alone, as {run}/linear.")
-    if newest_step(own) is not None:
+    if holds_checkpoints(own):
         params, batch_stats, meta = restore_params(own)
         if meta.get("origin", {}).get("path") != str(run):
             raise UserError(
@@ -91,25 +89,15 @@ def find_origin(checkpoint, workdir):
                 f"{run}; take another --workdir."
             )
     else:
-        step = newest_step(run)
-        params, batch_stats, meta = restore_params(run, step=step)
+        params, batch_stats, meta = restore_params(run)
         if "backbone" not in params or "arch" not in meta.get("config", {}) or "classifier" in meta:
             raise UserError(f"{run} is no checkpoint of a pre-training run; give the --workdir of a run of train.py.")
         sha256 = classify.fingerprint(params, batch_stats)
-        meta["origin"] = {"path": str(run), "step": step, "sha256": sha256}
+        meta["origin"] = {"path": str(run), "step": meta["step"], "sha256": sha256}
     log.info("judging %s, step %d", meta["origin"]["path"], meta["origin"]["step"])
     return Origin(
         params["backbone"], batch_stats.get("backbone", {}), meta["config"], meta["channels"], **meta["origin"]
     )
-
-
-def newest_step(folder):
-    """Step of the newest checkpoint below a work folder, or of the checkpoint that the path names; None without one."""
-    if folder.name.isdigit():
-        return int(folder.name)
-    folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
-    steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
-    return max(steps, default=None)
 
 
 def filled_in(config, pretrained):
@@ -217,40 +205,3 @@ def optimizer(config, steps_per_epoch):
     }
     tx = classify.sgd(rates, weight_decay=config.optimizer.weight_decay, momentum=config.optimizer.momentum)
     return tx, {names[group]: rate for group, rate in rates.items()}
-
-
-def train_batches(config, source, start_step, mesh, process):
-    """Training batches on the devices, from `start_step` on, without end; the last of an epoch is filled up."""
-    crop = {"scale": tuple(config.crop_scale), "ratio": tuple(config.crop_ratio)}
-    if experiment.fits_on_devices(config, source):
-        resident = sharding.ResidentSet(source.images, source.labels, mesh, seed=config.seed, **crop)
-        for step in itertools.count(start_step):
-            _, index = order.batch_indices(len(source), config.batch_size, config.seed, step, "wrap", **process)
-            yield resident.batch(index, step)
-    batches = pipeline.train_batches(
-        source,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        canvas=experiment.canvas(config, source),
-        start_step=start_step,
-        last="wrap",
-        threads=config.data.threads or None,
-        max_bad_fraction=config.data.max_bad_fraction,
-        **crop,
-        **process,
-    )
-    yield from sharding.prefetch(batches, mesh)
-
-
-def val_batches(config, source, mesh, process):
-    """One pass over the validation images on the host, each of them once."""
-    return pipeline.eval_batches(
-        source,
-        batch_size=sharding.round_up(config.eval.batch_size, mesh),
-        canvas=experiment.canvas(config, source),
-        resize_short=config.eval.resize,
-        crop=config.eval.crop,
-        threads=config.data.threads or None,
-        max_bad_fraction=config.data.max_bad_fraction,
-        **process,
-    )

@@ -136,10 +136,14 @@ def sgd(rate_weights, rate_biases, *, weight_decay=1e-6, momentum=0.9):
     )
 
 
-def adamw(rate_weights, rate_biases, *, weight_decay=1e-4, b1=0.9, b2=0.999):
-    """AdamW; decoupled weight decay on the weights only."""
+def adamw(rate_weights, rate_biases, *, weight_decay=1e-4, b1=0.9, b2=0.999, eps=1e-8):
+    """AdamW; decoupled weight decay on the weights only.
+
+    An `eps` well above the rounding errors of the gradients keeps those from becoming full steps, so that runs on
+    different numbers of devices stay together for longer.
+    """
     return optax.chain(
-        optax.scale_by_adam(b1=b1, b2=b2),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=is_weight),
         by_group(optax.scale_by_learning_rate(rate_weights), optax.scale_by_learning_rate(rate_biases)),
     )

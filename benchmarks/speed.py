@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py [--images=FOLDER]
 
-Medians of several runs. CPU seconds are of all cores together and are what to compare on a shared machine; wall times of
+Medians of several runs. CPU seconds are of all cores together, and what to compare on a shared machine; wall times of
 small machines are mostly noise. --images is a folder of JPEGs for the input pipeline, which is left out without it.
 """
 
@@ -105,7 +105,9 @@ def time_help():
 
 
 def main(_):
-    print(f"{jax.devices()[0].device_kind}, {len(jax.devices())} device(s), {os.cpu_count()} cores, jax {jax.__version__}\n")
+    print(
+        f"{jax.devices()[0].device_kind}, {len(jax.devices())} devices, {os.cpu_count()} cores, jax {jax.__version__}\n"
+    )
     print(f"{'':44}{'wall ms':>10}{'CPU ms':>10}{'images/s':>12}{'images/CPU-s':>16}")
     time_help()
     time_views("views, demo, 24 px, batch 256", experiment.recipe(demo.get_config(), 3), 24, 256)

@@ -44,6 +44,7 @@ def get_config():
     config.optimizer.eta = 0.001  # LARS: trust coefficient
     config.optimizer.clip = False  # LARS: no layer faster than SGD (solo-learn's clip_lr)
     config.optimizer.separate_norms = False  # LARS: |g| + wd |p| instead of |g + wd p| (solo-learn)
+    config.optimizer.eps = 1e-8  # AdamW
     # The official code's gradient is 1/W of the true one on W GPUs, and its rates were tuned on it. Ours is the true
     # one on any number of devices, divided by this. The published model was trained on 16 GPUs (README; paper: 32).
     config.reference_world_size = 16

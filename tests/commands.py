@@ -44,7 +44,8 @@ def lines(workdir):
     """metrics.jsonl without what a clock measured."""
     clock = ("images_per_second", "data_wait")
     text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
-    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in text.splitlines()]
+    complete = text[: text.rfind("\n") + 1].splitlines()  # the command may still be writing
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in complete]
 
 
 def photographs(folder, classes=3, each=16, size=(40, 48)):

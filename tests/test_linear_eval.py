@@ -41,15 +41,6 @@ def arguments(pretrained, workdir, *more):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The commands of this module share what they compile: most of their time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        yield
-
-
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """The work folder of a short run of train.py."""
