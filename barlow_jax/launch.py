@@ -30,6 +30,7 @@ def _guarded(main, argv):
     for chatty in ("jax", "orbax", "tensorflow", "absl"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
+        join_cluster()
         main()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -71,14 +72,37 @@ def config_of(flag):
     return config
 
 
+def join_cluster():
+    """Connects the processes of a run that has several, before JAX is used.
+
+    SLURM and Open MPI tell each process its place; elsewhere three variables do, set for every process:
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    environment = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        try:
+            count, index = (int(environment[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        except (KeyError, ValueError):
+            raise UserError(
+                "JAX_COORDINATOR_ADDRESS is set, but JAX_NUM_PROCESSES and JAX_PROCESS_ID are not both whole numbers; "
+                "set all three for every process, or none."
+            ) from None
+        jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index)
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        jax.distributed.initialize()
+
+
 class StopSignals:
     """Turns SIGTERM and Ctrl-C into a request that the loop looks at after each step.
 
-    A second Ctrl-C stops at once.
+    A second Ctrl-C stops at once. With several processes JAX's own service takes the signals instead, because all have
+    to stop at the same step: `Checkpoints.reached_preemption` tells.
     """
 
     def __init__(self):
         self.received = None
+        if jax.process_count() > 1:
+            return
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 

@@ -17,9 +17,9 @@ def get_config():
     """A small network, AdamW, views that match the nuisances."""
     config = barlow_twins.get_config().unlock()
     config.arch = "convnet"
-    config.projector = (256, 256, 256)
+    config.projector = (512, 512, 512)
     config.precision = "float32"
-    config.lambd = 0.005
+    config.lambd = 0.03  # fewer dimensions want more weight off the diagonal: 0.005 is for 8192
     config.epochs = 100
     config.warmup_epochs = 3
     config.batch_size = 256
@@ -41,8 +41,7 @@ def get_config():
     config.views.saturation = 0.4
     config.views.hue = 0.1  # a large shift changes luma, and with it which of two colours is the brighter
     config.views.grayscale = 0.5
-    config.views.blur = (0.5, 0.1)
-    config.views.blur_sigma = (0.1, 1.0)
+    config.views.blur = (0.0, 0.0)  # strokes are two pixels wide
     config.views.solarize = (0.0, 0.0)
     config.views.invert = 0.0
     config.views.mean = (0.5, 0.5, 0.5)

@@ -19,24 +19,24 @@ SMALL = (
 )  # fmt: skip
 
 
-def environment(devices=1):
+def environment(devices=1, **more):
     """The environment of a command with that many simulated devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | more
 
 
-def start(script, *args, devices=1):
-    """The command, running."""
+def start(*command, devices=1, **more):
+    """The command (script and arguments, or -m and module), running."""
     return subprocess.Popen(
-        [sys.executable, script, *map(str, args)],
-        cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, *map(str, command)],
+        cwd=ROOT, env=environment(devices, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def run(script, *args, devices=1):
+def run(*command, devices=1, timeout=300):
     """The command's exit status and what it printed."""
-    process = start(script, *args, devices=devices)
-    output, _ = process.communicate(timeout=300)
+    process = start(*command, devices=devices)
+    output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 
 

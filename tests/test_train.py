@@ -1,5 +1,6 @@
 """`python train.py` as a user types it: results, kills, stops, refusals."""
 
+import os
 import signal
 import time
 
@@ -123,6 +124,38 @@ def test_one_and_eight_devices_have_the_same_losses(tmp_path):
         losses.append([line["loss"] for line in commands.lines(workdir)][:11])
     assert losses[0][0] > losses[0][10]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path):
+    """Two real processes of two devices each; SIGTERM to one of them stops both at the same step, and both go on."""
+    port = 20_000 + os.getpid() % 20_000
+
+    def both():
+        return [
+            commands.start(
+                "train.py", *arguments(photographs, tmp_path / "run"), devices=2,
+                JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index),
+            )
+            for index in range(2)
+        ]  # fmt: skip
+
+    processes = both()
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(processes[0], lambda: metrics.exists() and len(commands.lines(tmp_path / "run")) >= 3)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=250)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert all("preempted at step" in output for output in outputs), outputs
+    processes = both()
+    outputs = [process.communicate(timeout=250)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    losses = [
+        [line["loss"] for line in commands.lines(workdir) if "loss" in line]
+        for workdir in (tmp_path / "run", undisturbed[0])
+    ]
+    assert len(losses[0]) == 24
+    np.testing.assert_allclose(losses[0][:10], losses[1][:10], rtol=1e-4)
+    np.testing.assert_allclose(*losses, rtol=2e-2)
 
 
 def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):

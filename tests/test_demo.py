@@ -1,0 +1,62 @@
+"""`make demo` keeps its promise, and its parts compute what they say."""
+
+import re
+
+import commands
+import numpy as np
+import pytest
+
+from barlow_jax import demo
+from barlow_jax.data import open_source
+
+
+def table(output):
+    """{representation: (20-NN, linear)} of what the demo printed."""
+    rows = re.findall(r"^(.+?) {2,}(\d\.\d+) +(\d\.\d+)$", output, re.M)
+    return {name: (float(knn), float(linear)) for name, knn, linear in rows}
+
+
+def test_a_short_demo_prints_its_table_and_leaves_its_pictures(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    status, output = commands.run(
+        "train.py", "--config=configs/demo.py", workdir, "--config.epochs=4", "--config.log_every_steps=5"
+    )
+    assert status == 0, output
+    status, output = commands.run("-m", "barlow_jax.demo", workdir)
+    assert status == 0, output
+    assert list(table(output)) == ["raw pixels", "raw pixels, mean colour off", "random network", "Barlow Twins"]
+    for picture in (
+        "views.png",
+        "neighbours.png",
+        "curves.png",
+        "correlation/00000000.png",
+        "correlation/00000056.png",
+    ):
+        assert (tmp_path / "run" / picture).stat().st_size > 1000, picture
+
+
+def test_a_missing_run_is_one_sentence(tmp_path):
+    status, output = commands.run("-m", "barlow_jax.demo", f"--workdir={tmp_path / 'none'}")
+    assert status == 1 and output.strip().splitlines()[-1].startswith("error: "), output
+
+
+def test_centred_pixels_have_no_mean_colour():
+    source = open_source("digits", split="val")
+    centred = demo.pixels(source, centred=True).reshape(source.images.shape)
+    np.testing.assert_allclose(centred.mean((1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(demo.pixels(source)[0], source.images[0].ravel() / 255, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_demo_beats_pixels_and_random_features(tmp_path, seed):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    status, output = commands.run(
+        "train.py", "--config=configs/demo.py", workdir, f"--config.seed={seed}", timeout=1800
+    )
+    assert status == 0, output
+    rows = table(commands.run("-m", "barlow_jax.demo", workdir)[1])
+    for k in (0, 1):  # 20-NN, linear
+        assert rows["Barlow Twins"][k] > rows["raw pixels"][k] + 0.2
+        assert rows["Barlow Twins"][k] > rows["random network"][k] + 0.2
+        assert rows["Barlow Twins"][k] > rows["raw pixels, mean colour off"][k] + 0.15
