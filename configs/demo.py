@@ -33,10 +33,10 @@ def get_config():
     config.data.val = "test"
     config.data.last = "drop"
     config.image_size = 24
-    config.views.crop_scale = (0.7, 1.3)
+    config.views.crop_scale = (0.6, 1.4)
     config.views.crop_ratio = (0.85, 1.18)
     config.views.interpolation = "linear"
-    config.views.rotation = 10.0
+    config.views.rotation = 15.0
     config.views.flip = 0.0
     config.views.saturation = 0.4
     config.views.hue = 0.1  # a large shift changes luma, and with it which of two colours is the brighter

@@ -72,7 +72,7 @@ def _draw(digits, maps, size):
 
 
 def scattered_digits(
-    split="train", *, size=24, renderings=3, seed=0, box=(17, 23), rotation=10.0, shear=0.15, contrast=0.3, noise=0.03
+    split="train", *, size=24, renderings=3, seed=0, box=(15, 23), rotation=15.0, shear=0.15, contrast=0.3, noise=0.03
 ):
     """Labelled RGB images of handwritten digits: Arrays with uint8 [renderings x digits, size, size, 3].
 
