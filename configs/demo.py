@@ -1,13 +1,13 @@
-"""Scattered digits: Barlow Twins in a few minutes on two CPU cores, no download. `make demo` runs it.
+"""Scattered digits: Barlow Twins in three minutes on two CPU cores, no download. `make demo` runs it.
 
     python train.py --config=configs/demo.py --workdir=runs/demo
 
 scikit-learn's 1,797 handwritten digits, each drawn at random size, angle, place and colours on a 24 x 24 canvas. Raw
 pixels are of little use there; the views undo most of these nuisances, so that what is left is the shape of the digit.
+Values were chosen on digits held out of the training set (--config.data.val=val), not on the test digits.
 
-Seen so far, 20-NN / linear on the validation digits (--config.data.val=val), seed 0: Barlow Twins .898 / .900, raw
-pixels .420 / .163, with the mean colour off .765 / .133, random network .393 / .367. 1,400 steps, 236 CPU seconds on
-two busy cores. (Linear: C = 0.1 for Barlow Twins, the demo's 0.01 for the others.) Not run on the test digits yet.
+Measured, 20-NN / linear on the test digits, seeds 0 and 1: Barlow Twins .868 / .892 and .873 / .872; raw pixels .346 /
+.157, less each image's mean colour .691 / .123; random network .288 / .269 and .298 / .241. 3:05 on two cores.
 """
 
 from configs import barlow_twins
