@@ -6,6 +6,7 @@ Medians of several runs. CPU seconds are of all cores together, and what to comp
 small machines are mostly noise. --images is a folder of JPEGs for the input pipeline, which is left out without it.
 """
 
+import logging
 import os
 import pathlib
 import resource
@@ -105,6 +106,7 @@ def time_help():
 
 
 def main(_):
+    logging.getLogger("jax").setLevel(logging.WARNING)
     print(
         f"{jax.devices()[0].device_kind}, {len(jax.devices())} devices, {os.cpu_count()} cores, jax {jax.__version__}\n"
     )
