@@ -142,6 +142,7 @@ def evaluate(config, origin, workdir, stop):
                 log.info("preempted at step %d; the same command goes on from there", done)
                 return
     finally:
+        batches.close()
         progress.close()
         writer.close()
         checkpoints.close()

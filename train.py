@@ -139,6 +139,7 @@ def train(config, workdir, stop):
                 log.info("preempted at step %d; the same command goes on from there", done)
                 return
     finally:
+        batches.close()
         progress.close()
         writer.close()
         checkpoints.close()

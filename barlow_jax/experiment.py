@@ -116,7 +116,10 @@ def train_batches(config, source, start_step, mesh, process, *, last, crop_scale
         max_bad_fraction=config.data.max_bad_fraction,
         **process,
     )
-    yield from sharding.prefetch(batches, mesh)
+    try:
+        yield from sharding.prefetch(batches, mesh)
+    finally:
+        batches.close()
 
 
 def eval_batches(config, source, mesh, process):

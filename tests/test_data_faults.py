@@ -3,6 +3,8 @@
 import io
 import logging
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -207,3 +209,28 @@ def test_nothing_of_a_bad_file_reaches_the_terminal(damaged, capfd):
     batches.close()
     out, err = capfd.readouterr()
     assert "Traceback" not in out + err and "tensorflow" not in out + err, err
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_reader_left_in_the_middle_ends_with_its_process(tmp_path, closed):
+    """Threads that wait for Python's lock must not hang the exit (they did in every other run)."""
+    for k in range(40):
+        (tmp_path / f"{k}.jpg").write_bytes(b"not an image")
+        Image.fromarray(np.full((9, 9, 3), k, np.uint8)).save(tmp_path / f"{k}.webp")  # read through Pillow
+    code = f"""
+from barlow_jax import data
+from barlow_jax.data import pipeline
+source = data.open_source("folder", {str(tmp_path)!r}, "")
+reader = pipeline.train_batches(source, batch_size=8, seed=0, canvas=16, max_bad_fraction=1.0)
+next(reader)
+{"reader.close()" if closed else ""}
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=pathlib.Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr

@@ -28,7 +28,7 @@ def folder(root, *names):
 
 def one_sentence(caught):
     text = str(caught.value)
-    assert "\n" not in text and text.endswith(".") and len(text) < 300
+    assert "\n" not in text and text.endswith(".") and len(text) < 400
     return text
 
 

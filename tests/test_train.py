@@ -107,7 +107,11 @@ def test_a_finished_run_started_again_does_nothing(photographs, undisturbed):
 
 
 def test_one_and_eight_devices_have_the_same_losses(tmp_path):
-    """Ten steps of the demo, views and all: the loss at step 0 and after each."""
+    """Ten steps of the demo, views and all: the loss at step 0 and after each.
+
+    With a long warm-up: at the demo's own rate float32 rounding, which differs with the devices, grows threefold a step
+    (views stay bit-equal). In float64 and at full rates tests/test_pretrain.py has equality to 1e-9.
+    """
     losses = []
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
@@ -215,10 +219,10 @@ def test_another_architecture_is_refused(photographs, undisturbed):
     # And where the config is gone, by the parameters themselves.
     kept = (undisturbed[0] / "config.json").read_text()
     (undisturbed[0] / "config.json").unlink()
-    status, output = commands.run("train.py", *arguments(photographs, undisturbed[0], "--config.projector=(32,16)"))
+    status, output = commands.run("train.py", *arguments(photographs, undisturbed[0], "--config.image_size=32"))
     (undisturbed[0] / "config.json").write_text(kept)
     assert status != 0
-    assert_refused(output, r"params\.projector\.linears\.1\.kernel")
+    assert_refused(output, r"params\.backbone\.dense\.kernel")
 
 
 def assert_refused(output, pattern):

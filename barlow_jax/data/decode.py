@@ -9,7 +9,8 @@ import functools
 import io
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # libjpeg's opinion of each odd file; we name bad files ourselves
+# TensorFlow's opinion of each odd file, with a traceback; we name bad files ourselves. Assigned, as JAX sets a default.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not used here, and it greets on stderr
 
 import numpy as np
@@ -194,8 +195,10 @@ def canvas_batches(paths, plan, steps, boxes_of, margin_of, *, canvas, views, tr
         parts = tf.numpy_function(plan, [step], [tf.int64, tf.float64])
         return tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True))
 
+    running = tf.Variable(True)
     batches = (
         tf.data.Dataset.range(steps.start, steps.stop)
+        .take_while(lambda step: running)
         .map(planned)
         .unbatch()
         .map(_row_loader(paths, boxes_of, margin_of, canvas, views, tries), threads, deterministic=True)
@@ -205,4 +208,24 @@ def canvas_batches(paths, plan, steps, boxes_of, margin_of, *, canvas, views, tr
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.autotune.enabled = False  # nothing is left to tune, and memory stays what `prefetch` says
-    return batches.with_options(options).as_numpy_iterator()
+    iterator = batches.with_options(options).as_numpy_iterator()
+    try:
+        yield from iterator
+    finally:
+        running.assign(False)
+        _run_out(iterator)
+
+
+def _run_out(iterator):
+    """Reads what is still on its way, so that no thread is left at work when the iterator is destroyed.
+
+    TensorFlow destroys it with Python's lock in hand and waits for its threads; one that is about to call `plan` or
+    Pillow waits for that lock, and both for ever. Seen in half of all runs that ended on unreadable files.
+    """
+    while True:
+        try:
+            next(iterator)
+        except StopIteration:
+            return
+        except ReadError:
+            continue

@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import logging
 import os
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -109,6 +110,8 @@ class Batches:
         self._source, self._job, self._finish, self._max_bad_fraction = source, job, finish, max_bad_fraction
         in_memory = isinstance(source, Arrays)
         self._raw = _array_batches(source.images, job) if in_memory else _file_batches(source.paths, job)
+        # At the latest when Python exits: reading threads that outlive the interpreter would hang it.
+        self._stop = weakref.finalize(self, self._raw.close)
 
     def __iter__(self):
         return self
@@ -125,7 +128,8 @@ class Batches:
         return self._finish(raw, shown, label.astype(np.int32))
 
     def close(self):
-        self._raw.close()
+        """Stops the reading threads; the iterator is at its end."""
+        self._stop()
 
     def _account(self, index, skipped):
         from barlow_jax.data.decode import why_unreadable
