@@ -120,13 +120,14 @@ def test_one_and_eight_devices_have_the_same_losses(tmp_path):
             "--config=configs/demo.py",
             f"--workdir={workdir}",
             "--config.log_every_steps=1",
+            "--config.warmup_epochs=90",
             devices=devices,
         )
         wait_for(process, lambda w=workdir: (w / "metrics.jsonl").exists() and len(commands.lines(w)) >= 11)
         process.kill()
         process.communicate()
         losses.append([line["loss"] for line in commands.lines(workdir)][:11])
-    assert losses[0][0] > losses[0][10]
+    assert len(set(losses[0])) == 11  # it moves
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
