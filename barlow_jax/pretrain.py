@@ -1,9 +1,11 @@
-"""Pre-training: the state, its creation, and the train step.
+"""Pre-training: the state, its creation, and the train step. In use:
 
-graphdef, state = create_state(network, tx)
-views_of = make_views(recipe, seed, mesh)            # augmentation, on the device
-train_step = make_train_step(graphdef, tx, views_of, lambd=0.0051, mesh=mesh)
-state, metrics = train_step(state, batch)            # batch: {"canvas", "boxes", "index", "label"}
+    graphdef, state = create_state(network, tx)
+    views_of = make_views(recipe, seed, mesh)            # augmentation, on the device
+    train_step = make_train_step(graphdef, tx, views_of, lambd=0.0051, mesh=mesh)
+    state, metrics = train_step(state, batch)            # batch: {"canvas", "boxes", "index", "label"}
+
+The step is one jitted program over the whole mesh; the gradient is that of the global batch.
 """
 
 from typing import Any, NamedTuple
