@@ -212,8 +212,9 @@ def canvas_batches(paths, plan, steps, boxes_of, margin_of, *, canvas, views, tr
     try:
         yield from iterator
     finally:
-        running.assign(False)
-        _run_out(iterator)
+        with tf.init_scope():  # the collector may end a forgotten reader while another graph is being traced
+            running.assign(False)
+            _run_out(iterator)
 
 
 def _run_out(iterator):
