@@ -43,16 +43,14 @@ def train(config, workdir, stop):
     source, val_source = experiment.sources(config)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.last)
     total_steps = config.epochs * steps_per_epoch
-    labelled = source.labels is not None
     log.info("%s: %d images, %d steps an epoch, %d in all", source.name, len(source), steps_per_epoch, total_steps)
 
     # Network, optimiser, state.
     recipe = experiment.recipe(config, source.channels)
     tx, schedules = experiment.optimizer(config, steps_per_epoch)
-    probe_tx = experiment.probe_optimizer(config, steps_per_epoch) if labelled else None
-    num_classes = int(source.labels.max()) + 1 if labelled else None
+    probe_tx = experiment.probe_optimizer(config, steps_per_epoch) if source.num_classes else None
     graphdef, state = pretrain.create_state(
-        experiment.network(config, source.channels), tx, num_classes=num_classes, probe_tx=probe_tx
+        experiment.network(config, source.channels), tx, num_classes=source.num_classes, probe_tx=probe_tx
     )
     state = jax.device_put(state, sharding.replicated(mesh))
     views_of = pretrain.make_views(recipe, config.seed, mesh)
@@ -153,7 +151,7 @@ def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
     """
     step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
     bank_source = sources.evenly_spaced(source, config.eval.knn_bank)
-    supervised = val_source is not None and val_source.labels is not None and source.labels is not None
+    supervised = bool(val_source and val_source.num_classes and source.num_classes)
     if supervised and config.eval.every_epochs and config.eval.knn_k > len(bank_source):
         raise UserError(f"config.eval.knn_k is {config.eval.knn_k}, and there are {len(bank_source)} images to search.")
 

@@ -1,6 +1,7 @@
 """From the fields of a config to arguments: the one place where they are checked and derived numbers are made."""
 
 import itertools
+import logging
 import operator
 
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ from flax import nnx
 
 from barlow_jax import augment, loss, model, optim, sharding
 from barlow_jax.data import open_source, order, pipeline
-from barlow_jax.data.sources import Arrays
+from barlow_jax.data.sources import NEED_PATH, Arrays
 from barlow_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -57,24 +60,59 @@ def check(config):
             f"config.eval.crop is {config.eval.crop} and config.eval.resize {config.eval.resize}; the crop is cut out "
             "of the resized image, so it must not be larger."
         )
-    if config.data.kind != "digits" and not config.data.path:
+    check_data(config.data)
+
+
+def check_data(data):
+    """Raises UserError unless the fields of config.data name images."""
+    if data.kind in NEED_PATH and not data.path:
         raise UserError("config.data.path is empty; point it to your images with --config.data.path=FOLDER.")
+    if data.kind == "tfds" and not data.name:
+        raise UserError("config.data.name is empty; name a data set of TFDS, such as --config.data.name=imagenet2012.")
+    if data.file_list and data.kind != "folder":
+        raise UserError(f"config.data.file_list is for image folders, and config.data.kind is {data.kind!r}.")
+    if data.channels not in (0, 1, 3):
+        raise UserError(
+            f"config.data.channels is {data.channels}; it is 1 (grey), 3 (RGB) or 0 (as the data set says)."
+        )
 
 
 def sources(config):
     """The training source, and the validation source or None."""
     data = config.data
+    options = {
+        "folder": {"channels": data.channels},
+        "tfds": {"channels": data.channels, "name": data.name},
+    }.get(data.kind, {})
 
-    def opened(split, **options):
+    def opened(split, **more):
         split = "" if (data.kind, split) == ("folder", ".") else split
-        return open_source(data.kind, data.path, split, **options)
+        return open_source(data.kind, data.path, split, **options, **more)
 
-    train = opened(data.train)
+    listed = {"listed": data.file_list} if data.file_list else {}
+    train = _resident(config, opened(data.train, **listed))
     if not data.val:
         return train, None
     # Both splits of a folder must number their classes alike.
     names = {"class_names": train.class_names} if data.kind == "folder" and train.class_names else {}
     return train, opened(data.val, **names)
+
+
+def _resident(config, source):
+    """The training source as Arrays if it is small enough to live on the devices, else the source as it is."""
+    arrays = pipeline.in_memory(
+        source,
+        max_bytes=config.data.resident_bytes,
+        canvas=canvas(config, source),
+        threads=config.data.threads or None,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+    if arrays is None:
+        return source
+    height, width = arrays.images.shape[1:3]
+    log.info("%s lives on the devices: %d images of at most %d x %d pixels, %.1f MB", source.name, len(source), height,
+             width, arrays.images.nbytes / 1e6)  # fmt: skip
+    return arrays
 
 
 def fits_on_devices(config, source):
@@ -98,7 +136,7 @@ def train_batches(config, source, start_step, mesh, process, *, last, crop_scale
     """
     if fits_on_devices(config, source):
         resident = sharding.ResidentSet(
-            source.images, source.labels, mesh, seed=config.seed, scale=crop_scale, ratio=crop_ratio
+            source.images, source.labels, mesh, seed=config.seed, scale=crop_scale, ratio=crop_ratio, sizes=source.sizes
         )
         for step in itertools.count(start_step):
             _, index = order.batch_indices(len(source), config.batch_size, config.seed, step, last, **process)
@@ -145,6 +183,8 @@ def recipe(config, channels):
             f"The images have {channels} channels and config.views.mean {len(views['mean'])} values; "
             "give config.views.mean and config.views.std one value for each channel."
         )
+    if channels != 3:
+        log.info("images of %d channels: saturation, hue and grayscale are for 3 and are left out", channels)
     return augment.Recipe(size=config.image_size, **views)
 
 

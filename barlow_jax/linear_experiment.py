@@ -110,7 +110,7 @@ def filled_in(config, pretrained):
     config = config.copy_and_resolve_references().unlock()
     fields = ["image_size", "eval.resize", "eval.crop"]
     if config.data.kind in ("", pretrained.data.kind):
-        fields += ["data.kind", "data.path", "data.train", "data.val"]
+        fields += ["data.kind", "data.path", "data.name", "data.train", "data.val", "data.channels"]
     taken = []
     for field in fields:
         group, _, name = field.rpartition(".")
@@ -132,8 +132,7 @@ def sources(config, channels):
     Raises:
       UserError: something about the images or labels does not fit.
     """
-    if config.data.kind != "digits" and not config.data.path:
-        raise UserError("config.data.path is empty; point it to your labelled images with --config.data.path=FOLDER.")
+    experiment.check_data(config.data)
     train, val = experiment.sources(config)
     if val is None:
         raise UserError("config.data.val is empty; name the labelled validation images, such as --config.data.val=val.")
@@ -141,27 +140,27 @@ def sources(config, channels):
         _check_source(source, channels)
     if train.class_names and val.class_names and train.class_names != val.class_names:
         raise UserError(f"{train.name} and {val.name} name their classes differently; give two splits of one data set.")
-    num_classes = len(train.class_names) if train.class_names else int(train.labels.max()) + 1
+    num_classes = train.num_classes
     if num_classes < 2:
         raise UserError(f"{train.name} has one class only; a classifier needs two or more.")
-    if val.labels.max() >= num_classes:
+    if val.num_classes > num_classes:
         raise UserError(
-            f"{val.name} has images of class {val.labels.max()}, but {train.name} has only the {num_classes} classes "
-            f"0 to {num_classes - 1}; give two splits of one data set."
+            f"{val.name} has images of class {val.num_classes - 1}, but {train.name} has only the classes 0 to "
+            f"{num_classes - 1}; give two splits of one data set."
         )
-    absent = num_classes - len(np.unique(val.labels))
+    absent = 0 if val.labels is None else num_classes - len(np.unique(val.labels))
     if absent:
         log.warning("%d of the %d classes have no image in %s", absent, num_classes, val.name)
     return train, val, num_classes
 
 
 def _check_source(source, channels):
-    unlabelled = len(source) if source.labels is None else int((source.labels < 0).sum())
-    if unlabelled == len(source):
+    if source.num_classes is None:
         raise UserError(
             f"{source.name} has no labels; point config.data.path, train and val to images with labels "
             "(a folder needs one sub-folder for each class)."
         )
+    unlabelled = 0 if source.labels is None else int((source.labels < 0).sum())
     if unlabelled:
         raise UserError(f"{unlabelled} of the {len(source)} images of {source.name} have no label (-1); take them out.")
     if source.channels != channels:

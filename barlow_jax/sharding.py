@@ -69,27 +69,32 @@ class ResidentSet:
     """A small data set that lives on the devices: a batch is a gather, and no image crosses the host again.
 
     Args:
-      images: uint8 [n, H, W, C]; labels: int32 [n] or None.
+      images: uint8 [n, H, W, C]; labels: int32 [n] or None; sizes: int32 [n, 2] or None, as those of data.Arrays.
       seed, scale, ratio: of the random boxes, which are drawn on the device.
     """
 
-    def __init__(self, images, labels, mesh, *, seed, scale, ratio):
+    def __init__(self, images, labels, mesh, *, seed, scale, ratio, sizes=None):
         self.mesh = mesh
-        labels = np.full(len(images), -1, np.int32) if labels is None else labels
-        self.images, self.labels = jax.device_put((images, labels.astype(np.int32)), replicated(mesh))
-        height, width = images.shape[1:3]
+        n, height, width, _ = images.shape
+        held = {
+            "images": images,
+            "labels": np.full(n, -1, np.int32) if labels is None else labels.astype(np.int32),
+            "sizes": np.full((n, 2), (height, width), np.int32) if sizes is None else sizes,
+        }
+        self._held = jax.device_put(held, replicated(mesh))
 
-        def gather(images, labels, index, step):
+        def gather(held, index, step):
             keys = example_keys(seed, step, len(index))  # those of the views: `augment` keeps the two apart
+            height, width = jnp.moveaxis(held["sizes"][index], -1, 0)
             boxes = augment.random_boxes(keys, height, width, scale=scale, ratio=ratio)
-            return {"canvas": images[index], "boxes": boxes, "index": index, "label": labels[index]}
+            return {"canvas": held["images"][index], "boxes": boxes, "index": index, "label": held["labels"][index]}
 
         self._gather = jax.jit(gather, out_shardings=by_example(mesh))
 
     def batch(self, index, step):
         """The training batch of these examples. index: int [b], this process's rows; step: the training step."""
         index = jax.make_array_from_process_local_data(by_example(self.mesh), np.asarray(index, np.int32))
-        return self._gather(self.images, self.labels, index, np.int32(step))
+        return self._gather(self._held, index, np.int32(step))
 
 
 def example_keys(seed, step, batch_size):

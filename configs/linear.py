@@ -34,12 +34,17 @@ def get_config():
 
     # The images. What is empty is as in the pre-training run; with another kind than there, give all that it needs.
     config.data = ConfigDict()
-    config.data.kind = ""  # "folder" (of class folders) | "npz" | "digits"
-    config.data.path = ""  # folder: holds train/ and val/; npz: the file
-    config.data.train = ""  # folder: subfolder of path ("." is path itself); npz, digits: the split
+    config.data.kind = ""  # "folder" (of class folders) | "tfds" | "npz" | "digits"
+    config.data.path = (
+        ""  # folder: holds train/ and val/; npz: the file; tfds: where its sets are, "" is its own choice
+    )
+    config.data.name = ""  # tfds: the data set, such as "imagenet2012"; see linear_tfds.py
+    config.data.train = ""  # folder: subfolder of path ("." is path itself); else the split, as in "train[:10%]"
     config.data.val = ""  # the same for validation
+    config.data.file_list = ""  # folder: text file of the training images to take, one a line; "" is all, always
+    config.data.channels = 0  # of images in files: 1 reads them as grey, 3 as RGB
     config.data.canvas = 512  # side in pixels of what travels to the device; larger crops are decoded at 1/2, 1/4, 1/8
-    config.data.resident_bytes = 2**30  # arrays up to this size live on every device
+    config.data.resident_bytes = 2**30  # sets that take no more, at full scale, live on every device; 0 for none
     config.data.threads = 0  # for decoding; 0 is one per core
     config.data.max_bad_fraction = 0.01  # more unreadable images than this end the run
 

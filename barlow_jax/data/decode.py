@@ -1,6 +1,6 @@
-"""Encoded image files to canvases, in a tf.data graph. The only module that imports TensorFlow.
+"""Encoded images to canvases, in a tf.data graph.
 
-Per image: read the bytes, learn the size from the header, fit the crop boxes, decode the pixels under their
+Per image: fetch the bytes, learn the size from the header, fit the crop boxes, decode the pixels under their
 union, once. Huffman decoding is 79 % of a JPEG's cost, so a second partial decode of the same bytes would be a
 loss, and so would decoding what no box shows.
 """
@@ -30,8 +30,27 @@ DCT = "INTEGER_ACCURATE"
 ReadError = tf.errors.OpError  # what canvas_batches raises at an unreadable file when it may not pass over it
 
 
-def pillow_rgb(encoded):
-    """Any image Pillow reads -> uint8 [h, w, 3], as its convert("RGB"), without EXIF rotation.
+def from_files(paths, labels):
+    """A function for tf.data: index -> (encoded image, label int32), of image files.
+
+    paths: list. labels: int32 [n], or None, which is -1 for all.
+    """
+    stored = tf.constant([os.fsencode(path) for path in paths])
+    labels = tf.constant(np.full(len(paths), -1, np.int32) if labels is None else labels)
+    return lambda index: (tf.io.read_file(stored[index]), labels[index])
+
+
+def from_records(source):
+    """The same of a records.Records. The read is Python's: 20 us and no lock while the disk is at work."""
+
+    def fetch(index):
+        return source.parse(tf.ensure_shape(tf.numpy_function(source.read, [index], tf.string, stateful=False), []))
+
+    return fetch
+
+
+def pillow_pixels(encoded, channels=3):
+    """Any image Pillow reads -> uint8 [h, w, channels], as its convert("RGB") or ("L"), without EXIF rotation.
 
     One exception: 16-bit grey keeps its high byte, like every other 16-bit image here. Pillow would clip it to
     255, which turns a radiograph into a white page.
@@ -39,36 +58,45 @@ def pillow_rgb(encoded):
     image = Image.open(io.BytesIO(encoded))
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.array(image.convert("RGB"))
+    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def why_unreadable(path):
-    """A few words on what is wrong with an image file, for a person."""
+def why_unreadable(source, index):
+    """A few words on what is wrong with an example of a source of files, for a person."""
     try:
-        with open(path, "rb") as file:
-            encoded = file.read()
+        encoded = source.encoded(index)
     except OSError as error:
-        return error.strerror
+        return error.strerror or str(error)
+    except Exception as error:  # of the reader of records: whatever its parser runs into
+        return str(error)
     if not encoded:
         return "the file is empty"
     try:
-        pillow_rgb(encoded)
+        pillow_pixels(encoded)
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into; all of it is the answer
         return str(error)
     return "TensorFlow cannot decode it, though Pillow can: save it anew"
 
 
-def _decode_whole(encoded):
-    """Every pixel of a file that is not an ordinary JPEG: uint8 [h, w, 3]."""
-    pixels = tf.cond(
-        tf.strings.substr(encoded, 0, len(PNG)) == PNG,
-        lambda: tf.io.decode_png(encoded, channels=3),
-        lambda: tf.numpy_function(pillow_rgb, [encoded], tf.uint8, stateful=False),
-    )
-    return tf.ensure_shape(pixels, [None, None, 3])
+def _decode_whole(encoded, channels):
+    """Every pixel of a file that is not an ordinary JPEG: uint8 [h, w, channels]."""
+
+    def by_pillow(encoded):
+        return pillow_pixels(encoded, channels)
+
+    def any_format():
+        return tf.numpy_function(by_pillow, [encoded], tf.uint8, stateful=False)
+
+    if channels == 3:
+        png = tf.strings.substr(encoded, 0, len(PNG)) == PNG
+        pixels = tf.cond(png, lambda: tf.io.decode_png(encoded, channels=3), any_format)
+    else:
+        pixels = any_format()  # TensorFlow's grey of a coloured PNG has the weights of green and blue exchanged
+    return tf.ensure_shape(pixels, [None, None, channels])
 
 
-def _decode_jpeg_window(encoded, window, width, scale):
+def _decode_jpeg_window(encoded, window, width, scale, channels):
     """Pixels `window` = (top, left, height, width), in pixels of the image reduced by `scale` in SCALES.
 
     One more column on either side is decoded and cut off: at the edge of a partial decode libjpeg interpolates
@@ -78,20 +106,20 @@ def _decode_jpeg_window(encoded, window, width, scale):
     right = tf.minimum(window[1] + window[3] + 1, width)
     wider = tf.stack([window[0], left, window[2], right - left])
     branches = [
-        lambda ratio=ratio: tf.io.decode_and_crop_jpeg(encoded, wider, channels=3, ratio=ratio, dct_method=DCT)
+        lambda ratio=ratio: tf.io.decode_and_crop_jpeg(encoded, wider, channels=channels, ratio=ratio, dct_method=DCT)
         for ratio in SCALES
     ]
     pixels = tf.switch_case(tf.argmax(tf.constant(SCALES) == scale, output_type=tf.int32), branches)
     return pixels[:, window[1] - left : window[1] - left + window[3]]
 
 
-def _reduce(pixels, factor):
-    """Mean of factor x factor cells, the last ones over repeated edge pixels: uint8 [ceil(h / f), ceil(w / f), 3]."""
+def _reduce(pixels, factor, channels):
+    """Mean of factor x factor cells, the last ones over repeated edge pixels: uint8 [ceil(h / f), ceil(w / f), C]."""
     size = tf.shape(pixels)
     rows, columns = -(-size[0] // factor), -(-size[1] // factor)
     pixels = tf.gather(pixels, tf.minimum(tf.range(rows * factor), size[0] - 1))
     pixels = tf.gather(pixels, tf.minimum(tf.range(columns * factor), size[1] - 1), axis=1)
-    cells = tf.reshape(tf.cast(pixels, tf.float32), [rows, factor, columns, factor, 3])
+    cells = tf.reshape(tf.cast(pixels, tf.float32), [rows, factor, columns, factor, channels])
     return tf.cast(tf.round(tf.reduce_mean(cells, axis=[1, 3])), tf.uint8)
 
 
@@ -114,21 +142,21 @@ def _place(boxes, margin, size, partial, canvas):
     return tf.cast(window, tf.int32), scale, tf.cast(factor, tf.int32), tf.cast(boxes, tf.float32)
 
 
-def read_window(path, boxes_of, margin_of, canvas):
-    """The part of an image that its boxes show: (pixels uint8 [h, w, 3], boxes float32 [v, 4] on them).
+def read_window(encoded, boxes_of, margin_of, canvas, channels):
+    """The part of an image that its boxes show: (pixels uint8 [h, w, C], boxes float32 [v, 4] on them, stored size).
 
     boxes_of(height, width) gives the boxes and margin_of(boxes, xp=tf) how far around them pixels are wanted, all
     float64 in pixels of the stored image; what lies outside the image is left out. The window around all boxes
     is decoded once, at libjpeg's scale 1, 1/2, 1/4 or 1/8: the first at which it fits a square of `canvas`
     pixels. What is still larger (or no JPEG) is averaged over whole cells. The boxes shrink with the pixels and
-    may become fractional. Greyscale, palette, alpha, CMYK and 16-bit images become RGB; the format is told by
-    content, not by name. tf.errors.OpError where the file cannot be read.
+    may become fractional. Greyscale, palette, alpha, CMYK and 16-bit images become RGB, or with channels = 1 grey (of
+    a JPEG its luma as stored); the format is told by content, not by name. The stored size is (height, width).
+    tf.errors.OpError where the image cannot be decoded.
     """
-    encoded = tf.io.read_file(path)
     jpeg = tf.io.is_jpeg(encoded)
     shape = tf.cond(jpeg, lambda: tf.io.extract_jpeg_shape(encoded), lambda: tf.zeros([3], tf.int32))
     partial = (shape[2] == 1) | (shape[2] == 3)  # CMYK goes through Pillow: TensorFlow rounds it otherwise
-    whole = tf.cond(partial, lambda: tf.zeros([0, 0, 3], tf.uint8), lambda: _decode_whole(encoded))
+    whole = tf.cond(partial, lambda: tf.zeros([0, 0, channels], tf.uint8), lambda: _decode_whole(encoded, channels))
     size = tf.where(partial, shape[:2], tf.shape(whole)[:2])
 
     real_size = tf.cast(size, tf.float64)
@@ -136,56 +164,60 @@ def read_window(path, boxes_of, margin_of, canvas):
     window, scale, factor, boxes = _place(boxes, margin_of(boxes, xp=tf), real_size, partial, canvas)
     pixels = tf.cond(
         partial,
-        lambda: _decode_jpeg_window(encoded, window, -(-size[1] // scale), scale),
+        lambda: _decode_jpeg_window(encoded, window, -(-size[1] // scale), scale, channels),
         lambda: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]],
     )
-    return tf.cond(factor > 1, lambda: _reduce(pixels, factor), lambda: pixels), boxes
+    return tf.cond(factor > 1, lambda: _reduce(pixels, factor, channels), lambda: pixels), boxes, size
 
 
-def _row_loader(paths, boxes_of, margin_of, canvas, views, tries):
+def _row_loader(fetch, n, boxes_of, margin_of, canvas, channels, views, tries):
     """A function (index, draws) -> one row of canvas_batches.
 
     With tries = 0 it raises tf.errors.OpError at a file that cannot be read. With tries > 0 it passes to the
     next file instead, up to `tries` in all; the detour costs 0.6 ms per image, so the caller takes it only
     where there is something to go around.
     """
-    stored = tf.constant(paths)
-
-    def blank(skipped):
-        return tf.zeros([0, 0, 3], tf.uint8), tf.zeros([views, 4]), skipped
+    blank = {
+        "pixels": np.zeros([0, 0, channels], np.uint8), "boxes": np.zeros([views, 4], np.float32),
+        "size": np.zeros(2, np.int32), "label": np.int32(-1), "skipped": NONE,
+    }  # fmt: skip
 
     def load(index, draws):
         def attempt(skipped):
-            path = stored[(index + skipped) % len(paths)]
-            pixels, boxes = read_window(path, functools.partial(boxes_of, draws, xp=tf), margin_of, canvas)
-            return pixels, tf.ensure_shape(boxes, [views, 4]), skipped
+            encoded, label = fetch((index + skipped) % n)
+            pixels, boxes, size = read_window(
+                encoded, functools.partial(boxes_of, draws, xp=tf), margin_of, canvas, channels
+            )
+            boxes = tf.ensure_shape(boxes, [views, 4])
+            return {"pixels": pixels, "boxes": boxes, "size": size, "label": label, "skipped": skipped}
 
         def first_success():  # the graph's try / except
             attempts = tf.data.Dataset.range(tries).map(attempt).ignore_errors()
-            attempts = attempts.concatenate(tf.data.Dataset.from_tensors(blank(NONE)))
+            attempts = attempts.concatenate(tf.data.Dataset.from_tensors(blank))
             return attempts.take(1).get_single_element()
 
         read = first_success if tries else lambda: attempt(np.int64(0))
-        pixels, boxes, skipped = tf.cond(index < 0, lambda: blank(NONE), read)
+        row = tf.cond(index < 0, lambda: tf.nest.map_structure(tf.constant, blank), read)
+        pixels = row.pop("pixels")
         extent = tf.shape(pixels)[:2]
-        lines = tf.reshape(pixels, [extent[0], 3 * extent[1]])  # tf.pad: 0.1 ms in two dimensions, 0.5 ms in three
-        lines = tf.pad(lines, [[0, canvas - extent[0]], [0, 3 * (canvas - extent[1])]])
-        pixels = tf.reshape(lines, [canvas, canvas, 3])
-        return {"canvas": pixels, "boxes": boxes, "extent": extent, "index": index, "skipped": skipped}
+        lines = tf.reshape(pixels, [extent[0], channels * extent[1]])  # tf.pad: 0.1 ms in two dimensions, 0.5 in three
+        lines = tf.pad(lines, [[0, canvas - extent[0]], [0, channels * (canvas - extent[1])]])
+        return row | {"canvas": tf.reshape(lines, [canvas, canvas, channels]), "extent": extent, "index": index}
 
     return load
 
 
-def canvas_batches(paths, plan, steps, boxes_of, margin_of, *, canvas, views, tries, threads, prefetch):
-    """Batches of canvases from image files, in order: an iterator of dicts of numpy arrays.
+def canvas_batches(fetch, n, plan, steps, boxes_of, margin_of, *, canvas, channels, views, tries, threads, prefetch):
+    """Batches of canvases from encoded images, in order: an iterator of dicts of numpy arrays.
 
-    paths: list of bytes. plan(step), called for every step in the range `steps` -> (int64 [rows], the images of
-    the batch, -1 = leave the row blank; float64 [rows, ...], the `draws` of each image for
-    boxes_of(draws, height, width, xp=tf) -> [views, 4]).
-    Yields canvas uint8 [rows, S, S, 3]; boxes float32 [rows, views, 4] and extent int32 [rows, 2] of the content,
-    see read_window; index int64 [rows], the planned image; skipped int64 [rows], how many unreadable files were
-    passed over before the one shown, which is image (index + skipped) % len(paths). Where the row was left blank
-    or none of `tries` files could be read, skipped is -1, extent (0, 0) and the boxes are zero.
+    fetch, n: of from_files or from_records, and the number of images there. plan(step), called for every step in the
+    range `steps` -> (int64 [rows], the images of the batch, -1 = leave the row blank; float64 [rows, ...], the `draws`
+    of each image for boxes_of(draws, height, width, xp=tf) -> [views, 4]).
+    Yields canvas uint8 [rows, S, S, C]; boxes float32 [rows, views, 4] and extent int32 [rows, 2] of the content,
+    see read_window; size int32 [rows, 2] of the image as it is stored; label int32 [rows]; index int64 [rows], the
+    planned image; skipped int64 [rows], how many unreadable files were passed over before the one shown, which is image
+    (index + skipped) % n. Where the row was left blank or none of `tries` files could be read, skipped and label are
+    -1, extent and size (0, 0) and the boxes are zero.
     With tries = 0 it raises ReadError instead, in place of the batch. `threads` images are decoded at the same
     time; `prefetch` finished batches wait.
     """
@@ -195,13 +227,14 @@ def canvas_batches(paths, plan, steps, boxes_of, margin_of, *, canvas, views, tr
         parts = tf.numpy_function(plan, [step], [tf.int64, tf.float64])
         return tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True))
 
+    load = _row_loader(fetch, n, boxes_of, margin_of, canvas, channels, views, tries)
     running = tf.Variable(True)
     batches = (
         tf.data.Dataset.range(steps.start, steps.stop)
         .take_while(lambda step: running)
         .map(planned)
         .unbatch()
-        .map(_row_loader(paths, boxes_of, margin_of, canvas, views, tries), threads, deterministic=True)
+        .map(load, threads, deterministic=True)
         .batch(shapes[0][0], drop_remainder=True)
         .prefetch(prefetch)
     )

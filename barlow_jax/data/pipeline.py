@@ -2,7 +2,7 @@
 
 A canvas is a square uint8 image with the pixels at its top left and zeros elsewhere; a box is
 (top, left, height, width) in canvas pixels. Cropping, resizing and the rest of the augmentation happen on the
-device. Files are read by tf.data (decode.py, imported on first use), arrays by numpy.
+device. Files and records are read by tf.data (decode.py, imported on first use), arrays by numpy.
 """
 
 import collections
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from barlow_jax.data import boxes, order
-from barlow_jax.data.sources import Arrays
+from barlow_jax.data.sources import Arrays, ImageFolder
 from barlow_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -41,24 +41,28 @@ class _Job:
     prefetch: int
 
 
-def _array_batches(images, job):
+def _array_batches(source, job):
     """decode.canvas_batches for images that are in memory: the whole image is copied onto the canvas."""
-    height, width, channels = images.shape[1:]
+    images, channels = source.images, source.channels
+    height, width = images.shape[1:3]
 
     def batch(step):
         index, draws = job.plan(step)
-        shown = images[np.maximum(index, 0)]
+        row = np.maximum(index, 0)
+        shown = images[row]
         if (height, width) != (job.canvas, job.canvas):
             content = shown
             shown = np.zeros((len(index), job.canvas, job.canvas, channels), np.uint8)
             shown[:, :height, :width] = content
         shown[index < 0] = 0
-        shape = (len(index), job.views, 1)
-        size = np.full(shape, height, np.float64), np.full(shape, width, np.float64)
+        size = np.full((len(index), 2), (height, width), np.int32) if source.sizes is None else source.sizes[row]
+        real_size = np.broadcast_to(size[:, None, :, None].astype(np.float64), (len(index), job.views, 2, 1))
         return {
             "canvas": shown,
-            "boxes": job.boxes_of(draws, *size, xp=np).astype(np.float32),
-            "extent": np.full((len(index), 2), (height, width), np.int32),
+            "boxes": job.boxes_of(draws, real_size[:, :, 0], real_size[:, :, 1], xp=np).astype(np.float32),
+            "extent": size,
+            "size": size,
+            "label": np.full(len(index), -1, np.int32) if source.labels is None else source.labels[row],
             "index": index,
             "skipped": np.where(index < 0, -1, 0),
         }
@@ -73,26 +77,29 @@ def _array_batches(images, job):
             yield pending.popleft().result()
 
 
-def _file_batches(paths, job):
+def _file_batches(source, job):
     """decode.canvas_batches at full speed, and for DETOUR steps around each unreadable file the careful way.
 
     Both ways give the same pixels and boxes, so how often the reader changes over leaves no trace in the data.
     """
-    from barlow_jax.data.decode import ReadError, canvas_batches  # here, as TensorFlow takes seconds to import
+    from barlow_jax.data import decode  # here, as TensorFlow takes seconds to import
 
-    paths = [os.fsencode(path) for path in paths]
+    if isinstance(source, ImageFolder):
+        fetch = decode.from_files(source.paths, source.labels)
+    else:
+        fetch = decode.from_records(source)
     step, tries = job.steps.start, 0
     while step < job.steps.stop:
         stop = min(job.steps.stop, step + DETOUR) if tries else job.steps.stop
         try:
-            for batch in canvas_batches(
-                paths, job.plan, range(step, stop), job.boxes_of, job.margin_of, canvas=job.canvas,
-                views=job.views, tries=tries, threads=job.threads, prefetch=job.prefetch,
+            for batch in decode.canvas_batches(
+                fetch, len(source), job.plan, range(step, stop), job.boxes_of, job.margin_of, canvas=job.canvas,
+                channels=source.channels, views=job.views, tries=tries, threads=job.threads, prefetch=job.prefetch,
             ):  # fmt: skip
                 yield batch
                 step += 1
             tries = 0
-        except ReadError:
+        except decode.ReadError:
             if tries:
                 raise
             tries = job.tries
@@ -101,15 +108,14 @@ def _file_batches(paths, job):
 class Batches:
     """Iterator over numpy batches that counts and names the images it could not read.
 
-    bad_files: {path: reason}, each file once. seen, bad: images asked for, and how many of them were unreadable
-    (a file counts each time), in this process since it started. close() stops the reading threads.
+    bad_files: {path, or what else names an image: reason}, each once. seen, bad: images asked for, and how many of them
+    were unreadable (one counts each time), in this process since it started. close() stops the reading threads.
     """
 
     def __init__(self, source, job, finish, max_bad_fraction):
         self.bad_files, self.seen, self.bad = {}, 0, 0
         self._source, self._job, self._finish, self._max_bad_fraction = source, job, finish, max_bad_fraction
-        in_memory = isinstance(source, Arrays)
-        self._raw = _array_batches(source.images, job) if in_memory else _file_batches(source.paths, job)
+        self._raw = (_array_batches if isinstance(source, Arrays) else _file_batches)(source, job)
         # At the latest when Python exits: reading threads that outlive the interpreter would hang it.
         self._stop = weakref.finalize(self, self._raw.close)
 
@@ -123,9 +129,8 @@ class Batches:
         if np.any(bad := (index >= 0) & (skipped != 0)):
             self._account(index[bad], skipped[bad])
         shown = np.where(skipped < 0, -1, (index + skipped) % len(self._source))
-        labels = self._source.labels
-        label = np.full(shown.shape, -1, np.int32) if labels is None else np.where(shown < 0, -1, labels[shown])
-        return self._finish(raw, shown, label.astype(np.int32))
+        raw["label"] = np.where(shown < 0, np.int32(-1), raw["label"])
+        return self._finish(raw, shown)
 
     def close(self):
         """Stops the reading threads; the iterator is at its end."""
@@ -138,9 +143,10 @@ class Batches:
         too_many = self.bad > self._max_bad_fraction * max(self.seen, FIRST)
         for first, count in zip(index, np.where(skipped < 0, self._job.tries, skipped), strict=True):
             for k in range(count):
-                path = self._source.paths[(first + k) % len(self._source)]
+                place = (first + k) % len(self._source)
+                path = self._source.where(place)
                 if path not in self.bad_files:
-                    self.bad_files[path] = why_unreadable(path)
+                    self.bad_files[path] = why_unreadable(self._source, place)
                     logger.warning("unreadable image %s: %s", path, self.bad_files[path])
             if too_many:
                 raise UserError(
@@ -165,6 +171,14 @@ def _check(source, canvas, max_bad_fraction):
         )
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"max_bad_fraction is {max_bad_fraction}, but must lie in [0, 1].")
+
+
+def _check_all_read(index, tries, source):
+    if np.any(index < 0):
+        raise UserError(
+            f"{tries} images in a row could not be read (the log names them): check that {source.name} is still there "
+            "and intact."
+        )
 
 
 def train_batches(
@@ -198,13 +212,9 @@ def train_batches(
 
     tries = min(len(source), TRIES)
 
-    def finish(raw, index, label):
-        if np.any(index < 0):
-            raise UserError(
-                f"{tries} images in a row could not be read (the log names them): check that {source.name} is "
-                "still there and intact."
-            )
-        return {"canvas": raw["canvas"], "boxes": raw["boxes"], "index": index, "label": label}
+    def finish(raw, index):
+        _check_all_read(index, tries, source)
+        return {"canvas": raw["canvas"], "boxes": raw["boxes"], "index": index, "label": raw["label"]}
 
     plan(start_step)  # an impossible argument should end here, not in a reading thread
     job = _Job(
@@ -245,14 +255,14 @@ def eval_batches(
     def margin_of(found, xp):
         return boxes.filter_margin(found, crop, xp)
 
-    def finish(raw, index, label):
+    def finish(raw, index):
         mask = index >= 0
         whole = np.asarray([0, 0, canvas, canvas], np.float32)  # where there is no image: finite for any resize
         return {
             "canvas": raw["canvas"],
             "boxes": np.where(mask[:, None, None], raw["boxes"], whole),
             "extent": np.where(mask[:, None], raw["extent"], np.int32(canvas)),
-            "index": index, "label": label, "mask": mask,
+            "index": index, "label": raw["label"], "mask": mask,
         }  # fmt: skip
 
     job = _Job(
@@ -260,3 +270,51 @@ def eval_batches(
         threads or _default_threads(), prefetch,
     )  # fmt: skip
     return Batches(source, job, finish, max_bad_fraction)
+
+
+def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01):
+    """The whole source as Arrays, or None: if that takes more than max_bytes, or an image is larger than the canvas.
+
+    Images stand at the top left of arrays as large as the largest of them. Arrays are returned as they are. Unreadable
+    images are replaced, counted and named as in train_batches.
+    """
+    if isinstance(source, Arrays):
+        return source if source.images.nbytes <= max_bytes else None
+    _check(source, canvas, max_bad_fraction)
+    side, n = canvas if source.shape is None else max(source.shape[:2]), len(source)
+    if n * side * side * source.channels > max_bytes:
+        return None
+    rows, tries = min(n, 256), min(n, TRIES)
+
+    def plan(step):
+        return order.eval_indices(n, rows, step), np.zeros((rows, 1))
+
+    def whole(draws, height, width, xp):
+        return xp.concat([0 * height, 0 * width, height, width], axis=-1)
+
+    def finish(raw, index):
+        _check_all_read(index[: n - len(labels)], tries, source)
+        return raw
+
+    job = _Job(
+        plan, range(order.eval_steps(n, rows)), whole, boxes.no_margin, side, 1, tries,
+        threads or _default_threads(), prefetch=2,
+    )  # fmt: skip
+    images = np.empty((n, side, side, source.channels), np.uint8)
+    sizes, labels = np.empty((0, 2), np.int32), np.empty(0, np.int32)
+    batches = Batches(source, job, finish, max_bad_fraction)
+    try:
+        for batch in batches:
+            first, count = len(labels), min(rows, n - len(labels))
+            if np.any(batch["extent"] < batch["size"]):
+                return None
+            images[first : first + count] = batch["canvas"][:count]
+            sizes = np.concatenate([sizes, batch["size"][:count]])
+            labels = np.concatenate([labels, batch["label"][:count]])
+    finally:
+        batches.close()
+    height, width = sizes.max(axis=0)
+    return Arrays(
+        np.ascontiguousarray(images[:, :height, :width]), None if source.num_classes is None else labels,
+        class_names=source.class_names, name=source.name, sizes=None if np.all(sizes == sizes[0]) else sizes,
+    )  # fmt: skip

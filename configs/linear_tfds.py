@@ -1,0 +1,20 @@
+"""Linear evaluation on an image set of tensorflow-datasets, by name; the rest as linear.py.
+
+    python linear_eval.py --config=configs/linear_tfds.py:imagenet2012 --checkpoint=runs/r50 --workdir=runs/r50/linear
+    python linear_eval.py --config=configs/linear_tfds.py:imagenette --checkpoint=runs/r50 --workdir=runs/r50/imagenette
+
+The splits are those of tfds.py; a set that is not there is named with its splits, as there. The backbone may come from
+any other data. Not run here yet.
+"""
+
+from configs import linear, linear_cifar10
+from configs.tfds import SPLITS
+
+
+def get_config(name="imagenet2012"):
+    """name: of the data set, as TFDS has it."""
+    config = (linear_cifar10 if name == "cifar10" else linear).get_config().unlock()
+    config.data.kind = "tfds"
+    config.data.name = name
+    config.data.train, config.data.val = SPLITS.get(name, ("train", "validation"))
+    return config.lock()
