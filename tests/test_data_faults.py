@@ -3,14 +3,16 @@
 import io
 import logging
 import pathlib
+import re
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from barlow_jax import data
+from barlow_jax import augment, data
 from barlow_jax.data import decode, order, pipeline
 from barlow_jax.errors import UserError
 
@@ -106,6 +108,35 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path):
     assert np.array_equal(batch["canvas"][0, :height, :width], rgb[:height, left : left + width])
 
 
+def zero_sized(name):
+    """PHOTO with a width of 0 in the header, as a broken writer leaves it."""
+    content = bytearray(encoded(PHOTO, name))
+    if name == "JPEG":
+        start = content.index(b"\xff\xc0") + 7  # SOF0: length, precision, height, width
+        content[start : start + 2] = bytes(2)
+    elif name == "PNG":
+        content[16:20] = bytes(4)
+        content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    else:
+        content[18:22] = bytes(4)  # BMP
+    return bytes(content)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(20_000, 300), (300, 20_000)])
+def test_a_panorama(tmp_path, form, size):
+    """Larger than any canvas even at 1/8: averaged further, box and pixels still where they belong."""
+    image = PHOTO.resize(size, Image.BICUBIC)
+    source = write(tmp_path, {"wide.x": encoded(image, form)})
+    (batch,) = data.eval_batches(source, batch_size=1, canvas=128, resize_short=256, crop=224, threads=1)
+    view = augment.eval_views(batch["canvas"], batch["boxes"], batch["extent"], size=32, mean=(0,) * 3, std=(1,) * 3)
+    left, top = (size[0] - 262) // 2, (size[1] - 262) // 2  # 300 * 224 / 256 = 262.5 pixels of the short side
+    expected = np.asarray(image.crop((left, top, left + 263, top + 263)).resize((32, 32), Image.BILINEAR))
+    assert np.abs(255 * np.asarray(view[0]) - expected).max() < 8
+    batch = next(data.train_batches(source, batch_size=1, seed=0, canvas=128, threads=1))
+    assert batch["boxes"].max() <= 128 and (batch["boxes"] >= 0).all() and batch["canvas"].any()
+
+
 GOOD = {f"good{k:02}.jpg": encoded(PHOTO.rotate(k), "JPEG") for k in range(40)}
 BAD = {
     "good07x_truncated.jpg": GOOD["good07.jpg"][: len(GOOD["good07.jpg"]) // 3],
@@ -113,13 +144,16 @@ BAD = {
     "good20x_text.png": b"this is no image",
     "good30x_cut.png": encoded(PHOTO, "PNG")[:500],
     "good31x_cut.webp": encoded(PHOTO, "WEBP")[:300],
+    "good32x_zero.jpg": zero_sized("JPEG"),
+    "good33x_zero.png": zero_sized("PNG"),
+    "good34x_zero.bmp": zero_sized("BMP"),
 }
 LAST = {"good40x_empty.jpg": b""}  # the next one is the first
 
 
 @pytest.fixture
 def damaged(tmp_path):
-    """46 files, 6 of them unreadable and one more missing; a file's number tells which may stand in for it."""
+    """49 files, 9 of them unreadable and one more missing; a file's number tells which may stand in for it."""
     source = write(tmp_path, GOOD | BAD | LAST)
     (tmp_path / "good25.jpg").unlink()
     return source
@@ -187,7 +221,7 @@ def test_too_many_unreadable_images_end_the_run(damaged):
             next(batches)
     text = str(caught.value)
     assert "max_bad_fraction = 0.003" in text and any(path in text for path in batches.bad_files)
-    assert "4 of " in text and "repair or delete" in text and "\n" not in text
+    assert re.match(r"[45] of \d+ images", text) and "repair or delete" in text and "\n" not in text
     assert caught.value.__cause__ is None and caught.value.__context__ is None  # nothing of TensorFlow's below it
 
 
@@ -218,7 +252,7 @@ def test_a_reader_left_in_the_middle_ends_with_its_process(tmp_path, closed):
         (tmp_path / f"{k}.jpg").write_bytes(b"not an image")
         Image.fromarray(np.full((9, 9, 3), k, np.uint8)).save(tmp_path / f"{k}.webp")  # read through Pillow
     code = f"""
-from barlow_jax import data
+from barlow_jax import augment, data
 from barlow_jax.data import pipeline
 source = data.open_source("folder", {str(tmp_path)!r}, "")
 reader = pipeline.train_batches(source, batch_size=8, seed=0, canvas=16, max_bad_fraction=1.0)

@@ -1,10 +1,12 @@
 """Batches: order, resume, pixels and boxes, against Pillow's own decode of the same images."""
 
+import copy
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from barlow_jax import data
+from barlow_jax import augment, data
 from barlow_jax.data import boxes, order
 from barlow_jax.errors import UserError
 
@@ -305,3 +307,45 @@ def test_impossible_arguments_end_at_once(arrays, options, words):
 def test_impossible_crop(arrays):
     with pytest.raises(UserError, match="crop is 224"):
         data.eval_batches(arrays, batch_size=4, canvas=24, resize_short=32)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_held_in_memory(jpegs, channels):
+    """Each image at full scale at the top left; not if one is larger than the canvas or all are more than allowed."""
+    source = copy.copy(jpegs)
+    source.channels = channels
+    arrays = data.in_memory(source, max_bytes=29 * 150**2 * channels, canvas=150, threads=2)
+    assert arrays.images.shape == (29, 100, 150, channels) and np.array_equal(arrays.labels, jpegs.labels)
+    assert arrays.class_names == jpegs.class_names and arrays.num_classes == 3
+    for row, path in enumerate(jpegs.paths):
+        height, width = arrays.sizes[row]
+        assert (height, width) == SIZES[int(path[-6:-4]) % len(SIZES)]
+        expected = Image.open(path)
+        if channels == 1:
+            expected.draft("L", None)  # Pillow too reads the luma as it is stored, and makes no colours of it
+        expected = np.asarray(expected.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)
+        assert np.array_equal(arrays.images[row, :height, :width], expected)
+        assert not arrays.images[row, height:].any() and not arrays.images[row, :, width:].any()
+    assert data.in_memory(source, max_bytes=29 * 150**2 * channels - 1, canvas=150) is None
+    assert data.in_memory(source, max_bytes=10**9, canvas=149, threads=2) is None
+
+
+def test_images_of_many_sizes_in_memory_are_cropped_as_the_files_are(jpegs):
+    """The same boxes and the same pixels in them; only where the box lies on the canvas differs."""
+    arrays = data.in_memory(jpegs, max_bytes=10**9, canvas=150, threads=2)
+    for one, other in zip(take(4, train(jpegs, canvas=150)), take(4, train(arrays, canvas=150)), strict=True):
+        assert np.array_equal(one["index"], other["index"]) and np.array_equal(one["label"], other["label"])
+        for batch in (one, other):
+            batch["crops"] = [
+                batch["canvas"][row, top : top + height, left : left + width]
+                for row in range(8)
+                for top, left, height, width in batch["boxes"][row].astype(int)
+            ]
+        assert all(np.array_equal(a, b) for a, b in zip(one["crops"], other["crops"], strict=True))
+    options = {"batch_size": 29, "canvas": 150, "resize_short": 24, "crop": 20}
+    (one,), (other,) = (data.eval_batches(source, **options) for source in (jpegs, arrays))
+    views = [
+        augment.eval_views(b["canvas"], b["boxes"], b["extent"], size=20, mean=(0.5,) * 3, std=(0.25,) * 3)
+        for b in (one, other)
+    ]
+    assert np.abs(views[0] - views[1]).max() < 0.03  # 2 grey levels: windows begin elsewhere

@@ -65,6 +65,49 @@ def test_another_split_is_numbered_alike(tmp_path):
     one_sentence(caught)
 
 
+def test_files_are_told_by_content(tmp_path):
+    """A name of another kind, or none, counts if the file begins as an image; a name of an image always counts."""
+    for name, form in {"photo": "JPEG", "0042.bin": "PNG", "x.dat": "WEBP", "y.raw": "BMP", "z": "TIFF"}.items():
+        Image.fromarray(PIXELS[0]).save(tmp_path / name, form)
+    (tmp_path / "BMore.txt").write_text("BMore text than image")
+    (tmp_path / "README.md").write_text("hello")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    found = [pathlib.Path(path).name for path in data.ImageFolder(tmp_path).paths]
+    assert found == ["0042.bin", "broken.jpg", "photo", "x.dat", "y.raw", "z"]
+
+
+def test_a_file_list_chooses_images(tmp_path, caplog):
+    folder(tmp_path / "train", "a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg", "c/1.png")
+    chosen = tmp_path / "list.txt"
+    chosen.write_text("4.jpg\na/1.jpg\n\n4.jpg\n")
+    source = data.open_source("folder", str(tmp_path), "train", listed=str(chosen))
+    assert [path[-7:] for path in source.paths] == ["a/1.jpg", "b/4.jpg"]
+    assert source.labels.tolist() == [0, 1] and source.class_names == ("a", "b", "c")  # numbered as without it
+    chosen.write_text("4.jpg\nabsent.jpg\n")
+    assert len(data.ImageFolder(tmp_path / "train", listed=chosen)) == 1
+    assert "1 of the 2 files" in caplog.text and "absent.jpg" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"\xff\xfe\x00", "it is no text"),
+        (None, "No such file"),
+        (b"absent.jpg", "names no file below"),
+        (b"1.jpg", "several files below"),
+    ],
+)
+def test_unusable_file_lists(tmp_path, content, words):
+    folder(tmp_path / "images", "a/1.jpg", "b/1.jpg")
+    if content is not None:
+        (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        data.ImageFolder(tmp_path / "images", listed=tmp_path / "list.txt")
+    assert words in one_sentence(caught) and "list.txt" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("names", "options", "words"),
     [
