@@ -42,6 +42,7 @@ def train(config, workdir, stop):
     # Data.
     source, val_source = experiment.sources(config)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.last)
+    experiment.check_last_batch(config, len(source), mesh)
     total_steps = config.epochs * steps_per_epoch
     labelled = source.labels is not None
     log.info("%s: %d images, %d steps an epoch, %d in all", source.name, len(source), steps_per_epoch, total_steps)
@@ -62,6 +63,7 @@ def train(config, workdir, stop):
         views_of,
         lambd=config.lambd,
         mesh=mesh,
+        batch_size=config.batch_size,
         form=config.loss_form,
         scale_loss=config.scale_loss,
         schedules=schedules,
@@ -98,6 +100,7 @@ def train(config, workdir, stop):
         mesh,
         process,
         last=config.data.last,
+        reference_world_size=config.reference_world_size,
         crop_scale=tuple(config.views.crop_scale),
         crop_ratio=tuple(config.views.crop_ratio),
     )
@@ -120,7 +123,7 @@ def train(config, workdir, stop):
             done = step + 1
             last = done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
-            progress.step(config.batch_size)
+            progress.step(len(batch["index"]))
             if step == 0 or last or launch.due(done, config.log_every_steps):
                 writer.scalars(done, launch.checked(report, done, checkpoints) | progress.rates())
             scores = {}

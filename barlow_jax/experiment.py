@@ -82,18 +82,31 @@ def fits_on_devices(config, source):
     return isinstance(source, Arrays) and source.images.nbytes <= config.data.resident_bytes
 
 
+def check_last_batch(config, n, mesh):
+    """Raises UserError if the last batch of an epoch of n images cannot be trained on; see `order.last_batch_size`."""
+    rows = order.last_batch_size(n, config.batch_size, config.data.last, config.reference_world_size)
+    if rows < 2 or rows % mesh.size:
+        problem = "too few for batch statistics" if rows < 2 else f"which {mesh.size} devices do not divide"
+        raise UserError(
+            f"With config.data.last='keep' the last batch of an epoch has {rows} of {config.batch_size} rows, "
+            f"{problem}; take config.data.last='wrap'."
+        )
+
+
 def canvas(config, source):
     """Side of the canvases: arrays are put on whole, files as config.data.canvas says."""
     return max(source.images.shape[1:3]) if isinstance(source, Arrays) else config.data.canvas
 
 
-def train_batches(config, source, start_step, mesh, process, *, last, crop_scale, crop_ratio):
+def train_batches(
+    config, source, start_step, mesh, process, *, last, reference_world_size=1, crop_scale, crop_ratio
+):  # fmt: skip
     """Training batches on the devices, from `start_step` on, without end.
 
     Args:
       config: of pre-training or evaluation; both have seed, batch_size and data.
       process: {"process_index", "process_count"}.
-      last: how an epoch ends, see `order.steps_per_epoch`.
+      last, reference_world_size: how an epoch ends, see `order.steps_per_epoch` and `order.last_batch_size`.
       crop_scale, crop_ratio: of the random boxes.
     """
     if fits_on_devices(config, source):
@@ -101,7 +114,10 @@ def train_batches(config, source, start_step, mesh, process, *, last, crop_scale
             source.images, source.labels, mesh, seed=config.seed, scale=crop_scale, ratio=crop_ratio
         )
         for step in itertools.count(start_step):
-            _, index = order.batch_indices(len(source), config.batch_size, config.seed, step, last, **process)
+            _, index = order.batch_indices(
+                len(source), config.batch_size, config.seed, step, last,
+                reference_world_size=reference_world_size, **process,
+            )  # fmt: skip
             yield resident.batch(index, step)
     batches = pipeline.train_batches(
         source,
@@ -112,6 +128,7 @@ def train_batches(config, source, start_step, mesh, process, *, last, crop_scale
         ratio=crop_ratio,
         start_step=start_step,
         last=last,
+        reference_world_size=reference_world_size,
         threads=config.data.threads or None,
         max_bad_fraction=config.data.max_bad_fraction,
         **process,

@@ -149,7 +149,8 @@ def make_inspect_step(graphdef, views_of, *, mesh):
     """A look at a batch without learning from it: the views and embeddings that the train step would see.
 
     Returns:
-      (state, batch) -> {"views" [<= 8, 2, S, S, C], "c" [D, D]}, c of the first 8192 dimensions where there are more.
+      (state, batch) -> {"views" [<= 8, 2, S, S, C], "c" [D, D]}, c of the first 8192 dimensions where there are more,
+      and divided by the rows that the batch has.
     """
 
     def inspect(state, batch):

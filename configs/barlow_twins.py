@@ -55,7 +55,10 @@ def get_config():
     config.data.path = ""  # folder: holds train/ and val/; npz: the file
     config.data.train = "train"  # folder: subfolder of path ("." is path itself); npz: "train"; digits: "train"
     config.data.val = "val"  # the same for evaluation during training; "" for none
-    config.data.last = "wrap"  # last batch of an epoch: "wrap" fills it (626 steps, as the official), "drop" omits it
+    # The last batch of an epoch. "wrap" fills it with the first images (626 steps, as the official), "drop" omits it
+    # (625). "keep" is the official one, smaller: the images that are left, made a multiple of reference_world_size
+    # (1,168), c divided by batch_size. A second program is compiled for it, and the devices must divide it.
+    config.data.last = "wrap"
     config.data.canvas = 512  # side in pixels of what travels to the device; larger crops are decoded at 1/2, 1/4, 1/8
     config.data.resident_bytes = 2**30  # arrays up to this size live on every device
     config.data.threads = 0  # for decoding; 0 is one per core

@@ -5,10 +5,15 @@ import signal
 import time
 
 import commands
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from barlow_jax import experiment, sharding
 from barlow_jax.checkpoint import restore_params
+from barlow_jax.data import Arrays, order
+from barlow_jax.errors import UserError
 
 IMAGE_FOLDER = "--config=configs/image_folder.py"
 
@@ -163,6 +168,65 @@ def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path
     np.testing.assert_allclose(*losses, rtol=2e-2)
 
 
+def test_keep_ends_an_epoch_with_a_smaller_batch_and_the_nominal_divisor(tmp_path):
+    """42 images for 4 ranks: 16, 16 and 12 rows. Both views alike, so the diagonal of c is 1, and 12/16 at the end.
+
+    Stopped where an epoch ends, as the smaller batch has to be compiled first, it goes on with the next epoch.
+    """
+    folder = commands.photographs(tmp_path / "photographs", each=14)
+    alike = ("crop_scale=(1.0,1.0)", "flip=0.0", "jitter=0.0", "grayscale=0.0", "blur=(0.0,0.0)", "solarize=(0.0,0.0)")
+    workdir = tmp_path / "run"
+    command = (
+        "train.py", *arguments(folder, workdir, *(f"--config.views.{field}" for field in alike)),
+        "--config.epochs=2", "--config.data.last=keep", "--config.reference_world_size=4", "--config.data.val=",
+        "--config.eval.every_epochs=0",
+    )  # fmt: skip
+    process = commands.start(*command, devices=4)
+    wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and len(commands.lines(workdir)) >= 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "3 steps an epoch" in output and "preempted at step" in output, output
+    status, output = commands.run(*command, devices=4)
+    assert status == 0 and "going on from step" in output, output
+    lines = commands.lines(workdir)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose([line["on_diag"] for line in lines], [0, 0, 32 / 16] * 2, atol=0.01)
+
+
+@pytest.mark.parametrize("resident_bytes", [0, 2**30])
+def test_keep_serves_arrays_from_the_host_and_from_the_devices(resident_bytes):
+    config = ConfigDict({
+        "seed": 3, "batch_size": 16, "data": {"resident_bytes": resident_bytes, "threads": 1, "max_bad_fraction": 0.0}
+    })  # fmt: skip
+    source = Arrays(np.random.default_rng(0).integers(0, 255, (21, 9, 9, 3), np.uint8))
+    options = {"last": "keep", "reference_world_size": 8}
+    batches = experiment.train_batches(
+        config, source, 1, sharding.make_mesh(), {}, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0), **options
+    )
+    for step, rows in ((1, 8), (2, 16), (3, 8)):
+        batch = next(batches)
+        assert np.array_equal(batch["index"], order.batch_indices(21, 16, 3, step, **options)[1])
+        assert {key: len(value) for key, value in batch.items()} == dict.fromkeys(batch, rows)
+    batches.close()
+
+
+@pytest.mark.parametrize(
+    ("n", "devices", "sentence"),
+    [
+        (45, 8, "last='keep' the last batch of an epoch has 13 of 16 rows, which 8 devices do not divide"),
+        (33, 1, "1 of 16 rows, too few for batch statistics; take config.data.last='wrap'"),
+    ],
+)
+def test_a_last_batch_that_cannot_be_kept_is_refused(n, devices, sentence):
+    config = ConfigDict({"batch_size": 16, "reference_world_size": 1, "data": {"last": "keep"}})
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    with pytest.raises(UserError, match=sentence):
+        experiment.check_last_batch(config, n, mesh)
+    experiment.check_last_batch(config, 40, mesh)
+    config.data.last = "wrap"
+    experiment.check_last_batch(config, n, mesh)
+
+
 def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):
     folder = commands.photographs(tmp_path / "photographs")
     (folder / "class1" / "003.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
@@ -184,6 +248,10 @@ REFUSALS = {
     "impossible probability": (["--config.views.flip=2.0"], "flip"),
     "missing workdir": (["--workdir="], "--workdir is missing"),
     "a word that is no flag": (["train"], "'train' is no flag"),
+    "reference that does not divide the batch": (
+        ["--config.data.last=keep", "--config.reference_world_size=3"],
+        "batch_size 16 is not a multiple of reference_world_size 3.*last='wrap'",
+    ),
     "batch larger than the set": (["--config.batch_size=64", "--config.data.last=drop"], "batch_size 64"),
 }
 
