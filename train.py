@@ -44,7 +44,7 @@ def train(config, workdir, stop):
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.last)
     experiment.check_last_batch(config, len(source), mesh)
     total_steps = config.epochs * steps_per_epoch
-    labelled = source.labels is not None
+    labelled = len(sources.labelled(source)) > 0
     log.info("%s: %d images, %d steps an epoch, %d in all", source.name, len(source), steps_per_epoch, total_steps)
 
     # Network, optimiser, state.
@@ -152,13 +152,18 @@ def train(config, workdir, stop):
 def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process):
     """state -> scores: kNN and the online probe on the validation images, effective rank of their features.
 
-    Without labels, or without validation images, only the effective rank is left, of training images then.
+    Unlabelled images, on either side, count for the effective rank only. Without labels, or without validation images,
+    it is all that is left, of training images then.
     """
     step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
-    bank_source = sources.evenly_spaced(source, config.eval.knn_bank)
-    supervised = val_source is not None and val_source.labels is not None and source.labels is not None
+    labelled = sources.labelled(source)
+    supervised = val_source is not None and len(sources.labelled(val_source)) > 0 and len(labelled) > 0
+    bank_source = sources.evenly_spaced(source, config.eval.knn_bank, among=labelled if supervised else None)
     if supervised and config.eval.every_epochs and config.eval.knn_k > len(bank_source):
-        raise UserError(f"config.eval.knn_k is {config.eval.knn_k}, and there are {len(bank_source)} images to search.")
+        raise UserError(
+            f"config.eval.knn_k is {config.eval.knn_k}, and there are {len(bank_source)} labelled images to search; "
+            "lower it."
+        )
 
     def extract(state, source):
         batches = experiment.eval_batches(config, source, mesh, process)
@@ -169,6 +174,7 @@ def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
         sample = test[:: max(len(test) // 25_600, 1)]  # as many as in the paper of RankMe
         scores = {"effective_rank": float(metrics.effective_rank(sample))}
         if supervised:
+            test, test_labels = test[test_labels >= 0], test_labels[test_labels >= 0]
             bank, bank_labels = extract(state, bank_source)
             scores["knn"] = metrics.knn_accuracy(
                 bank, bank_labels, test, test_labels, k=config.eval.knn_k, temperature=config.eval.knn_temperature

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, sharding
+import train
+from barlow_jax import experiment, optim, pretrain, sharding
 from barlow_jax.checkpoint import restore_params
 from barlow_jax.data import Arrays, order
 from barlow_jax.errors import UserError
+from configs import cifar10
 
 IMAGE_FOLDER = "--config=configs/image_folder.py"
 
@@ -225,6 +227,36 @@ def test_a_last_batch_that_cannot_be_kept_is_refused(n, devices, sentence):
     experiment.check_last_batch(config, 40, mesh)
     config.data.last = "wrap"
     experiment.check_last_batch(config, n, mesh)
+
+
+def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
+    """With a third of the labels taken away on both sides, the scores are those without these images."""
+    config = cifar10.get_config().unlock()
+    config.update({"arch": "convnet", "projector": (8,), "precision": "float32", "image_size": 8})
+    config.eval.update({"batch_size": 16, "resize": 8, "crop": 8, "knn_k": 5, "knn_bank": 25})
+    rng, mesh = np.random.default_rng(0), sharding.make_mesh()
+    label, known = np.arange(90) % 3, rng.random(90) > 1 / 3
+    images = rng.normal(128 + 50 * np.eye(3)[label][:, None, None], 40, (90, 8, 8, 3)).clip(0, 255).astype(np.uint8)
+    sides = np.arange(90) < 45, np.arange(90) >= 45
+
+    tx = optim.sgd(0.0, 0.0)
+    graphdef, state = pretrain.create_state(experiment.network(config, 3), tx, num_classes=3, probe_tx=tx)
+    head = {"kernel": rng.normal(size=(256, 3)).astype(np.float32), "bias": np.zeros(3, np.float32)}
+    state = jax.device_put(state._replace(probe={"params": head}), sharding.replicated(mesh))
+
+    def scores(label, *sides):
+        source, val_source = (Arrays(images[rows], label[rows]) for rows in sides)
+        recipe = experiment.recipe(config, 3)
+        return train.make_evaluation(config, graphdef, source, val_source, recipe, mesh, {})(state)
+
+    partly, without = scores(np.where(known, label, -1), *sides), scores(label, *(side & known for side in sides))
+    assert (partly["knn"], partly["probe"]) == (without["knn"], without["probe"])
+    assert 0.4 < partly["knn"] < 1 and 0 < partly["probe"] < 1
+    # Labels on one side only compare with nothing.
+    for side in sides:
+        assert scores(np.where(side, label, -1), *sides).keys() == {"effective_rank"}
+    with pytest.raises(UserError, match="knn_k is 5, and there are 3 labelled images"):
+        scores(np.where((np.arange(90) < 3) | sides[1], label, -1), *sides)
 
 
 def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):
