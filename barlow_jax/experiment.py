@@ -22,26 +22,19 @@ FREE_FIELDS = (
 
 def check(config):
     """Raises UserError at the first value that cannot work, before anything is opened or compiled."""
-    at_least = {
+    check_at_least(config, {
         "epochs": 1, "warmup_epochs": 0, "batch_size": 2, "image_size": 8, "reference_world_size": 1,
         "log_every_steps": 1, "picture_every_epochs": 0, "checkpoint_every_steps": 1, "keep_checkpoints": 1,
-    }  # fmt: skip
-    for field, least in at_least.items():
-        if config[field] < least:
-            raise UserError(f"config.{field} is {config[field]}; it must be at least {least}.")
+    })  # fmt: skip
     if config.epochs <= config.warmup_epochs:
         raise UserError(
             f"config.epochs is {config.epochs}, no more than config.warmup_epochs ({config.warmup_epochs}); "
             "the run would end inside its warm-up: train longer or set config.warmup_epochs lower."
         )
-    one_of = {
+    check_one_of(config, {
         "precision": PRECISIONS, "loss_form": loss.FORMS, "optimizer.name": optim.OPTIMIZERS, "arch": model.BACKBONES,
         "data.last": order.LAST,
-    }  # fmt: skip
-    for field, known in one_of.items():
-        value = operator.attrgetter(field)(config)
-        if value not in known:
-            raise UserError(f"config.{field} is {value!r}; it is one of {', '.join(known)}.")
+    })  # fmt: skip
     if any(width < 1 for width in config.projector):
         raise UserError(f"config.projector is {tuple(config.projector)}; all its widths must be at least 1.")
     if config.arch == "convnet" and config.image_size > 64:
@@ -59,6 +52,22 @@ def check(config):
         )
     if config.data.kind != "digits" and not config.data.path:
         raise UserError("config.data.path is empty; point it to your images with --config.data.path=FOLDER.")
+
+
+def check_at_least(config, least):
+    """Raises UserError at the first field that is below its least value; least: {dotted name: value}."""
+    for field, bound in least.items():
+        value = operator.attrgetter(field)(config)
+        if value < bound:
+            raise UserError(f"config.{field} is {value}; it must be at least {bound}.")
+
+
+def check_one_of(config, known):
+    """Raises UserError at the first field that holds an unknown value; known: {dotted name: values}."""
+    for field, values in known.items():
+        value = operator.attrgetter(field)(config)
+        if value not in values:
+            raise UserError(f"config.{field} is {value!r}; it is one of {', '.join(values)}.")
 
 
 def sources(config):
