@@ -75,15 +75,8 @@ def train(config, workdir, stop):
     # Where were we?
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="knn")
     meta = {"config": config.to_dict(), "channels": source.channels, "images": len(source)}
-    if checkpoints.latest_step() is not None:
-        state, saved = checkpoints.restore(state)
-        if saved["images"] != len(source):
-            raise UserError(
-                f"{source.name} holds {len(source)} images and had {saved['images']} when this run began, so the order "
-                "would change; restore the folder, or take another --workdir."
-            )
+    state, _ = launch.resume(checkpoints, state, source, total_steps)
     start_step = int(state.step)
-    log.info("%s step %d of %d", "starting at" if start_step == 0 else "going on from", start_step, total_steps)
 
     writer = metric_writers.create(
         workdir,
@@ -112,11 +105,12 @@ def train(config, workdir, stop):
         for step in range(start_step, total_steps):
             with progress.waiting():
                 batch = next(batches)
-            if step == 0:
-                draw_views(inspect(state, batch), recipe, workdir, writer)
             if step == 0 or launch.due(step, config.picture_every_epochs * steps_per_epoch):
                 with progress.paused():
-                    draw_correlation(inspect(state, batch), step, workdir, writer)
+                    look = inspect(state, batch)
+                    if step == 0:
+                        draw_views(look, recipe, workdir, writer)
+                    draw_correlation(look, step, workdir, writer)
 
             state, report = train_step(state, batch)
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import commands
 import jax
@@ -11,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import train
-from barlow_jax import experiment, optim, pretrain, sharding
+from barlow_jax import experiment, launch, optim, pretrain, sharding
 from barlow_jax.checkpoint import restore_params
 from barlow_jax.data import Arrays, order
 from barlow_jax.errors import UserError
@@ -111,6 +112,18 @@ def test_a_finished_run_started_again_does_nothing(photographs, undisturbed):
     status, output = commands.run("train.py", *arguments(photographs, undisturbed[0]))
     assert status == 0 and "going on from step 24 of 24" in output, output
     assert commands.lines(undisturbed[0]) == before
+
+
+def test_another_number_of_images_is_refused():
+    class Saved:
+        latest_step = staticmethod(lambda: 7)
+        restore = staticmethod(lambda state: (state, {"images": 48}))
+
+    source, state = Arrays(np.zeros((47, 2, 2, 3), np.uint8), name="photos"), SimpleNamespace(step=7)
+    with pytest.raises(UserError, match="photos holds 47 images and had 48 when this run began"):
+        launch.resume(Saved, state, source, total_steps=9)
+    Saved.restore = staticmethod(lambda state: (state, {"images": 47}))
+    assert launch.resume(Saved, state, source, total_steps=9) == (state, {"images": 47})
 
 
 def test_one_and_eight_devices_have_the_same_losses(tmp_path):
