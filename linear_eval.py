@@ -21,7 +21,6 @@ from ml_collections import ConfigDict, config_flags
 from barlow_jax import classify, experiment, launch, linear_experiment, metric_writers, sharding
 from barlow_jax.checkpoint import FOLDER, Checkpoints
 from barlow_jax.data import order
-from barlow_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the evaluation, such as configs/linear.py.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Work folder of the run to be judged, or one of its checkpoints.")
@@ -86,17 +85,8 @@ def evaluate(config, origin, workdir, stop):
         "classifier": {"config": given, "num_classes": num_classes, "class_names": source.class_names},
         "origin": {"path": origin.path, "step": origin.step, "sha256": origin.sha256},
     }
-    results = {}
-    if checkpoints.latest_step() is not None:
-        state, saved = checkpoints.restore(state)
-        results = saved["results"]
-        if saved["images"] != len(source):
-            raise UserError(
-                f"{source.name} holds {len(source)} images and had {saved['images']} when this evaluation began, so "
-                "the order would change; restore the data, or take another --workdir."
-            )
-    start_step = int(state.step)
-    log.info("%s step %d of %d", "starting at" if start_step == 0 else "going on from", start_step, total_steps)
+    state, saved = launch.resume(checkpoints, state, source, total_steps)
+    start_step, results = int(state.step), saved.get("results", {})
 
     writer = metric_writers.create(
         workdir, jax.process_index(), wandb=config.wandb, resume_step=start_step or None, config=given

@@ -42,6 +42,7 @@ def train(config, workdir, stop):
     # Data.
     source, val_source = experiment.sources(config)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.last)
+    experiment.check_last_batch(config, len(source), mesh)
     total_steps = config.epochs * steps_per_epoch
     log.info("%s: %d images, %d steps an epoch, %d in all", source.name, len(source), steps_per_epoch, total_steps)
 
@@ -60,6 +61,7 @@ def train(config, workdir, stop):
         views_of,
         lambd=config.lambd,
         mesh=mesh,
+        batch_size=config.batch_size,
         form=config.loss_form,
         scale_loss=config.scale_loss,
         schedules=schedules,
@@ -71,15 +73,8 @@ def train(config, workdir, stop):
     # Where were we?
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="knn")
     meta = {"config": config.to_dict(), "channels": source.channels, "images": len(source)}
-    if checkpoints.latest_step() is not None:
-        state, saved = checkpoints.restore(state)
-        if saved["images"] != len(source):
-            raise UserError(
-                f"{source.name} holds {len(source)} images and had {saved['images']} when this run began, so the order "
-                "would change; restore the folder, or take another --workdir."
-            )
+    state, _ = launch.resume(checkpoints, state, source, total_steps)
     start_step = int(state.step)
-    log.info("%s step %d of %d", "starting at" if start_step == 0 else "going on from", start_step, total_steps)
 
     writer = metric_writers.create(
         workdir,
@@ -96,6 +91,7 @@ def train(config, workdir, stop):
         mesh,
         process,
         last=config.data.last,
+        reference_world_size=config.reference_world_size,
         crop_scale=tuple(config.views.crop_scale),
         crop_ratio=tuple(config.views.crop_ratio),
     )
@@ -107,18 +103,19 @@ def train(config, workdir, stop):
         for step in range(start_step, total_steps):
             with progress.waiting():
                 batch = next(batches)
-            if step == 0:
-                draw_views(inspect(state, batch), recipe, workdir, writer)
             if step == 0 or launch.due(step, config.picture_every_epochs * steps_per_epoch):
                 with progress.paused():
-                    draw_correlation(inspect(state, batch), step, workdir, writer)
+                    look = inspect(state, batch)
+                    if step == 0:
+                        draw_views(look, recipe, workdir, writer)
+                    draw_correlation(look, step, workdir, writer)
 
             state, report = train_step(state, batch)
 
             done = step + 1
             last = done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
-            progress.step(config.batch_size)
+            progress.step(len(batch["index"]))
             if step == 0 or last or launch.due(done, config.log_every_steps):
                 writer.scalars(done, launch.checked(report, done, checkpoints) | progress.rates())
             scores = {}
@@ -147,24 +144,33 @@ def train(config, workdir, stop):
 def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process):
     """state -> scores: kNN and the online probe on the validation images, effective rank of their features.
 
-    Without labels, or without validation images, only the effective rank is left, of training images then.
+    Unlabelled images, on either side, count for the effective rank only. Without labels, or without validation images,
+    it is all that is left, of training images then.
     """
     step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
-    bank_source = sources.evenly_spaced(source, config.eval.knn_bank)
+    labelled = sources.labelled(source)
     supervised = bool(val_source and val_source.num_classes and source.num_classes)
+    bank_source = sources.evenly_spaced(source, config.eval.knn_bank, among=labelled if supervised else None)
     if supervised and config.eval.every_epochs and config.eval.knn_k > len(bank_source):
-        raise UserError(f"config.eval.knn_k is {config.eval.knn_k}, and there are {len(bank_source)} images to search.")
+        raise UserError(
+            f"config.eval.knn_k is {config.eval.knn_k}, and there are {len(bank_source)} labelled images to search; "
+            "lower it."
+        )
 
     def extract(state, source):
         batches = experiment.eval_batches(config, source, mesh, process)
         return features.extract(step, state.params, state.batch_stats, batches, mesh)
+
+    def known(features, labels):
+        return features[labels >= 0], labels[labels >= 0]
 
     def evaluate(state):
         test, test_labels = extract(state, val_source or bank_source)
         sample = test[:: max(len(test) // 25_600, 1)]  # as many as in the paper of RankMe
         scores = {"effective_rank": float(metrics.effective_rank(sample))}
         if supervised:
-            bank, bank_labels = extract(state, bank_source)
+            test, test_labels = known(test, test_labels)
+            bank, bank_labels = known(*extract(state, bank_source))
             scores["knn"] = metrics.knn_accuracy(
                 bank, bank_labels, test, test_labels, k=config.eval.knn_k, temperature=config.eval.knn_temperature
             )

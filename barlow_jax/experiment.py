@@ -25,26 +25,19 @@ FREE_FIELDS = (
 
 def check(config):
     """Raises UserError at the first value that cannot work, before anything is opened or compiled."""
-    at_least = {
+    check_at_least(config, {
         "epochs": 1, "warmup_epochs": 0, "batch_size": 2, "image_size": 8, "reference_world_size": 1,
         "log_every_steps": 1, "picture_every_epochs": 0, "checkpoint_every_steps": 1, "keep_checkpoints": 1,
-    }  # fmt: skip
-    for field, least in at_least.items():
-        if config[field] < least:
-            raise UserError(f"config.{field} is {config[field]}; it must be at least {least}.")
+    })  # fmt: skip
     if config.epochs <= config.warmup_epochs:
         raise UserError(
             f"config.epochs is {config.epochs}, no more than config.warmup_epochs ({config.warmup_epochs}); "
             "the run would end inside its warm-up: train longer or set config.warmup_epochs lower."
         )
-    one_of = {
+    check_one_of(config, {
         "precision": PRECISIONS, "loss_form": loss.FORMS, "optimizer.name": optim.OPTIMIZERS, "arch": model.BACKBONES,
         "data.last": order.LAST,
-    }  # fmt: skip
-    for field, known in one_of.items():
-        value = operator.attrgetter(field)(config)
-        if value not in known:
-            raise UserError(f"config.{field} is {value!r}; it is one of {', '.join(known)}.")
+    })  # fmt: skip
     if any(width < 1 for width in config.projector):
         raise UserError(f"config.projector is {tuple(config.projector)}; all its widths must be at least 1.")
     if config.arch == "convnet" and config.image_size > 64:
@@ -75,6 +68,22 @@ def check_data(data):
         raise UserError(
             f"config.data.channels is {data.channels}; it is 1 (grey), 3 (RGB) or 0 (as the data set says)."
         )
+
+
+def check_at_least(config, least):
+    """Raises UserError at the first field that is below its least value; least: {dotted name: value}."""
+    for field, bound in least.items():
+        value = operator.attrgetter(field)(config)
+        if value < bound:
+            raise UserError(f"config.{field} is {value}; it must be at least {bound}.")
+
+
+def check_one_of(config, known):
+    """Raises UserError at the first field that holds an unknown value; known: {dotted name: values}."""
+    for field, values in known.items():
+        value = operator.attrgetter(field)(config)
+        if value not in values:
+            raise UserError(f"config.{field} is {value!r}; it is one of {', '.join(values)}.")
 
 
 def sources(config):
@@ -120,18 +129,31 @@ def fits_on_devices(config, source):
     return isinstance(source, Arrays) and source.images.nbytes <= config.data.resident_bytes
 
 
+def check_last_batch(config, n, mesh):
+    """Raises UserError if the last batch of an epoch of n images cannot be trained on; see `order.last_batch_size`."""
+    rows = order.last_batch_size(n, config.batch_size, config.data.last, config.reference_world_size)
+    if rows < 2 or rows % mesh.size:
+        problem = "too few for batch statistics" if rows < 2 else f"which {mesh.size} devices do not divide"
+        raise UserError(
+            f"With config.data.last='keep' the last batch of an epoch has {rows} of {config.batch_size} rows, "
+            f"{problem}; take config.data.last='wrap'."
+        )
+
+
 def canvas(config, source):
     """Side of the canvases: arrays are put on whole, files as config.data.canvas says."""
     return max(source.images.shape[1:3]) if isinstance(source, Arrays) else config.data.canvas
 
 
-def train_batches(config, source, start_step, mesh, process, *, last, crop_scale, crop_ratio):
+def train_batches(
+    config, source, start_step, mesh, process, *, last, reference_world_size=1, crop_scale, crop_ratio
+):  # fmt: skip
     """Training batches on the devices, from `start_step` on, without end.
 
     Args:
       config: of pre-training or evaluation; both have seed, batch_size and data.
       process: {"process_index", "process_count"}.
-      last: how an epoch ends, see `order.steps_per_epoch`.
+      last, reference_world_size: how an epoch ends, see `order.steps_per_epoch` and `order.last_batch_size`.
       crop_scale, crop_ratio: of the random boxes.
     """
     if fits_on_devices(config, source):
@@ -139,7 +161,10 @@ def train_batches(config, source, start_step, mesh, process, *, last, crop_scale
             source.images, source.labels, mesh, seed=config.seed, scale=crop_scale, ratio=crop_ratio, sizes=source.sizes
         )
         for step in itertools.count(start_step):
-            _, index = order.batch_indices(len(source), config.batch_size, config.seed, step, last, **process)
+            _, index = order.batch_indices(
+                len(source), config.batch_size, config.seed, step, last,
+                reference_world_size=reference_world_size, **process,
+            )  # fmt: skip
             yield resident.batch(index, step)
     batches = pipeline.train_batches(
         source,
@@ -150,6 +175,7 @@ def train_batches(config, source, start_step, mesh, process, *, last, crop_scale
         ratio=crop_ratio,
         start_step=start_step,
         last=last,
+        reference_world_size=reference_world_size,
         threads=config.data.threads or None,
         max_bad_fraction=config.data.max_bad_fraction,
         **process,

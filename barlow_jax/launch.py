@@ -14,6 +14,8 @@ from absl import app, flags
 from barlow_jax.checkpoint import holds_checkpoints
 from barlow_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+
 
 def run(main):
     """Parses the flags and runs main(); what the user can put right becomes one sentence and exit status 1."""
@@ -111,6 +113,27 @@ class StopSignals:
         if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+
+def resume(checkpoints, state, source, total_steps):
+    """The state to go on from, and what was saved beside it: of the last checkpoint, or `state` as it is and {}.
+
+    Args:
+      source: of the training images; a checkpoint holds as "images" how many there were.
+    Raises:
+      UserError: there are more or fewer now.
+    """
+    if checkpoints.latest_step() is None:
+        log.info("starting at step 0 of %d", total_steps)
+        return state, {}
+    state, saved = checkpoints.restore(state)
+    if saved["images"] != len(source):
+        raise UserError(
+            f"{source.name} holds {len(source)} images and had {saved['images']} when this run began, so the order "
+            "would change; restore the images, or take another --workdir."
+        )
+    log.info("going on from step %d of %d", int(state.step), total_steps)
+    return state, saved
 
 
 def due(done, every):

@@ -36,18 +36,14 @@ class Origin(NamedTuple):
 
 def check(config):
     """Raises UserError at the first value that cannot work, before anything is opened or compiled."""
-    at_least = {
+    experiment.check_at_least(config, {
         "epochs": 1, "batch_size": 1, "image_size": 0, "log_every_steps": 1, "checkpoint_every_epochs": 1,
         "keep_checkpoints": 1, "eval.every_epochs": 1, "eval.batch_size": 1, "eval.resize": 0, "eval.crop": 0,
         "optimizer.learning_rate_classifier": 0, "optimizer.learning_rate_backbone": 0, "optimizer.weight_decay": 0,
-    }  # fmt: skip
-    flat = {**config, **{f"{group}.{k}": v for group in ("eval", "optimizer") for k, v in config[group].items()}}
-    for field, least in at_least.items():
-        if flat[field] < least:
-            raise UserError(f"config.{field} is {flat[field]}; it must be at least {least}.")
-    _check_choice("weights", config.weights, classify.WEIGHTS)
-    _check_choice("precision", config.precision, experiment.PRECISIONS)
-    _check_choice("interpolation", config.interpolation, INTERPOLATIONS)
+    })  # fmt: skip
+    experiment.check_one_of(config, {
+        "weights": classify.WEIGHTS, "precision": experiment.PRECISIONS, "interpolation": INTERPOLATIONS,
+    })  # fmt: skip
     if not 0 <= config.flip <= 1:
         raise UserError(f"config.flip is {config.flip}; it is a probability, from 0 to 1.")
     if not 0 <= config.optimizer.momentum < 1:
@@ -62,11 +58,6 @@ def check(config):
             f"config.optimizer.learning_rate_backbone is {rate} with config.weights {config.weights!r}; "
             "a frozen backbone takes 0, and fine-tuning a rate above 0 (the official one is 0.005)."
         )
-
-
-def _check_choice(field, value, choices):
-    if value not in choices:
-        raise UserError(f"config.{field} is {value!r}; it is one of {', '.join(choices)}.")
 
 
 def find_origin(checkpoint, workdir):

@@ -72,7 +72,9 @@ def make_views(recipe, seed, mesh):
     return views
 
 
-def make_train_step(graphdef, tx, views_of, *, lambd, mesh, form="auto", scale_loss=1.0, schedules=None, probe_tx=None):
+def make_train_step(
+    graphdef, tx, views_of, *, lambd, mesh, batch_size=None, form="auto", scale_loss=1.0, schedules=None, probe_tx=None
+):
     """The train step, jitted over the mesh; the state it is given is donated.
 
     Args:
@@ -80,6 +82,8 @@ def make_train_step(graphdef, tx, views_of, *, lambd, mesh, form="auto", scale_l
       tx: its optimiser.
       views_of: (step, batch) -> [B, 2, S, S, C], traced into the step; `make_views` gives one.
       lambd, form: of the loss.
+      batch_size: what the cross-correlation is divided by; None for the rows of each batch. As in the official code
+        it is the nominal size where an epoch ends with a smaller batch, which is a program of its own to compile.
       scale_loss: factor on the loss that is differentiated; the reported loss is without it. It matters only where
         the optimiser is not scale-free.
       schedules: {name: schedule}, learning rates to report.
@@ -91,7 +95,7 @@ def make_train_step(graphdef, tx, views_of, *, lambd, mesh, form="auto", scale_l
     def objective(params, head, batch_stats, views, label):
         network = model.merge(graphdef, params, batch_stats)
         features, z = network(views, train=True)
-        loss, terms = barlow_twins_loss(z[:, 0], z[:, 1], lambd=lambd, form=form, mesh=mesh)
+        loss, terms = barlow_twins_loss(z[:, 0], z[:, 1], lambd=lambd, form=form, mesh=mesh, batch_size=batch_size)
         report = {"loss": loss, **terms, **metrics.embedding_stats(z[:, 0], z[:, 1])}
         total = scale_loss * loss
         if head is not None:
@@ -145,7 +149,8 @@ def make_inspect_step(graphdef, views_of, *, mesh):
     """A look at a batch without learning from it: the views and embeddings that the train step would see.
 
     Returns:
-      (state, batch) -> {"views" [<= 8, 2, S, S, C], "c" [D, D]}, c of the first 8192 dimensions where there are more.
+      (state, batch) -> {"views" [<= 8, 2, S, S, C], "c" [D, D]}, c of the first 8192 dimensions where there are more,
+      and divided by the rows that the batch has.
     """
 
     def inspect(state, batch):

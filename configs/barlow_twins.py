@@ -52,15 +52,16 @@ def get_config():
     # The images.
     config.data = ConfigDict()
     config.data.kind = "folder"  # "folder" (of images, with or without class folders) | "tfds" | "npz" | "digits"
-    config.data.path = (
-        ""  # folder: holds train/ and val/; npz: the file; tfds: where its sets are, "" is its own choice
-    )
+    config.data.path = ""  # folder: holds train/ and val/; npz: the file; tfds: where its sets are, if not at home
     config.data.name = ""  # tfds: the data set, such as "imagenet2012"; see tfds.py
     config.data.train = "train"  # folder: subfolder of path ("." is path itself); else the split, as in "train[:10%]"
     config.data.val = "val"  # the same for evaluation during training; "" for none
     config.data.file_list = ""  # folder: text file of the training images to take, one a line; "" is all
     config.data.channels = 0  # of images in files: 1 reads them as grey, 3 as RGB; 0 is as the set says (folders: RGB)
-    config.data.last = "wrap"  # last batch of an epoch: "wrap" fills it (626 steps, as the official), "drop" omits it
+    # The last batch of an epoch. "wrap" fills it with the first images (626 steps, as the official), "drop" omits it
+    # (625). "keep" is the official one, smaller: the images that are left, made a multiple of reference_world_size
+    # (1,168), c divided by batch_size. A second program is compiled for it, and the devices must divide it.
+    config.data.last = "wrap"
     config.data.canvas = 512  # side in pixels of what travels to the device; larger crops are decoded at 1/2, 1/4, 1/8
     config.data.resident_bytes = 2**30  # sets that take no more, at full scale, live on every device; 0 for none
     config.data.threads = 0  # for decoding; 0 is one per core

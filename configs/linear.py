@@ -35,9 +35,7 @@ def get_config():
     # The images. What is empty is as in the pre-training run; with another kind than there, give all that it needs.
     config.data = ConfigDict()
     config.data.kind = ""  # "folder" (of class folders) | "tfds" | "npz" | "digits"
-    config.data.path = (
-        ""  # folder: holds train/ and val/; npz: the file; tfds: where its sets are, "" is its own choice
-    )
+    config.data.path = ""  # folder: holds train/ and val/; npz: the file; tfds: where its sets are, if not at home
     config.data.name = ""  # tfds: the data set, such as "imagenet2012"; see linear_tfds.py
     config.data.train = ""  # folder: subfolder of path ("." is path itself); else the split, as in "train[:10%]"
     config.data.val = ""  # the same for validation

@@ -16,6 +16,7 @@ SMALL = (
     "--config.arch=convnet", "--config.projector=(32,32)", "--config.precision=float32", "--config.image_size=24",
     "--config.batch_size=16", "--config.warmup_epochs=1", "--config.data.canvas=64", "--config.eval.resize=24",
     "--config.eval.crop=24", "--config.eval.batch_size=16", "--config.log_every_steps=1",
+    "--config.data.resident_bytes=0",
 )  # fmt: skip
 
 

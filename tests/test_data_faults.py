@@ -196,10 +196,13 @@ def test_unreadable_images_are_replaced_by_the_next(damaged, caplog, short_detou
         assert words in reasons, reasons
 
 
-def test_resume_over_unreadable_images_is_bit_identical(damaged, short_detour):
-    batches = data.train_batches(damaged, batch_size=4, **OPTIONS, max_bad_fraction=0.5)
+@pytest.mark.parametrize("last", order.LAST)
+def test_resume_over_unreadable_images_is_bit_identical(damaged, short_detour, last):
+    options = OPTIONS | {"batch_size": 4, "max_bad_fraction": 0.5, "last": last}
+    batches = data.train_batches(damaged, **options)
     taken = [next(batches) for _ in range(13)]
-    part = data.train_batches(damaged, batch_size=4, **OPTIONS, max_bad_fraction=0.5, start_step=6)
+    assert [len(batch["index"]) for batch in taken[10:]] == [4, 2 if last == "keep" else 4, 4]
+    part = data.train_batches(damaged, **options, start_step=6)
     for expected in taken[6:]:
         found = next(part)
         assert all(np.array_equal(found[key], expected[key]) for key in expected)

@@ -23,6 +23,10 @@ FROZEN_ORDER = [3, 7, 6, 4, 1, 0, 2, 8, 5, 9]
 def test_imagenet_has_the_official_number_of_steps():
     assert order.steps_per_epoch(1281167, 2048, "wrap") == 626
     assert order.steps_per_epoch(1281167, 2048, "drop") == 625
+    assert order.steps_per_epoch(1281167, 2048, "keep") == 626
+    assert order.last_batch_size(1281167, 2048, "keep", 16) == 1168  # 1,281,168 / 16 = 80,073 = 625 * 128 + 73 a rank
+    assert order.last_batch_size(1281167, 2048, "keep") == 1167
+    assert order.last_batch_size(1281167, 2048, "wrap", 16) == 2048
 
 
 @pytest.mark.parametrize(("n", "batch"), [(64, 8), (67, 8), (5, 8), (8, 8)])
@@ -41,12 +45,35 @@ def test_drop_leaves_out_the_end_of_the_order():
     assert order.batch_indices(67, 8, 1, 8)[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("n", "ranks", "sizes"),
+    [
+        (64, 4, [8] * 8), (67, 1, [8] * 8 + [3]), (67, 4, [8] * 8 + [4]), (61, 4, [8] * 8),
+        (5, 1, [5]), (5, 2, [6]), (5, 4, [8]), (3, 8, [8]), (1, 4, [4]), (9, 4, [8, 4]),
+    ],
+)  # fmt: skip
+def test_keep_has_the_rows_of_the_official_loader(n, ranks, sizes):
+    steps = order.steps_per_epoch(n, 8, "keep")
+    # torch's DistributedSampler(drop_last=False) and DataLoader(batch_size=8 / ranks, drop_last=False).
+    of_a_rank = -(-n // ranks)
+    assert sizes == [ranks * min(8 // ranks, of_a_rank - k) for k in range(0, of_a_rank, 8 // ranks)]
+    for epoch in (0, 2):
+        rows = [
+            order.batch_indices(n, 8, 1, epoch * steps + k, "keep", reference_world_size=ranks) for k in range(steps)
+        ]
+        assert [e for e, _ in rows] == [epoch] * steps and [len(i) for _, i in rows] == sizes
+        permutation = order.epoch_permutation(1, epoch, n)
+        assert np.array_equal(np.concatenate([i for _, i in rows]), np.resize(permutation, sum(sizes)))
+        assert sum(sizes) == of_a_rank * ranks
+
+
 @pytest.mark.parametrize("last", order.LAST)
 @pytest.mark.parametrize("count", [2, 4])
-def test_the_global_batch_does_not_depend_on_the_processes(last, count):
+@pytest.mark.parametrize("n", [65, 68, 67])
+def test_the_global_batch_does_not_depend_on_the_processes(last, count, n):
     for step in (0, 7, 8, 9, 40):
-        epoch, whole = order.batch_indices(67, 8, 5, step, last)
-        parts = [order.batch_indices(67, 8, 5, step, last, p, count) for p in range(count)]
+        epoch, whole = order.batch_indices(n, 8, 5, step, last, reference_world_size=4)
+        parts = [order.batch_indices(n, 8, 5, step, last, p, count, reference_world_size=4) for p in range(count)]
         assert np.array_equal(np.concatenate([i for _, i in parts]), whole)
         assert {e for e, _ in parts} == {epoch}
 
@@ -92,7 +119,9 @@ def test_uniforms_are_uniform_and_independent():
     [
         (lambda: order.epoch_permutation(-1, 0, 5), "seed is -1"),
         (lambda: order.epoch_permutation(2**32, 0, 5), "seed is 4294967296"),
-        (lambda: order.steps_per_epoch(10, 4, "keep"), "'drop', 'wrap'"),
+        (lambda: order.steps_per_epoch(10, 4, "kept"), "'drop', 'wrap', 'keep'"),
+        (lambda: order.last_batch_size(10, 4, "keep", 3), "batch_size 4 is not a multiple of reference_world_size 3"),
+        (lambda: order.batch_indices(11, 4, 0, 0, "keep", 0, 2), "3 rows, which 2 processes do not divide"),
         (lambda: order.steps_per_epoch(10, 0), "batch_size is 0"),
         (lambda: order.steps_per_epoch(0, 4), "no example"),
         (lambda: order.steps_per_epoch(3, 4), "lower batch_size or set last='wrap'"),

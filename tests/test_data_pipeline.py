@@ -96,6 +96,27 @@ def test_any_step_can_be_opened_at_once(source):
             assert_same(next(part), expected)
 
 
+def test_keep_makes_the_last_batch_of_an_epoch_smaller(source):
+    """29 images for 2 ranks: three batches of 8 and one of 6, of which the last image was the epoch's first."""
+    keep = {"last": "keep", "reference_world_size": 2}
+    whole = take(9, train(source, **keep))
+    assert [len(batch["index"]) for batch in whole] == [8, 8, 8, 6, 8, 8, 8, 6, 8]
+    for step, (batch, full) in enumerate(zip(whole, train(source, last="wrap"), strict=False)):
+        rows = len(batch["index"])
+        assert np.array_equal(batch["index"], order.batch_indices(29, 8, 5, step, **keep)[1])
+        assert_same(batch, {key: value[:rows] for key, value in full.items()})
+    assert whole[3]["index"][-1] == whole[0]["index"][0]
+    for step in (2, 3, 4, 7):  # before, at and after the end of an epoch
+        part = train(source, start_step=step, threads=1, prefetch=1, **keep)
+        for expected in whole[step:]:
+            assert_same(next(part), expected)
+        assert part.seen == sum(len(batch["index"]) for batch in whole[step:])
+    halves = [take(5, train(source, process_index=p, process_count=2, **keep)) for p in range(2)]
+    for expected, *rows in zip(whole, *halves, strict=False):
+        assert [len(row["index"]) for row in rows] == [len(expected["index"]) // 2] * 2
+        assert_same({key: np.concatenate([row[key] for row in rows]) for key in rows[0]}, expected)
+
+
 @pytest.mark.parametrize(("source", "count"), [("arrays", 2), ("arrays", 4), ("jpegs", 4)], indirect=["source"])
 def test_processes_share_the_same_global_batch(source, count):
     whole = take(4, train(source))
@@ -294,8 +315,9 @@ def test_closing_ends_the_reading(source):
         ({"batch_size": 30}, "lower batch_size"),
         ({"batch_size": 9, "process_count": 2}, "not divisible"),
         ({"scale": (0.5, 2.0)}, "scale is"),
-        ({"last": "keep"}, "'drop', 'wrap'"),
+        ({"last": "kept"}, "'drop', 'wrap', 'keep'"),
         ({"seed": -1}, "seed is -1"),
+        ({"last": "keep", "process_count": 2}, "5 rows, which 2 processes do not divide: set last='wrap'"),
         ({"max_bad_fraction": 2}, "max_bad_fraction is 2"),
     ],
 )

@@ -217,6 +217,14 @@ def test_evenly_spaced(tmp_path, count):
         n = count if 0 < count < 6 else 6
         assert len(part) == len(part.labels) == n and len(source) == 6
         assert part.labels[0] == 0 and (n == 1 or part.labels[-1] == 5) and np.all(np.diff(part.labels) > 0)
+        some = sources.evenly_spaced(source, count, among=np.asarray([1, 2, 4, 5]))
+        n = count if 0 < count < 4 else 4
+        assert len(some) == n and set(some.labels) <= {1, 2, 4, 5} and np.all(np.diff(some.labels) > 0)
+
+
+def test_labelled():
+    for labels, expected in ((None, []), ([-1] * 6, []), ([2, -1, 0, -1, -1, 1], [0, 2, 5])):
+        assert sources.labelled(data.Arrays(PIXELS, labels)).tolist() == expected
 
 
 def test_arrays_and_digits_do_not_load_tensorflow():

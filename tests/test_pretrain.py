@@ -6,6 +6,7 @@ import detw
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch_names
 from flax import nnx
@@ -162,6 +163,48 @@ def test_probe_learns_and_leaves_the_network_alone():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), with_probe.params, without.params)
     unlabelled, report = train(np.full(32, -1, np.int32), num_classes=4, probe_tx=probe_tx)
     assert report["probe_loss"] == 0 and not np.any(unlabelled.probe["params"]["kernel"])
+
+
+class Pixels(nnx.Module):
+    """The backbone that costs nothing."""
+
+    num_features = 12
+
+    def __init__(self, *, rngs):
+        del rngs
+
+    def __call__(self, images, *, train):
+        return images.reshape(*images.shape[:2], self.num_features)
+
+
+@pytest.mark.parametrize(("form", "devices"), [("direct", 4), ("dual", 1)])
+def test_a_smaller_batch_is_divided_by_the_nominal_size(x64, form, devices):
+    """16, 12 and 16 rows, against the same steps with the lines of the official code written out."""
+    rng = np.random.default_rng(0)
+    views = [rng.normal(size=(rows, 2, 2, 2, 3)) for rows in (16, 12, 16)]
+    tx = optim.make_optimizer("sgd", 0.01, 0.01)
+    network = model.BarlowTwins(Pixels, (32, 32), dtype=jnp.float64, rngs=nnx.Rngs(0))
+    graphdef, *arrays = model.split(network)
+    params, batch_stats = jax.tree.map(lambda a: a.astype(jnp.float64), arrays)
+    got, _, state = run(network, params, batch_stats, tx, views, lambd=0.01, devices=devices, form=form, batch_size=16)
+
+    def official(params, batch_stats, views):
+        network = model.merge(graphdef, params, batch_stats)
+        _, z = network(views, train=True)
+        z = (z - z.mean(0)) / jnp.sqrt(z.var(0) + 1e-5)
+        c = z[:, 0].T @ z[:, 1] / 16
+        on_diag = ((jnp.diagonal(c) - 1) ** 2).sum()
+        return on_diag + 0.01 * (c**2 * (1 - jnp.eye(len(c)))).sum(), model.batch_stats_of(network)
+
+    opt_state, losses, gradient = tx.init(params), [], jax.jit(jax.value_and_grad(official, has_aux=True))
+    for batch in views:
+        (loss, batch_stats), grads = gradient(params, batch_stats, batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(loss))
+    np.testing.assert_allclose(got, losses, rtol=1e-10)
+    for got, want in ((state.params, params), (state.batch_stats, batch_stats)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, want)
 
 
 def test_scale_loss_scales_the_gradient_and_not_the_report():

@@ -3,12 +3,20 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import commands
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+import train
+from barlow_jax import experiment, launch, optim, pretrain, sharding
 from barlow_jax.checkpoint import restore_params
+from barlow_jax.data import Arrays, order
+from barlow_jax.errors import UserError
+from configs import cifar10
 
 IMAGE_FOLDER = "--config=configs/image_folder.py"
 
@@ -106,6 +114,18 @@ def test_a_finished_run_started_again_does_nothing(photographs, undisturbed):
     assert commands.lines(undisturbed[0]) == before
 
 
+def test_another_number_of_images_is_refused():
+    class Saved:
+        latest_step = staticmethod(lambda: 7)
+        restore = staticmethod(lambda state: (state, {"images": 48}))
+
+    source, state = Arrays(np.zeros((47, 2, 2, 3), np.uint8), name="photos"), SimpleNamespace(step=7)
+    with pytest.raises(UserError, match="photos holds 47 images and had 48 when this run began"):
+        launch.resume(Saved, state, source, total_steps=9)
+    Saved.restore = staticmethod(lambda state: (state, {"images": 47}))
+    assert launch.resume(Saved, state, source, total_steps=9) == (state, {"images": 47})
+
+
 def test_one_and_eight_devices_have_the_same_losses(tmp_path):
     """Ten steps of the demo, views and all: the loss at step 0 and after each.
 
@@ -163,6 +183,95 @@ def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path
     np.testing.assert_allclose(*losses, rtol=2e-2)
 
 
+def test_keep_ends_an_epoch_with_a_smaller_batch_and_the_nominal_divisor(tmp_path):
+    """42 images for 4 ranks: 16, 16 and 12 rows. Both views alike, so the diagonal of c is 1, and 12/16 at the end.
+
+    Stopped where an epoch ends, as the smaller batch has to be compiled first, it goes on with the next epoch.
+    """
+    folder = commands.photographs(tmp_path / "photographs", each=14)
+    alike = ("crop_scale=(1.0,1.0)", "flip=0.0", "jitter=0.0", "grayscale=0.0", "blur=(0.0,0.0)", "solarize=(0.0,0.0)")
+    workdir = tmp_path / "run"
+    command = (
+        "train.py", *arguments(folder, workdir, *(f"--config.views.{field}" for field in alike)),
+        "--config.epochs=2", "--config.data.last=keep", "--config.reference_world_size=4", "--config.data.val=",
+        "--config.eval.every_epochs=0",
+    )  # fmt: skip
+    process = commands.start(*command, devices=4)
+    wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and len(commands.lines(workdir)) >= 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "3 steps an epoch" in output and "preempted at step" in output, output
+    status, output = commands.run(*command, devices=4)
+    assert status == 0 and "going on from step" in output, output
+    lines = commands.lines(workdir)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose([line["on_diag"] for line in lines], [0, 0, 32 / 16] * 2, atol=0.01)
+
+
+@pytest.mark.parametrize("resident_bytes", [0, 2**30])
+def test_keep_serves_arrays_from_the_host_and_from_the_devices(resident_bytes):
+    config = ConfigDict({
+        "seed": 3, "batch_size": 16, "data": {"resident_bytes": resident_bytes, "threads": 1, "max_bad_fraction": 0.0}
+    })  # fmt: skip
+    source = Arrays(np.random.default_rng(0).integers(0, 255, (21, 9, 9, 3), np.uint8))
+    options = {"last": "keep", "reference_world_size": 8}
+    batches = experiment.train_batches(
+        config, source, 1, sharding.make_mesh(), {}, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0), **options
+    )
+    for step, rows in ((1, 8), (2, 16), (3, 8)):
+        batch = next(batches)
+        assert np.array_equal(batch["index"], order.batch_indices(21, 16, 3, step, **options)[1])
+        assert {key: len(value) for key, value in batch.items()} == dict.fromkeys(batch, rows)
+    batches.close()
+
+
+@pytest.mark.parametrize(
+    ("n", "devices", "sentence"),
+    [
+        (45, 8, "last='keep' the last batch of an epoch has 13 of 16 rows, which 8 devices do not divide"),
+        (33, 1, "1 of 16 rows, too few for batch statistics; take config.data.last='wrap'"),
+    ],
+)
+def test_a_last_batch_that_cannot_be_kept_is_refused(n, devices, sentence):
+    config = ConfigDict({"batch_size": 16, "reference_world_size": 1, "data": {"last": "keep"}})
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    with pytest.raises(UserError, match=sentence):
+        experiment.check_last_batch(config, n, mesh)
+    experiment.check_last_batch(config, 40, mesh)
+    config.data.last = "wrap"
+    experiment.check_last_batch(config, n, mesh)
+
+
+def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
+    """With a third of the labels taken away on both sides, the scores are those without these images."""
+    config = cifar10.get_config().unlock()
+    config.update({"arch": "convnet", "projector": (8,), "precision": "float32", "image_size": 8})
+    config.eval.update({"batch_size": 16, "resize": 8, "crop": 8, "knn_k": 5, "knn_bank": 25})
+    rng, mesh = np.random.default_rng(0), sharding.make_mesh()
+    label, known = np.arange(90) % 3, rng.random(90) > 1 / 3
+    images = rng.normal(128 + 50 * np.eye(3)[label][:, None, None], 40, (90, 8, 8, 3)).clip(0, 255).astype(np.uint8)
+    sides = np.arange(90) < 45, np.arange(90) >= 45
+
+    tx = optim.sgd(0.0, 0.0)
+    graphdef, state = pretrain.create_state(experiment.network(config, 3), tx, num_classes=3, probe_tx=tx)
+    head = {"kernel": rng.normal(size=(256, 3)).astype(np.float32), "bias": np.zeros(3, np.float32)}
+    state = jax.device_put(state._replace(probe={"params": head}), sharding.replicated(mesh))
+
+    def scores(label, *sides):
+        source, val_source = (Arrays(images[rows], label[rows]) for rows in sides)
+        recipe = experiment.recipe(config, 3)
+        return train.make_evaluation(config, graphdef, source, val_source, recipe, mesh, {})(state)
+
+    partly, without = scores(np.where(known, label, -1), *sides), scores(label, *(side & known for side in sides))
+    assert (partly["knn"], partly["probe"]) == (without["knn"], without["probe"])
+    assert 0.4 < partly["knn"] < 1 and 0 < partly["probe"] < 1
+    # Labels on one side only compare with nothing.
+    for side in sides:
+        assert scores(np.where(side, label, -1), *sides).keys() == {"effective_rank"}
+    with pytest.raises(UserError, match="knn_k is 5, and there are 3 labelled images"):
+        scores(np.where((np.arange(90) < 3) | sides[1], label, -1), *sides)
+
+
 def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):
     folder = commands.photographs(tmp_path / "photographs")
     (folder / "class1" / "003.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
@@ -184,6 +293,10 @@ REFUSALS = {
     "impossible probability": (["--config.views.flip=2.0"], "flip"),
     "missing workdir": (["--workdir="], "--workdir is missing"),
     "a word that is no flag": (["train"], "'train' is no flag"),
+    "reference that does not divide the batch": (
+        ["--config.data.last=keep", "--config.reference_world_size=3"],
+        "batch_size 16 is not a multiple of reference_world_size 3.*last='wrap'",
+    ),
     "batch larger than the set": (["--config.batch_size=64", "--config.data.last=drop"], "batch_size 64"),
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from barlow_jax.errors import UserError
 
-LAST = ("drop", "wrap")
+LAST = ("drop", "wrap", "keep")
 
 
 def epoch_permutation(seed, epoch, n):
@@ -40,11 +40,10 @@ def steps_per_epoch(n, batch_size, last="drop"):
     last="drop" leaves out the n % batch_size examples at the end of each epoch's order (others every epoch).
     last="wrap" fills the last batch with the first examples of the same epoch's order, which are then seen
     twice, the way torch's DistributedSampler pads.
+    last="keep" leaves the last batch smaller, as the official Barlow Twins loader does: see last_batch_size.
 
-    The official Barlow Twins loader does neither: it keeps a smaller last batch (ImageNet at 2048: 626 steps,
-    the last of 1,168 rows, whose cross-correlation is still divided by 2048). Compiled shapes are static and
-    batch norm has no use for padding rows, so "wrap" is the choice with the official number of steps, hence
-    the official learning-rate schedule; "drop" has 625.
+    ImageNet at 2048 has 626 steps by "wrap" and "keep", as officially, hence the official learning-rate schedule;
+    "drop" has 625. "wrap" is what works everywhere: it needs one compiled program and any number of devices.
     """
     if last not in LAST:
         raise UserError(f"last is {last!r}, but must be one of {', '.join(map(repr, LAST))}.")
@@ -52,7 +51,7 @@ def steps_per_epoch(n, batch_size, last="drop"):
         raise UserError(f"batch_size is {batch_size}, but must be at least 1.")
     if n < 1:
         raise UserError("The data set holds no example: point it to one that does.")
-    if last == "wrap":
+    if last != "drop":
         return -(-n // batch_size)
     if n < batch_size:
         raise UserError(
@@ -60,6 +59,28 @@ def steps_per_epoch(n, batch_size, last="drop"):
             "lower batch_size or set last='wrap'."
         )
     return n // batch_size
+
+
+def last_batch_size(n, batch_size, last="drop", reference_world_size=1):
+    """Rows of an epoch's last batch, over all processes; every other batch has batch_size rows.
+
+    Only last="keep" makes a difference: the n % batch_size examples that are left, filled up to a multiple of
+    reference_world_size, the number of GPUs of the run that is to be matched, with the first examples of the same
+    epoch's order. On W GPUs the official loader (DistributedSampler, drop_last=False) does the same: ImageNet at
+    2048 on 16 GPUs ends with 1,168 rows, 1,167 images and one repeated. Batch statistics are then those of 1,168
+    rows, while the cross-correlation is still divided by 2048. Which image stands in which row is our order, not
+    torch's.
+    UserError unless reference_world_size divides batch_size, with "keep".
+    """
+    if last != "keep":
+        return batch_size
+    if batch_size % reference_world_size:
+        raise UserError(
+            f"batch_size {batch_size} is not a multiple of reference_world_size {reference_world_size}, as last='keep' "
+            "needs: choose one that is, or set last='wrap'."
+        )
+    left = n % batch_size or batch_size
+    return -(-left // reference_world_size) * reference_world_size
 
 
 def process_rows(batch_size, process_index=0, process_count=1):
@@ -74,14 +95,26 @@ def process_rows(batch_size, process_index=0, process_count=1):
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def batch_indices(n, batch_size, seed, step, last="drop", process_index=0, process_count=1):
+def batch_indices(
+    n, batch_size, seed, step, last="drop", process_index=0, process_count=1, reference_world_size=1
+):  # fmt: skip
     """Examples of the training batch at `step` (counted from 0 over all epochs), this process's rows.
 
-    Returns (epoch, int64 [batch_size / process_count]). The rows of all processes, one after the other, are
-    the global batch, which does not depend on process_count.
+    Returns (epoch, int64 [rows / process_count]), where rows is batch_size or, at the end of an epoch,
+    last_batch_size. The rows of all processes, one after the other, are the global batch, which does not depend
+    on process_count. UserError at every step if the last batch cannot be divided among the processes.
     """
-    epoch, position = divmod(int(step), steps_per_epoch(n, batch_size, last))
+    steps = steps_per_epoch(n, batch_size, last)
+    epoch, position = divmod(int(step), steps)
     rows = process_rows(batch_size, process_index, process_count)
+    end = last_batch_size(n, batch_size, last, reference_world_size)
+    if end % process_count:
+        raise UserError(
+            f"With last='keep' the last batch of an epoch has {end} rows, which {process_count} processes do not "
+            "divide: set last='wrap'."
+        )
+    if position == steps - 1:
+        rows = process_rows(end, process_index, process_count)
     start = position * batch_size
     places = np.arange(start + rows.start, start + rows.stop) % n  # the modulus is what wraps
     return epoch, _cached_permutation(seed, epoch, n)[places]

@@ -39,6 +39,7 @@ class _Job:
     tries: int
     threads: int
     prefetch: int
+    cut: bool  # whether planned blank rows, all at a batch's end, are cut off when it is read
 
 
 def _array_batches(source, job):
@@ -124,6 +125,9 @@ class Batches:
 
     def __next__(self):
         raw = next(self._raw)
+        if self._job.cut:
+            rows = np.count_nonzero(raw["index"] >= 0)
+            raw = {key: value[:rows] for key, value in raw.items()}
         index, skipped = raw.pop("index"), raw.pop("skipped")
         self.seen += int(np.sum(index >= 0))
         if np.any(bad := (index >= 0) & (skipped != 0)):
@@ -183,7 +187,7 @@ def _check_all_read(index, tries, source):
 
 def train_batches(
     source, *, batch_size, seed, canvas, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), start_step=0, last="drop",
-    process_index=0, process_count=1, threads=None, max_bad_fraction=0.01, prefetch=2,
+    process_index=0, process_count=1, reference_world_size=1, threads=None, max_bad_fraction=0.01, prefetch=2,
 ):  # fmt: skip
     """Training batches from `start_step` on, without end.
 
@@ -192,7 +196,8 @@ def train_batches(
       ratio: width / height) in canvas pixels; index int64 [b]; label int32 [b], -1 = unlabelled.
     The batch at a step is a function of (source, seed, step) and these arguments: opening at step s gives at
     once what the uninterrupted sequence gives there, bit for bit, on any number of processes and threads.
-    last: "drop" or "wrap", see order.steps_per_epoch.
+    last: "drop", "wrap" or "keep", see order.steps_per_epoch; with "keep" an epoch's last batch has fewer rows, see
+    order.last_batch_size, which reference_world_size is for.
     canvas: its side S in pixels. Where the union of the two boxes is larger it is decoded at 1/2, 1/4 or 1/8
     and the boxes with it; arrays must fit. ImageNet (mean 400 x 350) loses next to nothing at 512.
     An unreadable image is replaced by the next one (index + 1), logged and counted; UserError once more than
@@ -204,7 +209,11 @@ def train_batches(
     boxes.check_crop(scale, ratio)
 
     def plan(step):
-        epoch, index = order.batch_indices(len(source), batch_size, seed, step, last, process_index, process_count)
+        epoch, index = order.batch_indices(
+            len(source), batch_size, seed, step, last, process_index, process_count, reference_world_size
+        )
+        # The readers' batches are all of one shape: a smaller one ends in blank rows, which Batches cuts off.
+        index = np.pad(index, (0, batch_size // process_count - len(index)), constant_values=-1)
         return index, boxes.crop_draws(seed, epoch, index, scale=scale, ratio=ratio)
 
     def boxes_of(draws, height, width, xp):
@@ -219,7 +228,7 @@ def train_batches(
     plan(start_step)  # an impossible argument should end here, not in a reading thread
     job = _Job(
         plan, range(start_step, 2**62), boxes_of, boxes.no_margin, canvas, 2, tries,
-        threads or _default_threads(), prefetch,
+        threads or _default_threads(), prefetch, cut=True,
     )  # fmt: skip
     return Batches(source, job, finish, max_bad_fraction)
 
@@ -267,7 +276,7 @@ def eval_batches(
 
     job = _Job(
         plan, range(order.eval_steps(len(source), batch_size)), boxes_of, margin_of, canvas, 1, 1,
-        threads or _default_threads(), prefetch,
+        threads or _default_threads(), prefetch, cut=False,
     )  # fmt: skip
     return Batches(source, job, finish, max_bad_fraction)
 

@@ -332,8 +332,20 @@ def open_source(kind, path="", split="train", **options):
     return opener(path, split, **options)
 
 
-def evenly_spaced(source, count):
-    """`count` of a source's examples, evenly spaced over its stored order; all of them for 0 or a count too large."""
-    if not 0 < count < len(source):
+def labelled(source):
+    """The examples of a source that have a label: int64 [m]; all of a source that knows only as it reads."""
+    if source.num_classes is None:
+        return np.zeros(0, np.int64)
+    return np.arange(len(source)) if source.labels is None else np.flatnonzero(source.labels >= 0)
+
+
+def evenly_spaced(source, count, among=None):
+    """`count` of a source's examples, evenly spaced over its stored order; all of them for 0 or a count too large.
+
+    among: int [m], the examples to choose from, in stored order; None for all.
+    """
+    among = np.arange(len(source)) if among is None else among
+    count = count if 0 < count < len(among) else len(among)
+    if count == len(source):
         return source
-    return source.take(np.linspace(0, len(source) - 1, count).round().astype(int))
+    return source.take(among[np.linspace(0, len(among) - 1, count).round().astype(int)])
