@@ -36,6 +36,8 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.run
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/views_cost.py
+	test -z "$(IMAGES)" || $(BIN)/python benchmarks/input_pipeline.py --images="$(IMAGES)"
 
 clean:
 	rm -rf $(VENV) runs

@@ -15,10 +15,9 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from barlow_jax import experiment, features, launch, metric_writers, metrics, pictures, pretrain, sharding
+from barlow_jax import experiment, launch, metric_writers, metrics, online_eval, pictures, pretrain, sharding
 from barlow_jax.checkpoint import FOLDER, Checkpoints
-from barlow_jax.data import order, sources
-from barlow_jax.errors import UserError
+from barlow_jax.data import order
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, such as configs/demo.py.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, pictures.")
@@ -68,7 +67,7 @@ def train(config, workdir, stop):
         probe_tx=probe_tx,
     )
     inspect = pretrain.make_inspect_step(graphdef, views_of, mesh=mesh)
-    evaluate = make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
+    evaluate = online_eval.make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
 
     # Where were we?
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="knn")
@@ -139,46 +138,6 @@ def train(config, workdir, stop):
         writer.close()
         checkpoints.close()
     log.info("finished at step %d; evaluate with linear_eval.py --checkpoint=%s", total_steps, workdir)
-
-
-def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process):
-    """state -> scores: kNN and the online probe on the validation images, effective rank of their features.
-
-    Unlabelled images, on either side, count for the effective rank only. Without labels, or without validation images,
-    it is all that is left, of training images then.
-    """
-    step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
-    labelled = sources.labelled(source)
-    supervised = bool(val_source and val_source.num_classes and source.num_classes)
-    bank_source = sources.evenly_spaced(source, config.eval.knn_bank, among=labelled if supervised else None)
-    if supervised and config.eval.every_epochs and config.eval.knn_k > len(bank_source):
-        raise UserError(
-            f"config.eval.knn_k is {config.eval.knn_k}, and there are {len(bank_source)} labelled images to search; "
-            "lower it."
-        )
-
-    def extract(state, source):
-        batches = experiment.eval_batches(config, source, mesh, process)
-        return features.extract(step, state.params, state.batch_stats, batches, mesh)
-
-    def known(features, labels):
-        return features[labels >= 0], labels[labels >= 0]
-
-    def evaluate(state):
-        test, test_labels = extract(state, val_source or bank_source)
-        sample = test[:: max(len(test) // 25_600, 1)]  # as many as in the paper of RankMe
-        scores = {"effective_rank": float(metrics.effective_rank(sample))}
-        if supervised:
-            test, test_labels = known(test, test_labels)
-            bank, bank_labels = known(*extract(state, bank_source))
-            scores["knn"] = metrics.knn_accuracy(
-                bank, bank_labels, test, test_labels, k=config.eval.knn_k, temperature=config.eval.knn_temperature
-            )
-            head = jax.device_get(state.probe["params"])
-            scores["probe"] = float(((test @ head["kernel"] + head["bias"]).argmax(1) == test_labels).mean())
-        return scores
-
-    return evaluate
 
 
 def draw_views(look, recipe, workdir, writer):

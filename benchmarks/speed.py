@@ -1,9 +1,9 @@
 """Speeds of the parts, on whatever machine this is.
 
-    python benchmarks/speed.py [--images=FOLDER]
+    python benchmarks/speed.py
 
 Medians of several runs. CPU seconds are of all cores together, and what to compare on a shared machine; wall times of
-small machines are mostly noise. --images is a folder of JPEGs for the input pipeline, which is left out without it.
+small machines are mostly noise. input_pipeline.py measures the host's half of the input.
 """
 
 import logging
@@ -21,13 +21,10 @@ sys.path.insert(0, str(ROOT))
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app
 
 from barlow_jax import augment, experiment, pretrain, sharding
-from barlow_jax.data import open_source, pipeline
 from configs import cifar10, demo
-
-IMAGES = flags.DEFINE_string("images", "", "Folder of JPEGs for the input pipeline.")
 
 
 def cpu_seconds(who=resource.RUSAGE_SELF):
@@ -85,17 +82,6 @@ def time_step(name, config):
     row(name, *measure(once), images=config.batch_size)
 
 
-def time_input(folder, batch_size=64, batches=10):
-    source = open_source("folder", folder, "")
-    reader = pipeline.train_batches(source, batch_size=batch_size, seed=0, canvas=512, last="wrap")
-
-    def once():
-        for _ in range(batches):
-            next(reader)
-
-    row("input pipeline, canvas 512", *measure(once, repeats=5), images=batch_size * batches)
-
-
 def time_help():
     def once():
         subprocess.run([sys.executable, ROOT / "train.py", "--help"], capture_output=True, cwd=ROOT)
@@ -116,8 +102,6 @@ def main(_):
     time_views("views, cifar10, 32 px, batch 256", experiment.recipe(cifar10.get_config(), 3), 32, 256)
     time_views("views, ImageNet, 224 px, canvas 512, batch 8", augment.Recipe(), 512, 8)
     time_step("train step, demo, batch 256", demo.get_config())
-    if IMAGES.value:
-        time_input(IMAGES.value)
 
 
 if __name__ == "__main__":

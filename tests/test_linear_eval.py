@@ -254,7 +254,7 @@ LABELS = np.arange(TRAIN) % CLASSES
 @pytest.mark.parametrize("arrays,sentence", [
     ({"y_train": np.full(TRAIN, -1)}, "set.npz:train has no labels; point config.data.path"),
     ({"y_train": np.where(LABELS == 0, -1, LABELS)}, "8 of the 44 images of set.npz:train have no label"),
-    ({"y_train": LABELS % 4}, "set.npz:test has images of class 5, but set.npz:train has only the 4 classes 0 to 3"),
+    ({"y_train": LABELS % 4}, "set.npz:test has images of class 5, but set.npz:train has only the classes 0 to 3"),
     ({"y_train": LABELS * 0, "y_test": np.zeros(VAL, int)}, "set.npz:train has one class only"),
     ({"x_test": np.zeros((VAL, 24, 24), np.uint8)}, "set.npz:test has images of 1 channels and the checkpoint is for"),
 ])  # fmt: skip

@@ -302,24 +302,23 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
         return xp.concat([0 * height, 0 * width, height, width], axis=-1)
 
     def finish(raw, index):
-        _check_all_read(index[: n - len(labels)], tries, source)
+        _check_all_read(index, tries, source)
         return raw
 
     job = _Job(
         plan, range(order.eval_steps(n, rows)), whole, boxes.no_margin, side, 1, tries,
-        threads or _default_threads(), prefetch=2,
+        threads or _default_threads(), prefetch=2, cut=True,
     )  # fmt: skip
     images = np.empty((n, side, side, source.channels), np.uint8)
     sizes, labels = np.empty((0, 2), np.int32), np.empty(0, np.int32)
     batches = Batches(source, job, finish, max_bad_fraction)
     try:
         for batch in batches:
-            first, count = len(labels), min(rows, n - len(labels))
             if np.any(batch["extent"] < batch["size"]):
                 return None
-            images[first : first + count] = batch["canvas"][:count]
-            sizes = np.concatenate([sizes, batch["size"][:count]])
-            labels = np.concatenate([labels, batch["label"][:count]])
+            images[len(labels) : len(labels) + len(batch["label"])] = batch["canvas"]
+            sizes = np.concatenate([sizes, batch["size"]])
+            labels = np.concatenate([labels, batch["label"]])
     finally:
         batches.close()
     height, width = sizes.max(axis=0)
