@@ -271,6 +271,34 @@ def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
         scores(np.where((np.arange(90) < 3) | sides[1], label, -1), *sides)
 
 
+def test_a_small_folder_lives_on_the_devices(photographs, tmp_path):
+    """The host then sends an index a step; stopped and started again the run goes on as if nothing had happened."""
+    more = ("--config.data.resident_bytes=1000000", "--config.epochs=4", "--config.checkpoint_every_steps=2")
+    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "one", *more))
+    assert status == 0 and "lives on the devices: 48 images of at most 48 x 40 pixels" in output, output
+    process = commands.start("train.py", *arguments(photographs, tmp_path / "two", *more))
+    wait_for(process, lambda: list((tmp_path / "two" / "checkpoints").glob("2/manifest.json")))
+    process.kill()
+    process.communicate()
+    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "two", *more))
+    assert status == 0 and commands.lines(tmp_path / "one") == commands.lines(tmp_path / "two"), output
+
+
+def test_images_of_many_channels(tmp_path):
+    """A multi-spectral set: one mean and std a channel, no operation that is for colours."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 24, 24, 5), np.uint8)
+    np.savez(tmp_path / "bands.npz", x_train=images, y_train=np.arange(40) % 2)
+    line = ["train.py", "--config=configs/cifar10.py", f"--config.data.path={tmp_path / 'bands.npz'}",
+            f"--workdir={tmp_path / 'run'}", *commands.SMALL, "--config.epochs=2", "--config.data.val="]  # fmt: skip
+    status, output = commands.run(*line)
+    assert status == 1 and "have 5 channels and config.views.mean 3 values" in output, output
+    five = ["--config.views.mean=" + "(" + "0.5," * 5 + ")", "--config.views.std=" + "(" + "0.25," * 5 + ")"]
+    status, output = commands.run(*line, *five)
+    assert status == 0 and "5 channels: saturation, hue and grayscale are for 3" in output, output
+    assert (tmp_path / "run" / "views.png").exists()
+
+
 def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):
     folder = commands.photographs(tmp_path / "photographs")
     (folder / "class1" / "003.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
