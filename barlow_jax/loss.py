@@ -11,7 +11,6 @@ into the gradient. N is the global batch: under `jax.jit` with sharded embedding
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 FORMS = ("auto", "direct", "dual")
@@ -76,24 +75,50 @@ def barlow_twins_loss(z1, z2, *, lambd, form="auto", mesh=None, batch_size=None,
 
 
 def _direct_terms(z1, z2, n, mesh):
-    if mesh is not None and z1.shape[1] % mesh.size == 0:
-        # Columns of z1 against all of z2: an all-to-all and an all-gather of N x D instead of an all-reduce of D x D.
-        z1 = jax.lax.with_sharding_constraint(z1, NamedSharding(mesh, P(None, "data")))
-        z2 = jax.lax.with_sharding_constraint(z2, NamedSharding(mesh, P(None, None)))
+    rows, d = z1.shape
+    if mesh is None or rows % mesh.size or d % mesh.size:
+        return _slab_terms(z1, z2, n, 0)
+
+    def slab(z1, z2):
+        # Spelled out, because the partitioner gathers z1 as well, and all-reduces the N x D gradients of what it
+        # gathered where a reduce-scatter is enough: 134 MB more of all-reduce a step at N = 2048, D = 8192.
+        z1 = jax.lax.all_to_all(z1, "data", split_axis=1, concat_axis=0, tiled=True)  # [N, D / devices]
+        z2 = jax.lax.all_gather(z2, "data", tiled=True)  # [N, D]
+        return jax.lax.psum(_slab_terms(z1, z2, n, jax.lax.axis_index("data") * z1.shape[1]), "data")
+
+    return jax.shard_map(slab, mesh=mesh, in_specs=P("data"), out_specs=P())(z1, z2)
+
+
+def _slab_terms(z1, z2, n, first):
+    """on_diag and off_diag of the rows of c from `first` on. z1: their columns [N, rows]; z2: all columns [N, D]."""
     c = jnp.matmul(z1.T, z2, precision="highest") / n
-    on_diag = jnp.square(1 - jnp.diagonal(c)).sum()
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, c.shape, axis) for axis in (0, 1))
+    on_diagonal = row + first == column
+    on_diag = jnp.where(on_diagonal, jnp.square(1 - c), 0).sum()
     # Masked rather than sum(c^2) - sum(c_ii^2), which cancels once c is close to the identity.
-    off_diag = jnp.square(jnp.where(jnp.eye(c.shape[0], dtype=bool), 0, c)).sum()
+    off_diag = jnp.where(on_diagonal, 0, jnp.square(c)).sum()
     return on_diag, off_diag
 
 
 def _dual_terms(z1, z2, n, mesh):
-    def gram(z):
-        g = jnp.matmul(z, z.T, precision="highest")
-        rows = None if mesh is None else NamedSharding(mesh, P("data", None))
-        return g if rows is None else jax.lax.with_sharding_constraint(g, rows)
-
     diagonal = (z1 * z2).sum(0) / n
     on_diag = jnp.square(1 - diagonal).sum()
-    off_diag = (gram(z1) * gram(z2)).sum() / n**2 - jnp.square(diagonal).sum()
+    if mesh is None or len(z1) % mesh.size:
+        squares = (_gram(z1, z1) * _gram(z2, z2)).sum()
+    else:
+
+        def rows(z1, z2):
+            grams = (_gram(z, jax.lax.all_gather(jax.lax.stop_gradient(z), "data", tiled=True)) for z in (z1, z2))
+            return jax.lax.psum(jnp.multiply(*grams).sum(), "data")
+
+        # Each device has its rows of both matrices. They are symmetric, so that the gradient through the gathered
+        # factor is the transpose of the one through the local factor, and their sums are equal: twice the latter is
+        # the whole, and the gradients of the gathered N x D arrays need not be reduced over the devices.
+        half = jax.shard_map(rows, mesh=mesh, in_specs=P("data"), out_specs=P())(z1, z2)
+        squares = 2 * half - jax.lax.stop_gradient(half)
+    off_diag = squares / n**2 - jnp.square(diagonal).sum()
     return on_diag, off_diag
+
+
+def _gram(rows, z):
+    return jnp.matmul(rows, z.T, precision="highest")

@@ -114,11 +114,18 @@ def conv(in_features, out_features, kernel, stride=1, *, dtype, rngs):
 
 def max_pool_3x3(x):
     """3x3 maximum with stride 2 and padding 1 over the two axes before the last, for any leading axes."""
-    ones = (1,) * (x.ndim - 3)
-    padding = [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
-    return jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, window_dimensions=ones + (3, 3, 1), window_strides=ones + (2, 2, 1), padding=padding
+    # The leading axes as one, as the convolutions around it have them: with the view axis apart, XLA for TPUs copies
+    # the largest activation of the network into another layout and back, in float32.
+    maps = x.reshape(-1, *x.shape[-3:])
+    pooled = jax.lax.reduce_window(
+        maps,
+        -jnp.inf,
+        jax.lax.max,
+        window_dimensions=(1, 3, 3, 1),
+        window_strides=(1, 2, 2, 1),
+        padding=((0, 0), (1, 1), (1, 1), (0, 0)),
     )
+    return pooled.reshape(*x.shape[:-3], *pooled.shape[1:])
 
 
 class Downsample(nnx.Module):
@@ -241,9 +248,11 @@ class ResNet(nnx.Module):
         Returns:
           [B, V, num_features] or [B, num_features], float32 or wider.
         """
-        x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train=train))
+        x = self.bn1(self.conv1(images.astype(self.dtype)), train=train)
         if self.stem == "imagenet":
+            # Before the ReLU, with which it commutes, gradients included: the mask is then of the smaller maps.
             x = max_pool_3x3(x)
+        x = nnx.relu(x)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
                 x = block(x, train=train)

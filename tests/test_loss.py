@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax import sharding
+from barlow_jax import compiled, sharding
 from barlow_jax.loss import barlow_twins_loss, cross_correlation
 
 CASES = [
@@ -104,13 +104,28 @@ def test_sharded_equals_one_device(x64, form, devices):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), one, many)
 
 
+def gradient_program(form, n, d):
+    """The loss's gradient compiled for 8 devices, as text."""
+    mesh = sharding.make_mesh()
+    z = jax.device_put(np.ones((n, d), np.float32), NamedSharding(mesh, P("data")))
+    step = jax.jit(jax.grad(lambda a, b: barlow_twins_loss(a, b, lambd=0.01, form=form, mesh=mesh)[0], (0, 1)))
+    return step.lower(z, z).compile().as_text()
+
+
 def test_direct_form_reduces_nothing_of_size_d_by_d():
-    d, mesh = 256, sharding.make_mesh()
-    z = jax.device_put(np.ones((32, d), np.float32), NamedSharding(mesh, P("data")))
-    step = jax.jit(jax.grad(lambda a, b: barlow_twins_loss(a, b, lambd=0.01, form="direct", mesh=mesh)[0], (0, 1)))
-    text = step.lower(z, z).compile().as_text()
-    assert f"f32[{d},{d}]" not in text
-    assert f"f32[{d // 8},{d}]" in text  # the slab
+    text = gradient_program("direct", 32, 256)
+    assert "f32[256,256]" not in text
+    assert "f32[32,256]" in text  # the slab
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_embeddings_are_gathered_once_and_never_all_reduced(form):
+    n, d = 64, 256
+    found = compiled.collectives(compiled.instructions(gradient_program(form, n, d)))
+    sizes = {kind: [c.bytes for c in found if c.kind == kind] for kind in compiled.COLLECTIVES}
+    assert max(sizes["all-reduce"]) < n * d  # statistics of the columns, a fraction of the 4 n d bytes of z
+    assert sizes["all-gather"] == [4 * n * d] * {"direct": 1, "dual": 2}[form]
+    assert sizes["reduce-scatter"] == [4 * n * d] * {"direct": 1, "dual": 0}[form]
 
 
 def test_unknown_form_is_named():

@@ -205,3 +205,15 @@ def test_bfloat16_keeps_statistics_and_features_in_float32():
 def test_unknown_backbone_is_named():
     with pytest.raises(ValueError, match="config.arch is 'resnet51'"):
         model.make_backbone("resnet51", image_size=224)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_pool_commutes_with_the_relu(dtype):
+    """The stem pools first; values and gradients are those of torchvision's order bit by bit, with ties and zeros."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(np.round(2 * rng.normal(size=(3, 2, 12, 12, 5))) / 2, dtype)
+    g = jnp.asarray(rng.normal(size=(3, 2, 6, 6, 5)), dtype)
+    ours, ours_back = jax.vjp(lambda x: nnx.relu(resnet.max_pool_3x3(x)), x)
+    theirs, theirs_back = jax.vjp(lambda x: resnet.max_pool_3x3(nnx.relu(x)), x)
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(ours_back(g)[0], theirs_back(g)[0])

@@ -1,0 +1,105 @@
+"""What the authors published, as data: the values of the official code and of the paper, field by field.
+
+Code: github.com/facebookresearch/barlowtwins, main.py (and its README for the number of GPUs). Paper: arXiv 2103.03230,
+sections 2.2 and 3; for the augmentations it refers to BYOL (arXiv 2006.07733, appendix B). None: it does not say.
+"""
+
+# Field of the config: (code, paper).
+VALUES = {
+    "arch": ("resnet50", "resnet50"),
+    "stem": ("imagenet", "imagenet"),
+    "zero_init_residual": (True, None),
+    "projector": ((8192, 8192, 8192), (8192, 8192, 8192)),
+    "precision": ("float16", None),  # torch.cuda.amp
+    "lambd": (0.0051, 0.005),
+    "scale_loss": (1.0, None),
+    "epochs": (1000, 1000),
+    "warmup_epochs": (10, 10),
+    "batch_size": (2048, 2048),
+    "optimizer.name": ("lars", "lars"),
+    "optimizer.learning_rate_weights": (0.2, 0.2),
+    "optimizer.learning_rate_biases": (0.0048, 0.0048),
+    "optimizer.warmup_start": (0.0, None),
+    "optimizer.final": (0.001, 0.001),
+    "optimizer.weight_decay": (1e-6, 1.5e-6),
+    "optimizer.momentum": (0.9, None),
+    "optimizer.eta": (0.001, None),
+    "optimizer.clip": (False, None),
+    "optimizer.separate_norms": (False, None),
+    "optimizer.eps": ("no AdamW", "no AdamW"),
+    "reference_world_size": (16, 32),
+    "data.kind": ("folder", None),
+    "data.last": ("keep", None),
+    "data.canvas": ("full scale", None),  # every crop is decoded at full scale; ours at 1/2 and less if it is larger
+    "image_size": (224, 224),
+    "views.crop_scale": ((0.08, 1.0), (0.08, 1.0)),
+    "views.crop_ratio": ((3 / 4, 4 / 3), (3 / 4, 4 / 3)),
+    "views.interpolation": ("cubic", "cubic"),
+    "views.rotation": (0.0, 0.0),
+    "views.flip": (0.5, 0.5),
+    "views.jitter": (0.8, 0.8),
+    "views.brightness": (0.4, 0.4),
+    "views.contrast": (0.4, 0.4),
+    "views.saturation": (0.2, 0.2),
+    "views.hue": (0.1, 0.1),
+    "views.grayscale": (0.2, 0.2),
+    "views.blur": ((1.0, 0.1), (1.0, 0.1)),
+    "views.blur_sigma": ((0.1, 2.0), (0.1, 2.0)),
+    "views.solarize": ((0.0, 0.2), (0.0, 0.2)),
+    "views.invert": (0.0, 0.0),
+    "views.mean": ((0.485, 0.456, 0.406), (0.485, 0.456, 0.406)),
+    "views.std": ((0.229, 0.224, 0.225), (0.229, 0.224, 0.225)),
+}
+
+# What departs whatever the config says: (what, here, code, paper).
+ALWAYS = (("product c = z1' z2", "float32", "float16, by autocast", None),)
+
+# Fields, or groups of them, that say which images, how something is computed or what is shown: nothing to compare.
+NO_COUNTERPART = (
+    "seed", "loss_form", "data.path", "data.name", "data.train", "data.val", "data.file_list", "data.channels",
+    "data.resident_bytes", "data.threads", "data.max_bad_fraction", "eval", "log_every_steps", "picture_every_epochs",
+    "checkpoint_every_steps", "keep_checkpoints", "wandb",
+)  # fmt: skip
+
+# Of the optimiser's fields, those that only some of them read.
+READ_BY = {"momentum": ("lars", "sgd"), "eta": ("lars",), "clip": ("lars",), "separate_norms": ("lars",),
+           "eps": ("adamw",)}  # fmt: skip
+
+
+def flat(config, prefix=""):
+    """{dotted name: value} of a nested dict."""
+    fields = {}
+    for name, value in config.items():
+        nested = hasattr(value, "items")
+        fields |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return fields
+
+
+def deviations(config):
+    """[(field, here, code, paper)] wherever a config (nested dict) departs from the code or from the paper."""
+    fields = flat(config)
+    rows = []
+    for field, (code, paper) in VALUES.items():
+        if field not in fields or not _in_use(field, fields):
+            continue
+        here = fields[field]
+        here = tuple(here) if isinstance(here, list) else here
+        if here != code or (paper is not None and here != paper):
+            rows.append((field, here, code, paper))
+    return rows
+
+
+def unknown_fields(config):
+    """Fields of a config that this module does not know: it cannot say whether they are deviations."""
+    return [
+        field
+        for field in flat(config)
+        if field not in VALUES and not any(f"{field}.".startswith(f"{known}.") for known in NO_COUNTERPART)
+    ]
+
+
+def _in_use(field, fields):
+    if field == "data.canvas":
+        return fields["data.kind"] in ("folder", "tfds")  # arrays are put on whole
+    readers = READ_BY.get(field.removeprefix("optimizer.")) if field.startswith("optimizer.") else None
+    return readers is None or fields["optimizer.name"] in readers
