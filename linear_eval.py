@@ -25,6 +25,7 @@ from barlow_jax.data import order
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the evaluation, such as configs/linear.py.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Work folder of the run to be judged, or one of its checkpoints.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the evaluation: checkpoints, metrics, results.")
+ALLOW = flags.DEFINE_list("allow_changes", [], "Fields that may differ from those the evaluation began with, or all.")
 
 RESULTS = "results.jsonl"
 
@@ -35,12 +36,19 @@ def main():
     config = launch.config_of(CONFIG)
     linear_experiment.check(config)
     origin = linear_experiment.find_origin(CHECKPOINT.value, WORKDIR.value)
-    workdir = launch.prepare_workdir(WORKDIR.value, config.to_dict(), free=linear_experiment.FREE_FIELDS)
-    evaluate(config, origin, workdir, launch.StopSignals())
+    workdir = launch.prepare_workdir(
+        WORKDIR.value, config.to_dict(), free=linear_experiment.FREE_FIELDS, allowed=ALLOW.value
+    )  # fmt: skip
+    stop = launch.StopSignals()
+    if not evaluate(config, origin, workdir, stop):
+        stop.requeue()
 
 
 def evaluate(config, origin, workdir, stop):
-    """Trains the classifier, validates and saves until the last epoch or until `stop.received`."""
+    """Trains the classifier, validates and saves until the last epoch, or until `stop.received`: then it returns False.
+
+    On the way it writes the results.
+    """
     given, pretrained = config.to_dict(), ConfigDict(origin.config)
     config = linear_experiment.filled_in(config, pretrained)
     mesh = sharding.make_mesh()
@@ -130,17 +138,15 @@ def evaluate(config, origin, workdir, stop):
             if stopping and not last:
                 checkpoints.wait()
                 log.info("preempted at step %d; the same command goes on from there", done)
-                return
+                return False
     finally:
-        batches.close()
-        progress.close()
-        writer.close()
-        checkpoints.close()
+        launch.close(batches, progress, writer, checkpoints)
 
     if config.weights == "freeze":
         check_frozen(state, origin)
     if jax.process_index() == 0:
         write_results(config, origin, val_source.name, results, workdir)
+    return True
 
 
 def with_scores(results, scores, epoch):

@@ -21,6 +21,7 @@ from barlow_jax.data import order
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, such as configs/demo.py.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, pictures.")
+ALLOW = flags.DEFINE_list("allow_changes", [], "Fields that may differ from those the run began with, or all.")
 
 log = logging.getLogger("train")
 
@@ -28,12 +29,16 @@ log = logging.getLogger("train")
 def main():
     config = launch.config_of(CONFIG)
     experiment.check(config)
-    workdir = launch.prepare_workdir(WORKDIR.value, config.to_dict(), free=experiment.FREE_FIELDS)
-    train(config, workdir, launch.StopSignals())
+    workdir = launch.prepare_workdir(
+        WORKDIR.value, config.to_dict(), free=experiment.FREE_FIELDS, allowed=ALLOW.value
+    )  # fmt: skip
+    stop = launch.StopSignals()
+    if not train(config, workdir, stop):
+        stop.requeue()
 
 
 def train(config, workdir, stop):
-    """Trains, evaluates and saves until the last epoch or until `stop.received`."""
+    """Trains, evaluates and saves until the last epoch, or until `stop.received`: then it returns False."""
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -131,13 +136,11 @@ def train(config, workdir, stop):
             if stopping and not last:
                 checkpoints.wait()
                 log.info("preempted at step %d; the same command goes on from there", done)
-                return
+                return False
     finally:
-        batches.close()
-        progress.close()
-        writer.close()
-        checkpoints.close()
+        launch.close(batches, progress, writer, checkpoints)
     log.info("finished at step %d; evaluate with linear_eval.py --checkpoint=%s", total_steps, workdir)
+    return True
 
 
 def draw_views(look, recipe, workdir, writer):

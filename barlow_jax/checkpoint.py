@@ -14,6 +14,7 @@ Folders may be local or of any kind that `etils.epath` opens, such as gs://.
 
 import json
 import logging
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -174,9 +175,31 @@ class Checkpoints:
         )
 
 
+def hide_tracebacks() -> None:
+    """Keeps off the screen what the threads of Orbax and TensorStore print when a save fails.
+
+    Each of them prints its traceback, a hundred lines in all, before the same comes to us as an exception, which
+    `Checkpoints` makes a sentence of.
+    """
+    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    shown = sys.unraisablehook
+
+    def hook(unraisable):
+        # Of TensorStore's writes that end when Orbax has given up already, because another failed.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def newest_step(path) -> int | None:
+    """Step of the newest complete checkpoint in a run's work folder, whole or damaged; None if there is none."""
+    return max(_steps(epath.Path(path).expanduser() / FOLDER), default=None)
+
+
 def holds_checkpoints(path) -> bool:
     """Whether a run's work folder has a complete checkpoint, whole or damaged."""
-    return bool(_steps(epath.Path(path).expanduser() / FOLDER))
+    return newest_step(path) is not None
 
 
 def restore_params(path, *, step: int | None = None) -> tuple[dict, dict, dict]:
@@ -191,6 +214,20 @@ def restore_params(path, *, step: int | None = None) -> tuple[dict, dict, dict]:
     Raises:
       UserError: there is nothing to restore, or all of it is damaged, or it holds no `params`.
     """
+    folder, read, meta = _restore(path, step, ("params", "batch_stats"))
+    if "params" not in read:
+        raise UserError(
+            f"{folder} holds {sorted(_saved_tree(folder))} and no params; give the folder of a training run."
+        )
+    return read["params"], read.get("batch_stats", {}), meta
+
+
+def restore_all(path, *, step: int | None = None) -> tuple[dict, dict]:
+    """Reads (state, meta): every array of a checkpoint, the optimiser's too, as `restore_params` does."""
+    return _restore(path, step)[1:]
+
+
+def _restore(path, step, names=None) -> tuple[epath.Path, dict, dict]:
     path = epath.Path(path).expanduser().absolute()
     if path.name.isdigit() and (path / _MANIFEST).exists():
         path, step = path.parent, int(path.name)
@@ -198,12 +235,10 @@ def restore_params(path, *, step: int | None = None) -> tuple[dict, dict, dict]:
         path = path / FOLDER
     folder = path / str(_choose(path, step))
     saved = _saved_tree(folder)
-    if "params" not in saved:
-        raise UserError(f"{folder} holds {sorted(saved)} and no params; give the folder of a training run.")
-    wanted = {name: saved[name] for name in ("params", "batch_stats") if name in saved}
+    wanted = {name: saved[name] for name in saved if names is None or name in names}
     as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
-    read = _read_arrays(folder, as_numpy)
-    return read["params"], read.get("batch_stats", {}), _read_manifest(folder)["meta"] | {"step": int(folder.name)}
+    read = _read_arrays(folder, as_numpy) if wanted else {}
+    return folder, read, _read_manifest(folder)["meta"] | {"step": int(folder.name)}
 
 
 class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):

@@ -1,18 +1,30 @@
 """What both entry points need around their loop: flags, errors for people, stop signals, the work folder."""
 
+import contextlib
+import datetime
+import errno
 import json
 import logging
 import os
 import pathlib
+import shutil
 import signal
+import subprocess
 import sys
+import traceback
 
 import jax
 import numpy as np
 from absl import app, flags
 
-from barlow_jax.checkpoint import holds_checkpoints
+from barlow_jax import cluster, lock
+from barlow_jax.checkpoint import hide_tracebacks, holds_checkpoints, newest_step
 from barlow_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+CHANGES_FILE = "config_changes.jsonl"
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +34,16 @@ def run(main):
     try:
         app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        if not jax.distributed.is_initialized():
+            sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        cluster.leave(1)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        print("error: If another process has ended, this one only follows; see the logs of all.", file=sys.stderr)
+        cluster.leave(1)
 
 
 def _guarded(main, argv):
@@ -31,9 +52,18 @@ def _guarded(main, argv):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for chatty in ("jax", "orbax", "tensorflow", "absl"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    hide_tracebacks()
     try:
-        join_cluster()
+        cluster.join()
         main()
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        raise UserError(
+            f"There is no space{where} ({error.strerror}); free some and start again with the same line, the run goes "
+            "on from its last checkpoint."
+        ) from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -74,45 +104,67 @@ def config_of(flag):
     return config
 
 
-def join_cluster():
-    """Connects the processes of a run that has several, before JAX is used.
-
-    SLURM and Open MPI tell each process its place; elsewhere three variables do, set for every process:
-    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-    """
-    environment = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in environment:
-        try:
-            count, index = (int(environment[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        except (KeyError, ValueError):
-            raise UserError(
-                "JAX_COORDINATOR_ADDRESS is set, but JAX_NUM_PROCESSES and JAX_PROCESS_ID are not both whole numbers; "
-                "set all three for every process, or none."
-            ) from None
-        jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index)
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        jax.distributed.initialize()
-
-
 class StopSignals:
-    """Turns SIGTERM and Ctrl-C into a request that the loop looks at after each step.
+    """Turns SIGTERM, Ctrl-C and SIGUSR1 into a request that the loop looks at after each step.
 
-    A second Ctrl-C stops at once. With several processes JAX's own service takes the signals instead, because all have
-    to stop at the same step: `Checkpoints.reached_preemption` tells.
+    The run saves, and ends with status 0; the same line goes on from there. A second Ctrl-C stops at once.
+
+    SIGUSR1 says that a SLURM job is near its time limit, and asks to be started again: `sbatch --signal=USR1@120`
+    sends it 120 s before. When the checkpoint is complete, process 0 runs `scontrol requeue $SLURM_JOB_ID`. Outside of
+    a SLURM job, or where there is no scontrol, as inside most containers, that is left to the job's script and logged.
+
+    Several processes have to stop at the same step. There JAX's own service takes SIGTERM, and the other two signals
+    are passed on to it; `Checkpoints.reached_preemption` tells when, and `received` stays None. A signal to one process
+    stops all.
     """
 
     def __init__(self):
         self.received = None
-        if jax.process_count() > 1:
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._last = None
+        self._again = False
+        self._alone = jax.process_count() == 1
+        for number in (signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if self._alone else [])):
             signal.signal(number, self._receive)
 
     def _receive(self, number, frame):
         del frame
-        if self.received == number == signal.SIGINT:
+        if self._last == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self._last = number
+        self._again |= number == signal.SIGUSR1
+        if self._alone:
+            self.received = signal.Signals(number)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def requeue(self):
+        """Puts the SLURM job back into the queue if SIGUSR1 asked for it; every process calls it once it has saved.
+
+        Raises:
+          UserError: SLURM refuses.
+        """
+        if cluster.on_any_process(self._again):
+            cluster.on_process_0(requeue_job)
+
+
+def requeue_job():
+    """`scontrol requeue` for the job that this process belongs to; UserError if SLURM refuses."""
+    job, scontrol = os.environ.get("SLURM_JOB_ID"), shutil.which("scontrol")
+    if not job or not scontrol:
+        why = f"there is no scontrol to requeue job {job} with" if job else "this is no SLURM job"
+        log.warning("SIGUSR1 asks for a new start, and %s: start the same line again", why)
+        return
+    try:
+        done = subprocess.run([scontrol, "requeue", job], capture_output=True, text=True, timeout=100)
+        refusal = done.returncode and (done.stderr.strip() or f"status {done.returncode}")
+    except subprocess.TimeoutExpired:
+        refusal = "no answer within 100 s"
+    if refusal:
+        raise UserError(
+            f"The run is saved, but SLURM does not requeue job {job} ({' '.join(refusal.split())}); submit it again, "
+            "with #SBATCH --requeue."
+        )
+    log.info("SLURM job %s is back in the queue", job)
 
 
 def resume(checkpoints, state, source, total_steps):
@@ -141,6 +193,13 @@ def due(done, every):
     return every > 0 and done % every == 0
 
 
+def close(*things):
+    """Closes all of them in this order, also where one fails; the last failure is what is raised."""
+    with contextlib.ExitStack() as stack:
+        for thing in reversed(things):
+            stack.callback(thing.close)
+
+
 def checked(report, step, checkpoints):
     """The report of a step as it is, or the end of the run where its loss is not a number."""
     loss = float(report["loss"])
@@ -153,52 +212,99 @@ def checked(report, step, checkpoints):
     return report
 
 
-def prepare_workdir(workdir, config, *, free=()):
-    """Makes the run's folder and keeps its config in it.
+def prepare_workdir(workdir, config, *, free=(), allowed=()):
+    """Makes the run's folder, locks it for this run, and keeps its config in it.
 
-    A folder that holds checkpoints of another config is refused, field by field, unless the fields are in `free`: going
-    on would give a run that neither config describes.
+    A folder that holds checkpoints of another config is refused, field by field, unless the fields are in `free` or
+    `allowed`: going on would give a run that neither config describes. Changes that are not refused are logged and
+    recorded in config_changes.jsonl, with the step of the last checkpoint; config.json is the config as it is now.
+
+    Process 0 does it for all; where it is refused, all processes are.
 
     Args:
       workdir: path, or "" which is refused.
       config: plain nested dict.
-      free: dotted names of fields, or of groups of fields, that may differ.
+      free: dotted names of fields, or of groups of fields, that do not change the result.
+      allowed: the same, of fields that do, as --allow_changes names them; ("all",) is every field.
     Returns:
       pathlib.Path of the folder.
+    Raises:
+      UserError: the folder cannot be used, another run is using it, or the config has changed.
     """
     if not workdir:
         raise UserError("--workdir is missing; give the folder where checkpoints, metrics and pictures go.")
     if "://" in workdir:
         raise UserError(f"--workdir={workdir} is not on a file system; mount the bucket and give that folder.")
     folder = pathlib.Path(workdir).expanduser()
-    file = folder / "config.json"
     config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
-    if file.exists() and holds_checkpoints(folder):
-        changed = _differences(json.loads(file.read_text()), config)
-        fixed = [line for name, line in changed if not any(f"{name}.".startswith(f"{f}.") for f in free)]
-        if fixed:
-            raise UserError(
-                f"{folder} holds a run with another config ({'; '.join(fixed)}); take those values to go on with it, "
-                "or another --workdir."
-            )
-    if jax.process_index() == 0:
+
+    def prepare():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Renamed into place, so that a kill leaves the old one or the new one.
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(config, indent=1))
-            os.replace(temporary, file)
+            lock.hold(folder)
+            _keep_config(folder, config, free, allowed)
         except OSError as error:
-            raise UserError(f"--workdir {folder} cannot be written ({error.strerror}); take another folder.") from error
+            remedy = "free some space there" if error.errno in _NO_SPACE else "take another folder"
+            raise UserError(f"--workdir {folder} cannot be written ({error.strerror}); {remedy}.") from error
+
+    cluster.on_process_0(prepare)
     return folder
 
 
-def _differences(old, new, prefix=""):
-    found = []
+def _keep_config(folder, config, free, allowed):
+    file = folder / CONFIG_FILE
+    if file.exists() and holds_checkpoints(folder):
+        try:
+            old = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"{file} is damaged ({error}); remove it to go on with the config that this command gives."
+            ) from error
+        changes = changed_fields(old, config)
+        check_changes(folder, changes, free, allowed)
+        if changes:
+            record = {
+                "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+                "step": newest_step(folder),
+                "changes": {name: {"was": was, "is": now} for name, (was, now) in changes.items()},
+            }
+            with (folder / CHANGES_FILE).open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+            log.warning("changed since this run began: %s", "; ".join(_in_words(changes)))
+    # Renamed into place, so that a kill leaves the old one or the new one.
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config, indent=1))
+    os.replace(temporary, file)
+
+
+ABSENT = "absent"  # in place of the value of a field that one of two configs does not have
+
+
+def changed_fields(old, new, prefix=""):
+    """{dotted name: (was, is)} of every field that differs between two nested dicts."""
+    found = {}
     for key in sorted(old.keys() | new.keys()):
-        name, a, b = f"{prefix}{key}", old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{name}.")
-        elif a != b:
-            found.append((name, f"config.{name} was {a!r} and is {b!r}"))
+        name, was, now = f"{prefix}{key}", old.get(key, ABSENT), new.get(key, ABSENT)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found |= changed_fields(was, now, f"{name}.")
+        elif was != now:
+            found[name] = (was, now)
     return found
+
+
+def check_changes(folder, changes, free, allowed):
+    """Raises UserError if a field has changed, see `changed_fields`, that is neither free nor allowed to."""
+
+    def among(name, fields):
+        return any(f"{name}.".startswith(f"{field.removeprefix('config.')}.") for field in fields)
+
+    refused = {} if "all" in allowed else {n: c for n, c in changes.items() if not among(n, (*free, *allowed))}
+    if refused:
+        raise UserError(
+            f"{folder} holds a run with another config ({'; '.join(_in_words(refused))}); take those values to go on "
+            f"with it, or another --workdir, or go on with the new ones by --allow_changes={','.join(refused)}."
+        )
+
+
+def _in_words(changes):
+    return [f"config.{name} was {was!r} and is {now!r}" for name, (was, now) in changes.items()]

@@ -44,7 +44,8 @@ def create(workdir, process_index=0, *, wandb=False, resume_step=None, config=No
         None is a new run, which starts with empty files.
       config: dict that W&B shows with the run.
     Raises:
-      UserError: wandb is not installed, or workdir is not on a file system.
+      UserError: wandb is not installed, or workdir is not on a file system or cannot be written. Later, too, the writer
+        raises it where a file cannot be written.
     """
     if process_index != 0:
         return MetricWriter([])
@@ -53,32 +54,48 @@ def create(workdir, process_index=0, *, wandb=False, resume_step=None, config=No
     workdir = pathlib.Path(workdir).expanduser().absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     # W&B first, because it may be missing, and then no file should have been touched.
-    outputs = [WeightsAndBiases(workdir, resume_step, config)] if wandb else []
-    outputs += [JsonLines(workdir / FILE, resume_step), TensorBoard(workdir / "tensorboard", resume_step)]
-    return MetricWriter(outputs)
+    with _writing_to(workdir):
+        outputs = [WeightsAndBiases(workdir, resume_step, config)] if wandb else []
+        outputs += [JsonLines(workdir / FILE, resume_step), TensorBoard(workdir / "tensorboard", resume_step)]
+    return MetricWriter(outputs, workdir)
+
+
+@contextlib.contextmanager
+def _writing_to(folder):
+    """An operating system that cannot write, as on a full disk, is a UserError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Metrics could not be written to {folder} ({error.strerror}); see to free space and permissions, then "
+            "start again."
+        ) from error
 
 
 class MetricWriter:
     """Hands everything to each of its outputs."""
 
-    def __init__(self, outputs):
-        self._outputs = outputs
+    def __init__(self, outputs, folder=None):
+        self._outputs, self._folder = outputs, folder
 
     def scalars(self, step, values):
         """Writes {name: number}; numbers may be Python's, numpy's or scalars on a device."""
         if self._outputs:
             values = {name: _number(value) for name, value in jax.device_get(values).items()}
-        for output in self._outputs:
-            output.scalars(int(step), values)
+        with _writing_to(self._folder):
+            for output in self._outputs:
+                output.scalars(int(step), values)
 
     def image(self, step, name, image):
         """Writes a picture, uint8 [H, W, 3]."""
-        for output in self._outputs:
-            output.image(int(step), name, image)
+        with _writing_to(self._folder):
+            for output in self._outputs:
+                output.image(int(step), name, image)
 
     def close(self):
-        for output in self._outputs:
-            output.close()
+        with _writing_to(self._folder), contextlib.ExitStack() as stack:  # the others are closed too where one fails
+            for output in self._outputs:
+                stack.callback(output.close)
 
     def __enter__(self):
         return self
@@ -126,29 +143,42 @@ def keep_until(path, step):
 
 
 class TensorBoard:
-    """Event files; those of a resumed run tell TensorBoard to forget the steps after the checkpoint."""
+    """Event files; those of a resumed run tell TensorBoard to forget the steps after the checkpoint.
+
+    Written as they come: tensorboardX's SummaryWriter leaves it to a thread, which dies when the disk is full, and ten
+    events later the run waits for it for ever.
+    """
 
     def __init__(self, folder, resume_step=None):
-        import tensorboardX  # imports torch where there is one
+        from tensorboardX import event_file_writer, summary  # import torch where there is one
+        from tensorboardX.proto import event_pb2
 
-        # Files cannot be cut: tensorboardX writes a session start, from which on TensorBoard hides older events.
+        self._event, self._summary = event_pb2.Event, summary
+        folder.mkdir(parents=True, exist_ok=True)
+        # Files cannot be cut: from a session start on, TensorBoard hides older events of later steps.
         purge_step = 0 if resume_step is None else resume_step + 1
-        self._writer = tensorboardX.SummaryWriter(
-            str(folder),
-            purge_step=purge_step,
-            flush_secs=30,
-            filename_suffix=f".from{purge_step}",  # its names have seconds only: a quick restart would overwrite
-        )
+        # File names have seconds only, so a quick restart would overwrite without the suffix.
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".from{purge_step}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(step=purge_step, session_log=start))
+        self._flush_time = 0.0
 
     def scalars(self, step, values):
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._write(self._event(step=step, summary=self._summary.scalar(name, value)))
+        if time.monotonic() > self._flush_time:
+            self._writer.flush()
+            self._flush_time = time.monotonic() + 30
 
     def image(self, step, name, image):
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        self._write(self._event(step=step, summary=self._summary.image(name, image, dataformats="HWC")))
 
     def close(self):
         self._writer.close()
+
+    def _write(self, event):
+        event.wall_time = time.time()
+        self._writer.write_event(event)
 
 
 class WeightsAndBiases:

@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 from PIL import Image
@@ -34,11 +36,26 @@ def start(*command, devices=1, **more):
     )  # fmt: skip
 
 
-def run(*command, devices=1, timeout=300):
+def run(*command, devices=1, timeout=300, **more):
     """The command's exit status and what it printed."""
-    process = start(*command, devices=devices)
+    process = start(*command, devices=devices, **more)
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
+
+
+def wait_for(process, condition):
+    """Until a running command has come so far."""
+    deadline = time.monotonic() + 250
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def lines(workdir):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from types import SimpleNamespace
 
 import commands
@@ -42,14 +41,6 @@ def undisturbed(photographs, tmp_path_factory):
     return workdir, output
 
 
-def wait_for(process, condition):
-    """Until a running command has come so far."""
-    deadline = time.monotonic() + 250
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.02)
-
-
 def assert_same_run(workdir, undisturbed):
     """Parameters bit for bit, and every line of metrics that no clock measured."""
     (got, want) = (restore_params(w)[:2] for w in (workdir, undisturbed))
@@ -86,7 +77,7 @@ def test_a_run_leaves_metrics_pictures_and_checkpoints(undisturbed):
 
 def test_killed_in_the_middle_and_started_again(photographs, undisturbed, tmp_path):
     process = commands.start("train.py", *arguments(photographs, tmp_path / "run"))
-    wait_for(process, lambda: list((tmp_path / "run" / "checkpoints").glob("1[0-9]/manifest.json")))
+    commands.wait_for(process, lambda: list((tmp_path / "run" / "checkpoints").glob("1[0-9]/manifest.json")))
     process.kill()
     process.communicate()
     status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run"))
@@ -97,7 +88,7 @@ def test_killed_in_the_middle_and_started_again(photographs, undisturbed, tmp_pa
 def test_sigterm_saves_and_exits_with_status_0(photographs, undisturbed, tmp_path):
     process = commands.start("train.py", *arguments(photographs, tmp_path / "run"))
     metrics = tmp_path / "run" / "metrics.jsonl"
-    wait_for(process, lambda: metrics.exists() and metrics.read_text().count("\n") >= 2)
+    commands.wait_for(process, lambda: metrics.exists() and metrics.read_text().count("\n") >= 2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0 and "preempted at step" in output, output
@@ -142,7 +133,7 @@ def test_one_and_eight_devices_have_the_same_losses(tmp_path):
             "--config.warmup_epochs=90",
             devices=devices,
         )
-        wait_for(process, lambda w=workdir: (w / "metrics.jsonl").exists() and len(commands.lines(w)) >= 11)
+        commands.wait_for(process, lambda w=workdir: (w / "metrics.jsonl").exists() and len(commands.lines(w)) >= 11)
         process.kill()
         process.communicate()
         losses.append([line["loss"] for line in commands.lines(workdir)][:11])
@@ -165,7 +156,7 @@ def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path
 
     processes = both()
     metrics = tmp_path / "run" / "metrics.jsonl"
-    wait_for(processes[0], lambda: metrics.exists() and len(commands.lines(tmp_path / "run")) >= 3)
+    commands.wait_for(processes[0], lambda: metrics.exists() and len(commands.lines(tmp_path / "run")) >= 3)
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=250)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -196,7 +187,7 @@ def test_keep_ends_an_epoch_with_a_smaller_batch_and_the_nominal_divisor(tmp_pat
         "--config.eval.every_epochs=0",
     )  # fmt: skip
     process = commands.start(*command, devices=4)
-    wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and len(commands.lines(workdir)) >= 2)
+    commands.wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and len(commands.lines(workdir)) >= 2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0 and "3 steps an epoch" in output and "preempted at step" in output, output

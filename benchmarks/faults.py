@@ -1,0 +1,215 @@
+"""Kills a run again and again at random moments, and looks whether anything is lost or different.
+
+    python benchmarks/faults.py [--kills=20] [--seed=0] [--workdir=FOLDER]
+
+A small run of train.py is done twice, both in processes of their own: once undisturbed, and once killed with SIGKILL
+and started again with the same line, `kills` times, and then left to its end. Every moment is drawn at random, in turn
+from a third of these: any time between the start of the process and its first steps (imports, reading the checkpoint,
+compiling); any time while it trains; any time while a checkpoint is being written.
+
+Then the two are compared: parameters, batch statistics, optimiser state and the online probe bit for bit, and every
+line of metrics.jsonl but for what a clock measured. Prints a table; exit status 1 if anything differs.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from barlow_jax import metric_writers
+from barlow_jax.checkpoint import FOLDER, newest_step, restore_all
+
+KILLS = flags.DEFINE_integer("kills", 20, "How often the run is killed.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Where the two runs are kept; empty is a folder that is removed.")
+
+EVERY = 20  # steps between checkpoints
+CLOCK = ("images_per_second", "data_wait")  # of metrics.jsonl
+MOMENTS = ("starting", "training", "saving")
+
+
+def command(images, workdir, steps):
+    """A run of that many steps, at least; some 50 a second on one core."""
+    per_epoch = 8
+    return (
+        sys.executable, str(ROOT / "train.py"), "--config=configs/cifar10.py", f"--config.data.path={images}",
+        "--config.data.val=", f"--workdir={workdir}", "--config.arch=convnet", "--config.projector=(64,64)",
+        "--config.precision=float32", "--config.image_size=24", "--config.batch_size=16", "--config.data.canvas=24",
+        "--config.data.resident_bytes=0", f"--config.epochs={-(-steps // per_epoch)}", "--config.warmup_epochs=1",
+        "--config.eval.every_epochs=10", "--config.eval.resize=24", "--config.eval.crop=24", "--config.eval.knn_k=5",
+        "--config.log_every_steps=1", "--config.picture_every_epochs=0", f"--config.checkpoint_every_steps={EVERY}",
+    )  # fmt: skip
+
+
+def write_images(path, n=128):
+    """Noisy colours with labels, 8 batches of 16."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, 24, 24, 3)).astype(np.uint8)
+    np.savez(path, x_train=images, y_train=np.arange(n) % 4)
+    return path
+
+
+def start(command, log):
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(log.parent / "xla"),  # so that a new start takes seconds
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with log.open("a") as output:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def finish(process, log):
+    """Waits for the end of a run; ends this script if the run failed."""
+    if process.wait():
+        raise SystemExit(f"A run ended with status {process.returncode}:\n{log.read_text()[-3000:]}")
+
+
+def lines(workdir):
+    """metrics.jsonl without what a clock measured; whole lines only."""
+    file = workdir / metric_writers.FILE
+    text = file.read_text() if file.exists() else ""
+    found = (json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines())
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in found]
+
+
+def last_step(workdir):
+    """Step of the last whole line of metrics.jsonl, 0 if there is none."""
+    file = workdir / metric_writers.FILE
+    end = file.read_bytes()[-4096:] if file.exists() else b""
+    whole = end[: end.rfind(b"\n") + 1].splitlines()
+    return json.loads(whole[-1])["step"] if whole else 0
+
+
+def identity(file):
+    """Changes when a run that goes on has cut its metrics back to its checkpoint: the file is another one then."""
+    return file.stat().st_ino if file.exists() else None
+
+
+def saving(workdir):
+    """Whether a checkpoint is being written."""
+    return any((workdir / FOLDER).glob("*.orbax-checkpoint-tmp"))
+
+
+def reached(process, condition):
+    """Waits until the condition holds; False if the process ended before."""
+    while process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.004)
+    return False
+
+
+def kill_somewhere(process, workdir, moment, rng, startup):
+    """Kills a process that has just been started, somewhere in that moment of its life.
+
+    Args:
+      startup: seconds that a start takes.
+    Returns:
+      What it was doing, for the table; None if it ended by itself.
+    """
+    resumed = newest_step(workdir) or 0
+    metrics, began = workdir / metric_writers.FILE, time.monotonic()
+    before = identity(metrics)
+
+    def came_to(step):
+        return identity(metrics) != before and last_step(workdir) >= step
+
+    if moment == "starting":
+        until = began + rng.uniform(0, startup)
+        alive = reached(process, lambda: time.monotonic() > until or came_to(resumed + 2 * EVERY))
+    else:
+        # Somewhere in the next two intervals between checkpoints, and then not just where a step ends.
+        until = resumed + rng.integers(1, 2 * EVERY)
+        alive = reached(process, lambda: came_to(until))
+        if moment == "saving":
+            alive = alive and reached(process, lambda: saving(workdir))
+        time.sleep(rng.uniform(0, 0.1))
+    process.send_signal(signal.SIGKILL)
+    row = {"from": resumed, "seconds": time.monotonic() - began, "step": last_step(workdir), "saving": saving(workdir)}
+    return row if alive and process.wait() == -signal.SIGKILL else None
+
+
+def differences(workdir, other):
+    """What differs between two runs, in words: arrays of their last checkpoints, lines of their metrics."""
+    (a, _), (b, _) = restore_all(workdir), restore_all(other)
+    a, b = (
+        {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+        for flat in map(jax.tree_util.tree_leaves_with_path, (a, b))
+    )
+    found = [f"{name} is in one run only" for name in sorted(a.keys() ^ b.keys())]
+    for name in sorted(a.keys() & b.keys()):
+        if a[name].dtype != b[name].dtype or a[name].shape != b[name].shape or a[name].tobytes() != b[name].tobytes():
+            found.append(f"{name} differs")
+    ours, theirs = lines(workdir), lines(other)
+    if len(ours) != len(theirs):
+        found.append(f"metrics.jsonl has {len(ours)} lines and {len(theirs)}")
+    found += [f"metrics of step {x['step']} differ" for x, y in zip(ours, theirs, strict=False) if x != y]
+    return found, len(a), len(ours)
+
+
+def trial(folder, kills, seed):
+    """Both runs in `folder`; prints the table and returns the differences."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = write_images(folder / "images.npz")
+    rng = np.random.default_rng(seed)
+    steps = EVERY * (2 * kills + 4)
+    runs = {name: folder / name for name in ("undisturbed", "killed")}
+
+    log = folder / "undisturbed.log"
+    process = start(command(images, folder / "warm", steps), log)  # compiles what the others find compiled
+    reached(process, lambda: last_step(folder / "warm") >= EVERY)
+    process.kill()
+    process.wait()
+    began = time.monotonic()
+    process = start(command(images, runs["undisturbed"], steps), log)
+    reached(process, lambda: last_step(runs["undisturbed"]) > 0)
+    startup = time.monotonic() - began
+    finish(process, log)
+    total = last_step(runs["undisturbed"])
+    print(f"undisturbed: {total} steps in {time.monotonic() - began:.0f} s, the first after {startup:.1f} s\n")
+
+    print("kill  goes on from  drawn from  seconds after start  last step logged  checkpoint half-written", flush=True)
+    log = folder / "killed.log"
+    for number in range(kills):
+        moment = MOMENTS[number % len(MOMENTS)]
+        process = start(command(images, runs["killed"], steps), log)
+        row = kill_somewhere(process, runs["killed"], moment, rng, startup)
+        if row is None:
+            raise SystemExit(f"The run ended by itself before kill {number + 1}:\n{log.read_text()[-3000:]}")
+        print(
+            f"{number + 1:4}{row['from']:14}  {moment:10}{row['seconds']:21.2f}{row['step']:18}"
+            f"{'yes' if row['saving'] else 'no':>25}",
+            flush=True,
+        )
+    finish(start(command(images, runs["killed"], steps), log), log)
+
+    found, arrays, written = differences(runs["killed"], runs["undisturbed"])
+    print(f"\n{arrays} arrays of the last checkpoint and {written} lines of metrics compared: ", end="")
+    print("\n".join(["", *found]) if found else "all equal, bit for bit")
+    return found
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    if WORKDIR.value:
+        found = trial(pathlib.Path(WORKDIR.value).expanduser().absolute(), KILLS.value, SEED.value)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = trial(pathlib.Path(folder), KILLS.value, SEED.value)
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    app.run(main)
