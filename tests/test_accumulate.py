@@ -40,14 +40,23 @@ class NoNorm(nnx.Module):
         return self.dense(x.reshape(*x.shape[:-3], -1))
 
 
+class Short(nnx.Module):
+    """One residual block with a shortcut, whose batch norms stand side by side, recomputed in the backward pass."""
+
+    num_features = 12
+
+    def __init__(self, *, dtype, rngs):
+        self.block = resnet.BasicBlock(3, 12, 2, base_width=64, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images, *, train):
+        return nnx.remat(lambda block, x: block(x, train=train))(self.block, images).mean((-3, -2))
+
+
 def networks(dtype):
     convnet = model.make_backbone("convnet", image_size=SIDE, dtype=dtype)
-    short = functools.partial(
-        resnet.ResNet, resnet.BasicBlock, (1, 1, 1, 1), stem="cifar", zero_init_residual=False, remat=True
-    )
     return {
         "convnet": (model.BarlowTwins, convnet, (24, 40)),
-        "resnet": (model.BarlowTwins, functools.partial(short, dtype=dtype), (24, 40)),
+        "residual": (model.BarlowTwins, functools.partial(Short, dtype=dtype), (24, 40)),
         "frozen": (Frozen, convnet, (24, 40)),
         "absent": (model.BarlowTwins, NoNorm, (40,)),
     }
@@ -87,15 +96,14 @@ def assert_close(got, want, rtol=1e-9):
     )
 
 
-@pytest.mark.parametrize(("name", "devices"), [("frozen", 1), ("frozen", 8), ("absent", 8)])
+@pytest.mark.parametrize(("name", "devices"), [("frozen", 8), ("absent", 1)])
 def test_without_batch_statistics_micro_batches_are_the_undivided_step(x64, name, devices):
     args = setup(name)
     got = results(accumulate.make_embed(PARTS, "micro"), *args, devices=devices)
     assert_close(got, results(accumulate.whole, *args))
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_micro_statistics_are_those_of_a_plain_loop(x64, devices):
+def test_micro_statistics_are_those_of_a_plain_loop(x64):
     """Each micro-batch through the network by itself; one loss over all; running statistics averaged."""
     graphdef, params, batch_stats, views = args = setup("convnet")
 
@@ -110,7 +118,7 @@ def test_micro_statistics_are_those_of_a_plain_loop(x64, devices):
         return loss_of(z), {"features": features, "z": z, "moved": moved}
 
     (loss, out), grads = jax.jit(jax.value_and_grad(loop, has_aux=True))(params)
-    got = results(accumulate.make_embed(PARTS, "micro"), *args, devices=devices)
+    got = results(accumulate.make_embed(PARTS, "micro"), *args, devices=8)
     want = {"loss": loss, "grads": grads, "features": out["features"], "z": out["z"]}
     assert_close({key: got[key] for key in want}, want)
     bn = got["batch_stats"].pop("bn")
@@ -127,7 +135,7 @@ def test_micro_statistics_are_those_of_a_plain_loop(x64, devices):
     assert abs(got["loss"] / results(accumulate.whole, *args)["loss"] - 1) > 1e-3
 
 
-@pytest.mark.parametrize(("name", "devices"), [("convnet", 8), ("resnet", 1)])
+@pytest.mark.parametrize(("name", "devices"), [("convnet", 1), ("residual", 8)])
 def test_shared_statistics_make_the_undivided_step(x64, name, devices):
     """All of it: loss, gradients through the statistics, running statistics."""
     args = setup(name)
@@ -136,6 +144,6 @@ def test_shared_statistics_make_the_undivided_step(x64, name, devices):
 
 
 def test_nan_ends_the_search_for_shared_statistics():
-    graphdef, params, batch_stats, views = setup("convnet", jnp.float32)
+    graphdef, params, batch_stats, views = setup("residual", jnp.float32)
     got = results(accumulate.make_embed(PARTS, "batch"), graphdef, params, batch_stats, views.at[3].set(np.nan))
     assert np.isnan(got["loss"])

@@ -233,7 +233,7 @@ def test_keep_serves_arrays_from_the_host_and_from_the_devices(resident_bytes):
     ],
 )
 def test_a_last_batch_that_cannot_be_kept_is_refused(n, devices, sentence):
-    config = ConfigDict({"batch_size": 16, "reference_world_size": 1, "data": {"last": "keep"}})
+    config = ConfigDict({"batch_size": 16, "reference_world_size": 1, "microbatches": 1, "data": {"last": "keep"}})
     mesh = sharding.make_mesh(jax.devices()[:devices])
     with pytest.raises(UserError, match=sentence):
         experiment.check_last_batch(config, n, mesh)
