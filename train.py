@@ -15,7 +15,18 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from barlow_jax import experiment, launch, metric_writers, metrics, online_eval, pictures, pretrain, sharding
+from barlow_jax import (
+    accumulate,
+    experiment,
+    health,
+    launch,
+    metric_writers,
+    metrics,
+    online_eval,
+    pictures,
+    pretrain,
+    sharding,
+)
 from barlow_jax.checkpoint import FOLDER, Checkpoints
 from barlow_jax.data import order
 
@@ -41,6 +52,7 @@ def train(config, workdir, stop):
     """Trains, evaluates and saves until the last epoch, or until `stop.received`: then it returns False."""
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
+    experiment.check_microbatches(config, mesh)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     # Data.
@@ -55,10 +67,17 @@ def train(config, workdir, stop):
     tx, schedules = experiment.optimizer(config, steps_per_epoch)
     probe_tx = experiment.probe_optimizer(config, steps_per_epoch) if source.num_classes else None
     graphdef, state = pretrain.create_state(
-        experiment.network(config, source.channels), tx, num_classes=source.num_classes, probe_tx=probe_tx
+        experiment.network(config, source.channels),
+        tx,
+        num_classes=source.num_classes,
+        probe_tx=probe_tx,
+        scaled=config.precision == "float16",
     )
-    state = jax.device_put(state, sharding.replicated(mesh))
-    views_of = pretrain.make_views(recipe, config.seed, mesh)
+    state_sharding = sharding.of_state(state, mesh, split=config.shard_params)
+    state = jax.device_put(state, state_sharding)
+    views_of = pretrain.make_views(recipe, config.seed, mesh, microbatches=config.microbatches)
+    embed = accumulate.make_embed(config.microbatches, config.microbatch_statistics)
+    give_up_after = experiment.give_up_after(config)
     train_step = pretrain.make_train_step(
         graphdef,
         tx,
@@ -70,8 +89,11 @@ def train(config, workdir, stop):
         scale_loss=config.scale_loss,
         schedules=schedules,
         probe_tx=probe_tx,
+        embed=embed,
+        give_up_after=give_up_after,
+        state_sharding=state_sharding,
     )
-    inspect = pretrain.make_inspect_step(graphdef, views_of, mesh=mesh)
+    inspect = pretrain.make_inspect_step(graphdef, views_of, mesh=mesh, embed=embed)
     evaluate = online_eval.make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
 
     # Where were we?
@@ -121,7 +143,8 @@ def train(config, workdir, stop):
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
             progress.step(len(batch["index"]))
             if step == 0 or last or launch.due(done, config.log_every_steps):
-                writer.scalars(done, launch.checked(report, done, checkpoints) | progress.rates())
+                health.check(state, give_up_after, checkpoints.latest_step)
+                writer.scalars(done, report | progress.rates())
             scores = {}
             if config.eval.every_epochs and (last or launch.due(done, config.eval.every_epochs * steps_per_epoch)):
                 with progress.paused():
@@ -131,7 +154,7 @@ def train(config, workdir, stop):
             if last:
                 draw_correlation(inspect(state, batch), done, workdir, writer)
             if scores or last or stopping or launch.due(done, config.checkpoint_every_steps):
-                launch.checked(report, done, checkpoints)
+                health.check_all(state, give_up_after, checkpoints.latest_step)
                 checkpoints.save(done, state, meta, scores)
             if stopping and not last:
                 checkpoints.wait()

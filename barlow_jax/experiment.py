@@ -7,19 +7,22 @@ import operator
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import augment, loss, model, optim, sharding
+from barlow_jax import accumulate, augment, loss, model, optim, sharding
 from barlow_jax.data import open_source, order, pipeline
 from barlow_jax.data.sources import NEED_PATH, Arrays
 from barlow_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+REMAT = ("none", "blocks")
+ON_NONFINITE = ("stop", "skip")
 
 # Fields that change what is shown or how fast, and not the result: they may differ when a run goes on.
 FREE_FIELDS = (
     "data.path", "data.threads", "eval.every_epochs", "eval.batch_size", "log_every_steps",
     "picture_every_epochs", "checkpoint_every_steps", "keep_checkpoints", "wandb",
+    "remat", "shard_params", "on_nonfinite", "max_skipped",
 )  # fmt: skip
 
 
@@ -28,6 +31,7 @@ def check(config):
     check_at_least(config, {
         "epochs": 1, "warmup_epochs": 0, "batch_size": 2, "image_size": 8, "reference_world_size": 1,
         "log_every_steps": 1, "picture_every_epochs": 0, "checkpoint_every_steps": 1, "keep_checkpoints": 1,
+        "microbatches": 1, "max_skipped": 1,
     })  # fmt: skip
     if config.epochs <= config.warmup_epochs:
         raise UserError(
@@ -36,8 +40,11 @@ def check(config):
         )
     check_one_of(config, {
         "precision": PRECISIONS, "loss_form": loss.FORMS, "optimizer.name": optim.OPTIMIZERS, "arch": model.BACKBONES,
-        "data.last": order.LAST,
+        "data.last": order.LAST, "remat": REMAT, "on_nonfinite": ON_NONFINITE,
+        "microbatch_statistics": accumulate.STATISTICS,
     })  # fmt: skip
+    if config.remat == "blocks" and config.arch == "convnet":
+        raise UserError("config.remat is 'blocks', and config.arch 'convnet' has no residual blocks; take 'none'.")
     if any(width < 1 for width in config.projector):
         raise UserError(f"config.projector is {tuple(config.projector)}; all its widths must be at least 1.")
     if config.arch == "convnet" and config.image_size > 64:
@@ -129,11 +136,22 @@ def fits_on_devices(config, source):
     return isinstance(source, Arrays) and source.images.nbytes <= config.data.resident_bytes
 
 
+def check_microbatches(config, mesh):
+    """Raises UserError unless every device has rows of every micro-batch."""
+    if config.batch_size % (config.microbatches * mesh.size):
+        raise UserError(
+            f"config.microbatches is {config.microbatches}, and a batch of {config.batch_size} on {mesh.size} devices "
+            f"cannot be cut into so many parts; take a divisor of {config.batch_size // mesh.size}."
+        )
+
+
 def check_last_batch(config, n, mesh):
     """Raises UserError if the last batch of an epoch of n images cannot be trained on; see `order.last_batch_size`."""
     rows = order.last_batch_size(n, config.batch_size, config.data.last, config.reference_world_size)
-    if rows < 2 or rows % mesh.size:
-        problem = "too few for batch statistics" if rows < 2 else f"which {mesh.size} devices do not divide"
+    if rows < 2 or rows % (config.microbatches * mesh.size):
+        parts = "" if config.microbatches == 1 else f"{config.microbatches} micro-batches on "
+        cut = f"which {parts}{mesh.size} devices do not divide"
+        problem = "too few for batch statistics" if rows < 2 else cut
         raise UserError(
             f"With config.data.last='keep' the last batch of an epoch has {rows} of {config.batch_size} rows, "
             f"{problem}; take config.data.last='wrap'."
@@ -214,7 +232,7 @@ def recipe(config, channels):
     return augment.Recipe(size=config.image_size, **views)
 
 
-def backbone(config, channels):
+def backbone(config, channels, *, remat=False):
     """rngs -> the backbone."""
     return model.make_backbone(
         config.arch,
@@ -222,6 +240,7 @@ def backbone(config, channels):
         channels=channels,
         stem=config.stem,
         zero_init_residual=config.zero_init_residual,
+        remat=remat,
         dtype=PRECISIONS[config.precision],
     )
 
@@ -229,11 +248,16 @@ def backbone(config, channels):
 def network(config, channels):
     """A fresh BarlowTwins, initialised from config.seed."""
     return model.BarlowTwins(
-        backbone(config, channels),
+        backbone(config, channels, remat=config.remat == "blocks"),
         tuple(config.projector),
         dtype=PRECISIONS[config.precision],
         rngs=nnx.Rngs(config.seed),
     )
+
+
+def give_up_after(config):
+    """How many steps in a row may not be finite, see `health`."""
+    return config.max_skipped if config.on_nonfinite == "skip" else 1
 
 
 def optimizer(config, steps_per_epoch):

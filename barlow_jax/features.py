@@ -31,8 +31,8 @@ def make_feature_step(graphdef, *, size, mean, std, mesh):
             "mask": batch["mask"],
         }
 
-    whole = replicated(mesh)
-    return jax.jit(features, in_shardings=(whole, whole, by_example(mesh)), out_shardings=whole)
+    # Parameters come as they are: replicated, or split over the devices.
+    return jax.jit(features, in_shardings=(None, None, by_example(mesh)), out_shardings=replicated(mesh))
 
 
 def extract(feature_step, params, batch_stats, batches, mesh):

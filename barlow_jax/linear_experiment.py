@@ -17,6 +17,7 @@ FREE_FIELDS = (
     "wandb",
 )  # fmt: skip
 
+PRECISIONS = ("float32", "bfloat16")  # float16 wants a loss scale, which fine-tuning has not
 INTERPOLATIONS = ("linear", "cubic")
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def check(config):
         "optimizer.learning_rate_classifier": 0, "optimizer.learning_rate_backbone": 0, "optimizer.weight_decay": 0,
     })  # fmt: skip
     experiment.check_one_of(config, {
-        "weights": classify.WEIGHTS, "precision": experiment.PRECISIONS, "interpolation": INTERPOLATIONS,
+        "weights": classify.WEIGHTS, "precision": PRECISIONS, "interpolation": INTERPOLATIONS,
     })  # fmt: skip
     if not 0 <= config.flip <= 1:
         raise UserError(f"config.flip is {config.flip}; it is a probability, from 0 to 1.")

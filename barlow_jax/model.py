@@ -27,20 +27,22 @@ BACKBONES = {
 linear_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def make_backbone(arch, *, image_size, channels=3, stem="imagenet", zero_init_residual=True, dtype=jnp.float32):
+def make_backbone(
+    arch, *, image_size, channels=3, stem="imagenet", zero_init_residual=True, remat=False, dtype=jnp.float32
+):  # fmt: skip
     """A constructor of the named backbone, rngs -> module.
 
     Args:
       arch: a key of BACKBONES.
       image_size: side of the images; only "convnet" depends on it.
-      stem, zero_init_residual: of the ResNets.
+      stem, zero_init_residual, remat: of the ResNets.
     """
     if arch not in BACKBONES:
         raise UserError(f"config.arch is {arch!r}; it is one of {', '.join(BACKBONES)}.")
     if arch == "convnet":
         options = {"image_size": image_size}
     else:
-        options = {"stem": stem, "zero_init_residual": zero_init_residual}
+        options = {"stem": stem, "zero_init_residual": zero_init_residual, "remat": remat}
     return functools.partial(BACKBONES[arch], channels=channels, dtype=dtype, **options)
 
 
@@ -134,6 +136,37 @@ def merge(graphdef, params, batch_stats):
 def batch_stats_of(module):
     """The batch statistics of a merged module, after a training pass has moved them."""
     return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
+
+
+class Moments(nnx.Variable):
+    """Of a BatchNorm whose batch comes in parts."""
+
+
+def moments_at_start(graphdef, params, batch_stats, views):
+    """The moments of every BatchNorm if the batch had the running statistics: {path: [2, views, C]}."""
+    return {
+        path: jnp.stack([jnp.zeros_like(norm.var[...]), norm.var[...]])[:, None].repeat(views, 1)
+        for path, norm in _batch_norms(merge(graphdef, params, batch_stats))
+    }
+
+
+def merge_with_moments(graphdef, params, batch_stats, moments, parts):
+    """The module with these moments in its BatchNorms, for one of several parts of a batch; see `resnet.BatchNorm`."""
+    module = merge(graphdef, params, batch_stats)
+    for path, norm in _batch_norms(module):
+        norm.moments, norm.parts = Moments(moments[path]), parts
+    return module
+
+
+def moments_of(module):
+    """The moments of the part that a module with moments has seen, {path: [2, views, C]}."""
+    return {path: norm.moments[...] for path, norm in _batch_norms(module)}
+
+
+def _batch_norms(module):
+    for path, node in nnx.iter_modules(module):
+        if isinstance(node, resnet.BatchNorm):
+            yield ".".join(map(str, path)), node
 
 
 def _string_keys(tree):

@@ -149,6 +149,18 @@ def adamw(rate_weights, rate_biases, *, weight_decay=1e-4, b1=0.9, b2=0.999, eps
     )
 
 
+def withheld(old, new):
+    """The optimiser state after a step whose update is not applied: `old`, with the counts of schedules from `new`.
+
+    So a learning rate stays a function of the training step, as in the official code, where it goes on during skipped
+    steps too. What belongs to the gradients stays as it was, Adam's own count included.
+    """
+    counts = (optax.ScaleByScheduleState, TrustRatioState)
+    return jax.tree.map(
+        lambda a, b: b if isinstance(b, counts) else a, old, new, is_leaf=lambda node: isinstance(node, counts)
+    )
+
+
 OPTIMIZERS = {"lars": lars, "sgd": sgd, "adamw": adamw}
 
 

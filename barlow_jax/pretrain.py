@@ -6,8 +6,13 @@
     state, metrics = train_step(state, batch)            # batch: {"canvas", "boxes", "index", "label"}
 
 The step is one jitted program over the whole mesh; the gradient is that of the global batch.
+
+    accumulate    the network there and back, for the whole batch or for micro-batches
+    health        steps whose numbers are not finite
+    loss_scale    float16
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +20,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax import augment, metrics, model
+from barlow_jax import accumulate, augment, health, loss_scale, metrics, model
 from barlow_jax.loss import barlow_twins_loss, cross_correlation
+from barlow_jax.optim import withheld
 from barlow_jax.sharding import by_example, example_keys, replicated
 
 
@@ -28,9 +34,11 @@ class TrainState(NamedTuple):
     batch_stats: Any  # nested dict: running statistics of every BatchNorm
     opt_state: Any  # of the optimiser
     probe: Any  # the online linear probe: {"params", "opt_state"}, or {} without labels
+    health: Any  # what `health` has found: {"skipped", "in_a_row", "step", "tensor"}
+    loss_scale: Any  # of float16: {"scale", "good_steps", "overflows"}, or {} for other precisions
 
 
-def create_state(barlow_twins, tx, *, num_classes=None, probe_tx=None):
+def create_state(barlow_twins, tx, *, num_classes=None, probe_tx=None, scaled=False):
     """The state at step 0.
 
     Args:
@@ -38,6 +46,7 @@ def create_state(barlow_twins, tx, *, num_classes=None, probe_tx=None):
       tx: its optimiser.
       num_classes: of the online probe; None for no probe.
       probe_tx: the probe's optimiser.
+      scaled: whether the gradient needs a loss scale, as float16 does.
     Returns:
       graphdef (static structure of the network), TrainState.
     """
@@ -49,31 +58,51 @@ def create_state(barlow_twins, tx, *, num_classes=None, probe_tx=None):
             "bias": jnp.zeros(num_classes),
         }
         probe = {"params": head, "opt_state": probe_tx.init(head)}
-    return graphdef, TrainState(jnp.zeros([], jnp.int32), params, batch_stats, tx.init(params), probe)
+    scale = loss_scale.create() if scaled else {}
+    step = jnp.zeros([], jnp.int32)
+    return graphdef, TrainState(step, params, batch_stats, tx.init(params), probe, health.create(), scale)
 
 
-def make_views(recipe, seed, mesh):
+def make_views(recipe, seed, mesh, *, microbatches=1):
     """(step, batch) -> the two views of every image, float32 [B, 2, S, S, C], normalised.
 
     Each device works on its own examples inside a shard_map, because the partitioner would gather the batch for some
     of the gathers in here; each example has a key of its own, so that the views are the same on any number of devices.
+    With micro-batches a device makes one after the other, in the memory of one.
     """
+
+    def local(*examples):
+        rows = len(examples[0])
+        parts = [x.reshape(microbatches, rows // microbatches, *x.shape[1:]) for x in examples]
+        views = jax.lax.map(lambda part: augment.two_views(*part, recipe), tuple(parts))
+        return views.reshape(rows, *views.shape[2:])
+
+    if microbatches == 1:
+        local = functools.partial(augment.two_views, recipe=recipe)
 
     def views(step, batch):
         keys = example_keys(seed, step, batch["canvas"].shape[0])
-        local = jax.shard_map(
-            lambda keys, canvas, boxes: augment.two_views(keys, canvas, boxes, recipe),
-            mesh=mesh,
-            in_specs=(P("data"), P("data"), P("data")),
-            out_specs=P("data"),
-        )
-        return local(keys, batch["canvas"], batch["boxes"])
+        split = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P("data"), P("data")), out_specs=P("data"))
+        return split(keys, batch["canvas"], batch["boxes"])
 
     return views
 
 
 def make_train_step(
-    graphdef, tx, views_of, *, lambd, mesh, batch_size=None, form="auto", scale_loss=1.0, schedules=None, probe_tx=None
+    graphdef,
+    tx,
+    views_of,
+    *,
+    lambd,
+    mesh,
+    batch_size=None,
+    form="auto",
+    scale_loss=1.0,
+    schedules=None,
+    probe_tx=None,
+    embed=accumulate.whole,
+    give_up_after=1,
+    state_sharding=None,
 ):
     """The train step, jitted over the mesh; the state it is given is donated.
 
@@ -88,44 +117,74 @@ def make_train_step(
         the optimiser is not scale-free.
       schedules: {name: schedule}, learning rates to report.
       probe_tx: optimiser of the online probe, if the state has one.
+      embed: the network there and back, see `accumulate`.
+      give_up_after: so many updates in a row that are not finite; see `health`. None of them is applied.
+      state_sharding: of the state, see `sharding.of_state`; None replicates it.
     Returns:
       (state, batch) -> (state, metrics); metrics are scalars on the device.
     """
 
-    def objective(params, head, batch_stats, views, label):
-        network = model.merge(graphdef, params, batch_stats)
-        features, z = network(views, train=True)
+    def objective(z, head, features, label):
         loss, terms = barlow_twins_loss(z[:, 0], z[:, 1], lambd=lambd, form=form, mesh=mesh, batch_size=batch_size)
         report = {"loss": loss, **terms, **metrics.embedding_stats(z[:, 0], z[:, 1])}
         total = scale_loss * loss
         if head is not None:
-            # Stopped gradient: the probe watches the features and never shapes them.
-            probe_loss, probe_report = linear_probe(head, jax.lax.stop_gradient(features), label)
+            # Of the features, not through them: the probe watches and never shapes them.
+            probe_loss, probe_report = linear_probe(head, features, label)
             total, report = total + probe_loss, report | probe_report
-        return total, (model.batch_stats_of(network), report)
+        return total, report
 
     def train_step(state, batch):
         views = views_of(state.step, batch)
         head = state.probe.get("params")
-        gradient = jax.grad(objective, argnums=(0, 1) if head is not None else 0, has_aux=True)
-        grads, (batch_stats, report) = gradient(state.params, head, state.batch_stats, views, batch["label"])
-        probe = state.probe
-        if head is not None:
-            grads, head_grads = grads
-            updates, opt_state = probe_tx.update(head_grads, probe["opt_state"], head)
-            probe = {"params": optax.apply_updates(head, updates), "opt_state": opt_state}
-        report["grad_norm"] = optax.tree.norm(grads)
+        features, z, batch_stats, pull_back = embed(graphdef, state.params, state.batch_stats, views)
+        (dz, head_grads), report = jax.grad(objective, (0, 1), has_aux=True)(z, head, features, batch["label"])
+        scale = state.loss_scale.get("scale", 1)
+        grads = jax.tree.map(lambda g: g / scale, pull_back(dz * scale)) if state.loss_scale else pull_back(dz)
+
+        squares = jax.tree.map(lambda g: jnp.square(g).sum(), grads)
+        report["grad_norm"] = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
         report |= {name: jnp.asarray(rate(state.step)) for name, rate in (schedules or {}).items()}
+
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, probe), report
+        probe = state.probe
+        if head is not None:
+            updates, head_state = probe_tx.update(head_grads, probe["opt_state"], head)
+            probe = {"params": optax.apply_updates(head, updates), "opt_state": head_state}
+        new = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state, probe=probe)
+        state = accept(state, new, health.find(batch_stats, z, report["loss"], squares), give_up_after)
+        report["skipped"] = state.health["skipped"]
+        if state.loss_scale:
+            report |= {"loss_scale": state.loss_scale["scale"], "overflows": state.loss_scale["overflows"]}
+        return state, report
 
+    state_sharding = replicated(mesh) if state_sharding is None else state_sharding
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(replicated(mesh), by_example(mesh)),
-        out_shardings=(replicated(mesh), replicated(mesh)),
+        in_shardings=(state_sharding, by_example(mesh)),
+        out_shardings=(state_sharding, replicated(mesh)),
     )
+
+
+def accept(old, new, findings, give_up_after):
+    """The state after a step: `new` if all is finite, else `old` with the step counted and the record kept.
+
+    A skipped step leaves nothing behind but its number: in float16 the official code lets the running statistics of
+    such a step go on, here they wait as the parameters do, because they may hold the inf. The schedules go on.
+    """
+    found, only_gradients, tensor = findings
+    scaled = bool(old.loss_scale)
+    # At scale 1 there is nothing left to halve: then an overflow is a fault like any other.
+    overflow = only_gradients & (old.loss_scale["scale"] > 1) if scaled else jnp.zeros_like(found)
+    record, given_up = health.record(old.health, old.step, found, overflow, tensor, give_up_after)
+    skipped = old._replace(opt_state=withheld(old.opt_state, new.opt_state))
+    after = health.choose(found, skipped, new)
+    if scaled:
+        after = after._replace(loss_scale=loss_scale.update(old.loss_scale, ~found, overflow))
+    after = after._replace(step=old.step + 1, health=record)
+    return health.choose(given_up, old._replace(health=record), after)
 
 
 def linear_probe(head, features, label):
@@ -145,9 +204,11 @@ def linear_probe(head, features, label):
     return loss, {"probe_loss": loss, "probe_accuracy": hits / count}
 
 
-def make_inspect_step(graphdef, views_of, *, mesh):
+def make_inspect_step(graphdef, views_of, *, mesh, embed=accumulate.whole):
     """A look at a batch without learning from it: the views and embeddings that the train step would see.
 
+    Args:
+      graphdef, views_of, mesh, embed: as of `make_train_step`.
     Returns:
       (state, batch) -> {"views" [<= 8, 2, S, S, C], "c" [D, D]}, c of the first 8192 dimensions where there are more,
       and divided by the rows that the batch has.
@@ -155,7 +216,7 @@ def make_inspect_step(graphdef, views_of, *, mesh):
 
     def inspect(state, batch):
         views = views_of(state.step, batch)
-        _, z = model.merge(graphdef, state.params, state.batch_stats)(views, train=True)
+        _, z, _, _ = embed(graphdef, state.params, state.batch_stats, views)
         return {"views": views[:8], "c": cross_correlation(z[:, 0, :8192], z[:, 1, :8192])}
 
-    return jax.jit(inspect, in_shardings=(replicated(mesh), by_example(mesh)), out_shardings=replicated(mesh))
+    return jax.jit(inspect, in_shardings=(None, by_example(mesh)), out_shardings=replicated(mesh))

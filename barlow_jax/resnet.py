@@ -28,6 +28,10 @@ class BatchNorm(nnx.Module):
     (SyncBatchNorm). The running statistics move by `momentum` 0.1 for view 1, then for view 2, as two calls would.
     Statistics are in float32 or wider; the result has the dtype of the input.
 
+    A batch may come in parts that share their statistics, see `accumulate`. Then `moments` holds those of the whole
+    batch before a call, [2, V, C] as `_moments` gives them, and those of the part after it; `parts` is how many parts
+    there are, all of one size.
+
     Args:
       features: size C of the last axis.
       affine: learn a scale and an offset.
@@ -41,6 +45,7 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features)) if affine else None
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.var = nnx.BatchStat(jnp.ones(features))
+        self.moments, self.parts = nnx.data(None), 1
 
     def __call__(self, x, *, train):
         """x: [B, V, ..., C] in training, any [..., C] in evaluation."""
@@ -58,15 +63,14 @@ class BatchNorm(nnx.Module):
 
     def _batch_statistics(self, x):
         """Mean and biased variance of each view, [V, C]; moves the running statistics."""
-        axes = (0, *range(2, x.ndim - 1))
-        count = x.size // (x.shape[1] * x.shape[-1])
-        # One pass over x: E[(x - s)^2] - E[x - s]^2 is exact for any s, and keeps its digits for an s near the mean,
-        # where the usual s = 0 loses them. The running mean is near, and costs nothing.
-        shift = jax.lax.stop_gradient(self.mean[...])
-        centred = x - shift
-        mean, square = centred.mean(axes), jnp.square(centred).mean(axes)
+        mean, square = self._moments(x)
+        if self.moments is not None:
+            own = jnp.stack([mean, square])
+            mean, square = self.moments[...]
+            self.moments.set_value(own)
         var = jnp.maximum(square - jnp.square(mean), 0)
-        mean = mean + shift
+        mean = mean + jax.lax.stop_gradient(self.mean[...])
+        count = self.parts * (x.size // (x.shape[1] * x.shape[-1]))
         unbiased = var * (count / max(count - 1, 1))
         for running, batch in ((self.mean, mean), (self.var, unbiased)):
             value = running[...]
@@ -74,6 +78,14 @@ class BatchNorm(nnx.Module):
                 value += self.momentum * (jax.lax.stop_gradient(batch[view]) - value)
             running.set_value(value)
         return mean, var
+
+    def _moments(self, x):
+        """Mean and mean square of x - s for each view, each [V, C], with s the running mean."""
+        # One pass over x: E[(x - s)^2] - E[x - s]^2 is exact for any s, and keeps its digits for an s near the mean,
+        # where the usual s = 0 loses them. The running mean is near, and costs nothing.
+        axes = (0, *range(2, x.ndim - 1))
+        centred = x - jax.lax.stop_gradient(self.mean[...])
+        return centred.mean(axes), jnp.square(centred).mean(axes)
 
 
 class Conv(nnx.Conv):
@@ -202,6 +214,7 @@ class ResNet(nnx.Module):
       stem: "imagenet" (7x7 stride 2 and a max-pool) or "cifar" (3x3 stride 1, no pool) for images of about 32 pixels.
       channels: of the images.
       zero_init_residual: start each block as the identity (last BatchNorm scale 0), as the official code does.
+      remat: keep only the inputs of the residual blocks for the backward pass, and compute the rest again there.
       dtype: compute dtype; parameters are float32.
     """
 
@@ -214,12 +227,13 @@ class ResNet(nnx.Module):
         stem="imagenet",
         channels=3,
         zero_init_residual=True,
+        remat=False,
         dtype=jnp.float32,
         rngs,
     ):
         if stem not in STEMS:
             raise UserError(f"config.stem is {stem!r}; it is one of {', '.join(STEMS)}.")
-        self.stem, self.dtype = stem, dtype
+        self.stem, self.remat, self.dtype = stem, remat, dtype
         self.num_features = 512 * block.expansion
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = conv(channels, 64, kernel, stride, dtype=dtype, rngs=rngs)
@@ -253,9 +267,14 @@ class ResNet(nnx.Module):
             # Before the ReLU, with which it commutes, gradients included: the mask is then of the smaller maps.
             x = max_pool_3x3(x)
         x = nnx.relu(x)
+
+        def run(block, x):
+            return block(x, train=train)
+
+        run = nnx.remat(run) if self.remat and train else run
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
-                x = block(x, train=train)
+                x = run(block, x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((-3, -2))
 
 

@@ -22,7 +22,9 @@ def get_config():
     config.stem = "imagenet"  # "cifar" for images of about 32 pixels: 3x3 stride 1, no pooling
     config.zero_init_residual = True
     config.projector = (8192, 8192, 8192)
-    config.precision = "bfloat16"  # of the network's arithmetic, or "float32"; parameters and loss are float32 always
+    # Of the network's arithmetic: "bfloat16", "float32", or "float16" with a dynamic loss scale (V100). Parameters,
+    # batch statistics and loss are float32 always.
+    config.precision = "bfloat16"
 
     # The loss.
     config.lambd = 0.0051  # paper: 0.005
@@ -48,6 +50,20 @@ def get_config():
     # The official code's gradient is 1/W of the true one on W GPUs, and its rates were tuned on it. Ours is the true
     # one on any number of devices, divided by this. The published model was trained on 16 GPUs (README; paper: 32).
     config.reference_world_size = 16
+
+    # Memory. A batch may pass through the network in micro-batches, one after the other, and its gradient is still that
+    # of the loss of the whole batch; it costs one more forward pass. Batch norm then takes its statistics from each
+    # micro-batch ("micro"), or exactly from the whole batch ("batch"), which costs as many passes as there are
+    # BatchNorms in a row: 21 for resnet18, 53 for resnet50.
+    config.microbatches = 1
+    config.microbatch_statistics = "micro"
+    config.remat = "none"  # "blocks" keeps the inputs of residual blocks and computes the rest again: same results
+    config.shard_params = False  # split optimiser state and the projector's large matrices over devices: same results
+
+    # A loss or gradient that is not finite is never applied. "stop" ends the run with the first tensor that was not;
+    # "skip" goes on with the next batch, counts it in the log, and gives up after max_skipped in a row.
+    config.on_nonfinite = "stop"
+    config.max_skipped = 20
 
     # The images.
     config.data = ConfigDict()

@@ -223,7 +223,7 @@ def test_keep_serves_arrays_from_the_host_and_from_the_devices(resident_bytes):
     ],
 )
 def test_a_last_batch_that_cannot_be_kept_is_refused(n, devices, sentence):
-    config = ConfigDict({"batch_size": 16, "reference_world_size": 1, "data": {"last": "keep"}})
+    config = ConfigDict({"batch_size": 16, "reference_world_size": 1, "microbatches": 1, "data": {"last": "keep"}})
     mesh = sharding.make_mesh(jax.devices()[:devices])
     with pytest.raises(UserError, match=sentence):
         experiment.check_last_batch(config, n, mesh)
@@ -268,7 +268,7 @@ def test_a_small_folder_lives_on_the_devices(photographs, tmp_path):
     status, output = commands.run("train.py", *arguments(photographs, tmp_path / "one", *more))
     assert status == 0 and "lives on the devices: 48 images of at most 48 x 40 pixels" in output, output
     process = commands.start("train.py", *arguments(photographs, tmp_path / "two", *more))
-    wait_for(process, lambda: list((tmp_path / "two" / "checkpoints").glob("2/manifest.json")))
+    commands.wait_for(process, lambda: list((tmp_path / "two" / "checkpoints").glob("2/manifest.json")))
     process.kill()
     process.communicate()
     status, output = commands.run("train.py", *arguments(photographs, tmp_path / "two", *more))
