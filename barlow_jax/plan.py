@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from barlow_jax import compiled, experiment, launch, machines, metrics, optim, pretrain, published, sharding
+from barlow_jax import accumulate, compiled, experiment, launch, machines, metrics, optim, pretrain, published, sharding
 from barlow_jax.data import open_source, order, sources
 from barlow_jax.errors import UserError
 
@@ -123,7 +123,9 @@ def program(config, images):
 
     def create():
         network = experiment.network(config, images.channels)
-        graphdef, state = pretrain.create_state(network, tx, num_classes=images.classes, probe_tx=probe_tx)
+        graphdef, state = pretrain.create_state(
+            network, tx, num_classes=images.classes, probe_tx=probe_tx, scaled=config.precision == "float16"
+        )
         structure.append(graphdef)
         return state
 
@@ -133,6 +135,17 @@ def program(config, images):
 
 def nbytes(tree):
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def bytes_per_device(tree, shardings):
+    """Bytes of the parts that one device holds."""
+
+    def part(leaf, sharding):
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    if isinstance(shardings, jax.sharding.Sharding):
+        return sum(part(leaf, shardings) for leaf in jax.tree.leaves(tree))
+    return sum(jax.tree.leaves(jax.tree.map(part, tree, shardings)))
 
 
 def meaning(config, images):
@@ -202,13 +215,18 @@ def compile_step(config, images, machine):
     mesh = sharding.make_mesh(machines.devices(machine))
     sharding.check_batch_size(config.batch_size, mesh)
     experiment.check_last_batch(config, images.count, mesh)
+    experiment.check_microbatches(config, mesh)
     graphdef, state, tx, probe_tx, schedules = program(config, images)
-    if nbytes(state) > room(machine):  # no need to ask the compiler
-        raise UserError(f"It does not fit on {machine.topology}: {remedy(config, machine, nbytes(state), None)}.")
+    state_sharding = sharding.of_state(state, mesh, split=config.shard_params)
+    held = bytes_per_device(state, state_sharding)
+    if held > room(machine):  # no need to ask the compiler
+        raise UserError(f"It does not fit on {machine.topology}: {remedy(config, machine, held, None)}.")
     step = pretrain.make_train_step(
         graphdef,
         tx,
-        pretrain.make_views(experiment.recipe(config, images.channels), config.seed, mesh),
+        pretrain.make_views(
+            experiment.recipe(config, images.channels), config.seed, mesh, microbatches=config.microbatches
+        ),
         lambd=config.lambd,
         mesh=mesh,
         batch_size=config.batch_size,
@@ -216,6 +234,9 @@ def compile_step(config, images, machine):
         scale_loss=config.scale_loss,
         schedules=schedules,
         probe_tx=probe_tx,
+        embed=accumulate.make_embed(config.microbatches, config.microbatch_statistics),
+        give_up_after=experiment.give_up_after(config),
+        state_sharding=state_sharding,
     )
     show(["", f"Compiling the train step for {machine.topology}: some minutes for a ResNet-50."])
     try:
@@ -225,7 +246,7 @@ def compile_step(config, images, machine):
             raise
         what = next((line for line in str(error).splitlines() if "Used" in line), str(error).splitlines()[0])
         what = what.split("Used", 1)[-1].strip().rstrip(".")
-        advice = remedy(config, machine, nbytes(state), None)
+        advice = remedy(config, machine, held, None)
         raise UserError(f"It does not fit on {machine.topology}: the compiler used {what}; {advice}.") from None
 
 
@@ -336,9 +357,10 @@ def remedy(config, machine, fixed, need):
       need: all bytes on a device, or None if that is not known.
     """
     if fixed > room(machine):
+        ways = "take more chips" if config.shard_params else "set config.shard_params=True"
         return (
-            f"the state alone takes {size(fixed)} of the {size(room(machine))} of every {machine.device_name}, so "
-            "more of them do not help; narrow config.projector or take chips with more memory"
+            f"the state alone takes {size(fixed)} of the {size(room(machine))} of every {machine.device_name}; {ways}, "
+            "narrow config.projector or take chips with more memory"
         )
     smaller = ""
     if need:
@@ -346,8 +368,8 @@ def remedy(config, machine, fixed, need):
         least = max(int(config.batch_size * share) // machine.devices * machine.devices, machine.devices)
         smaller = f" (to about {least})"
     ways = ["take more chips", f"lower config.batch_size{smaller}"]
-    ways += [f"raise config.{name}" for name in ("microbatches",) if name in config]
-    ways += [f"set config.{name}" for name in ("remat",) if name in config]
+    ways += ["raise config.microbatches"]
+    ways += [] if config.remat == "blocks" else ["set config.remat=blocks"]
     return " or ".join(ways)
 
 

@@ -28,6 +28,7 @@ VALUES = {
     "optimizer.separate_norms": (False, None),
     "optimizer.eps": ("no AdamW", "no AdamW"),
     "reference_world_size": (16, 32),
+    "microbatches": (1, 1),
     "data.kind": ("folder", None),
     "data.last": ("keep", None),
     "data.canvas": ("full scale", None),  # every crop is decoded at full scale; ours at 1/2 and less if it is larger
@@ -56,9 +57,10 @@ ALWAYS = (("product c = z1' z2", "float32", "float16, by autocast", None),)
 
 # Fields, or groups of them, that say which images, how something is computed or what is shown: nothing to compare.
 NO_COUNTERPART = (
-    "seed", "loss_form", "data.path", "data.name", "data.train", "data.val", "data.file_list", "data.channels",
-    "data.resident_bytes", "data.threads", "data.max_bad_fraction", "eval", "log_every_steps", "picture_every_epochs",
-    "checkpoint_every_steps", "keep_checkpoints", "wandb",
+    "seed", "loss_form", "microbatch_statistics", "remat", "shard_params", "on_nonfinite", "max_skipped", "data.path",
+    "data.name", "data.train", "data.val", "data.file_list", "data.channels", "data.resident_bytes", "data.threads",
+    "data.max_bad_fraction", "eval", "log_every_steps", "picture_every_epochs", "checkpoint_every_steps",
+    "keep_checkpoints", "wandb",
 )  # fmt: skip
 
 # Of the optimiser's fields, those that only some of them read.
