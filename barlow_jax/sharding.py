@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 from barlow_jax import augment
 from barlow_jax.errors import UserError
 
+SPLIT_FROM = 2**16  # numbers; below, a transfer costs more than the memory it saves
+
 
 def make_mesh(devices=None):
     """A one-axis mesh, "data", over the given devices or all devices of all processes."""
@@ -31,6 +33,31 @@ def replicated(mesh):
 def by_example(mesh):
     """The first axis is split over the devices."""
     return NamedSharding(mesh, P("data"))
+
+
+def of_state(state, mesh, *, split=False):
+    """The sharding of every array of a train state, as a pytree.
+
+    Args:
+      state: with `params` and `opt_state`, arrays or shapes.
+      split: whether the state of the optimiser and the projector's matrices are split over the devices along their
+        largest axis that allows it (the idea of ZeRO, arXiv 1910.02054); what is left, and small, is replicated. The
+        partitioner then splits the projector's products too, which moves fewer bytes than to gather its matrices.
+    """
+    whole = jax.tree.map(lambda _: replicated(mesh), state)
+    if not split:
+        return whole
+
+    def along_largest(x):
+        axes = [axis for axis in range(x.ndim) if x.shape[axis] % mesh.size == 0]
+        if x.size < SPLIT_FROM or not axes:
+            return replicated(mesh)
+        chosen = max(axes, key=lambda axis: x.shape[axis])
+        return NamedSharding(mesh, P(*("data" if axis == chosen else None for axis in range(x.ndim))))
+
+    projector = jax.tree.map(along_largest, state.params["projector"])
+    opt_state = jax.tree.map(along_largest, state.opt_state)
+    return whole._replace(params=whole.params | {"projector": projector}, opt_state=opt_state)
 
 
 def check_batch_size(batch_size, mesh):
