@@ -205,3 +205,32 @@ def test_bfloat16_keeps_statistics_and_features_in_float32():
 def test_unknown_backbone_is_named():
     with pytest.raises(ValueError, match="config.arch is 'resnet51'"):
         model.make_backbone("resnet51", image_size=224)
+
+
+def test_remat_computes_every_block_again():
+    images = jnp.ones((2, 2, 32, 32, 3))
+    for remat in (False, True):
+        graphdef, params, batch_stats = model.split(resnet.resnet18(remat=remat, rngs=nnx.Rngs(0)))
+
+        def features(params, graphdef=graphdef, batch_stats=batch_stats):
+            return model.merge(graphdef, params, batch_stats)(images, train=True).sum()
+
+        assert str(jax.make_jaxpr(jax.grad(features))(params)).count("prevent_cse=") == 8 * remat
+
+
+def test_remat_changes_nothing():
+    """The stem and the first stage, as more is slow to compile: values, gradients, statistics."""
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 8, 8, 3)), jnp.float32)
+
+    def step(remat):
+        net = resnet.ResNet(resnet.BasicBlock, (2, 1, 1, 1), stem="cifar", remat=remat, rngs=nnx.Rngs(0))
+        net.layer2, net.layer3, net.layer4 = (nnx.List([]) for _ in range(3))
+        graphdef, params, batch_stats = model.split(net)
+
+        def loss(params):
+            net = model.merge(graphdef, params, batch_stats)
+            return jnp.square(net(images, train=True)).sum(), model.batch_stats_of(net)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), step(True), step(False))
