@@ -1,6 +1,7 @@
 """The train step against the official model, optimiser and DDP, and against itself on several devices."""
 
 import functools
+import re
 
 import detw
 import jax
@@ -11,7 +12,9 @@ import pytest
 import torch_names
 from flax import nnx
 
-from barlow_jax import model, optim, pretrain, sharding
+from barlow_jax import accumulate, augment, model, optim, pretrain, sharding
+from barlow_jax.checkpoint import Checkpoints
+from barlow_jax.errors import UserError
 
 DTYPES = {"float64": jnp.float64, "float32": jnp.float32}
 
@@ -30,14 +33,17 @@ def two_views(seed, batch_size, noise, dtype):
     return np.stack([y.transpose(0, 2, 3, 1) for y in views], 1).astype(dtype)
 
 
-def run(network, params, batch_stats, tx, views, *, lambd, devices=1, **options):
+def run(network, params, batch_stats, tx, views, *, lambd, devices=1, split=False, **options):
     """Trains on a list of view batches; returns losses, the last state."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     graphdef, state = pretrain.create_state(network, tx)
     params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))  # copies: the step donates its state
     state = state._replace(params=params, batch_stats=batch_stats, opt_state=tx.init(params))
-    state = jax.device_put(state, sharding.replicated(mesh))
-    step = pretrain.make_train_step(graphdef, tx, lambda step, batch: batch["views"], lambd=lambd, mesh=mesh, **options)
+    shardings = sharding.of_state(state, mesh, split=split)
+    state = jax.device_put(state, shardings)
+    step = pretrain.make_train_step(
+        graphdef, tx, lambda _, batch: batch["views"], lambd=lambd, mesh=mesh, state_sharding=shardings, **options
+    )
     losses, norms = [], []
     for batch in views:
         label = np.full(len(batch), -1, np.int32)
@@ -135,9 +141,9 @@ def test_leaving_the_world_size_out_is_visible(golden, x64):
     assert np.abs(losses / arrays["W4.losses_5_steps"] - 1).max() > 0.1
 
 
-def small_network(dtype=jnp.float32):
+def small_network(dtype=jnp.float32, widths=(32, 32)):
     backbone = model.make_backbone("convnet", image_size=16, dtype=dtype)
-    return model.BarlowTwins(backbone, (32, 32), dtype=dtype, rngs=nnx.Rngs(0))
+    return model.BarlowTwins(backbone, widths, dtype=dtype, rngs=nnx.Rngs(0))
 
 
 def test_probe_learns_and_leaves_the_network_alone():
@@ -216,3 +222,85 @@ def test_scale_loss_scales_the_gradient_and_not_the_report():
     one, tenth = (run(network, params, batch_stats, tx, views, lambd=0.005, scale_loss=s) for s in (1.0, 0.1))
     np.testing.assert_allclose(one[0], tenth[0], rtol=1e-6)
     np.testing.assert_allclose(one[1], 10 * tenth[1], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(4, 32, 1, 16, 16, 3))
+    views = list((base + 0.5 * rng.normal(size=(4, 32, 2, 16, 16, 3))).astype(np.float32))
+    network = small_network(widths=(256, 256))
+    _, params, batch_stats = model.split(network)
+    tx = optim.make_optimizer("lars", 0.2, 0.01)
+    args = (network, params, batch_stats, tx, views)
+    return args, run(*args, lambd=0.01)
+
+
+@pytest.mark.parametrize(("devices", "split"), [(2, False), (8, True)])
+def test_float32_on_several_devices(on_one_device, devices, split):
+    """Stated tolerances after four steps: losses and gradient norms 1e-5, parameters and statistics 1e-4 of the largest
+    of their tensor, with the state whole or split over the devices."""
+    args, (losses, norms, state) = on_one_device
+    got_losses, got_norms, got = run(*args, lambd=0.01, devices=devices, split=split)
+    np.testing.assert_allclose(got_losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(got_norms, norms, rtol=1e-5)
+    for kind in ("params", "batch_stats", "opt_state"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()),
+            jax.device_get(getattr(got, kind)), jax.device_get(getattr(state, kind)),
+        )  # fmt: skip
+    kernel = got.params["projector"]["linears"]["1"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == ((32, 256) if split else (256, 256))
+
+
+def collectives(text, kind):
+    """The shapes that a compiled program's collective operations of this kind return."""
+    lines = re.findall(rf"= (.*?) {kind}(?:-start)?\(", text)
+    return [tuple(map(int, dims.split(","))) for line in lines for dims in re.findall(r"\w\[([\d,]+)\]", line)]
+
+
+def test_nothing_large_travels_between_eight_devices():
+    """No all-reduce of D x D, and no all-gather but of embeddings, whole and in micro-batches."""
+    rows, width, mesh = 64, 96, sharding.make_mesh()
+    tx = optim.make_optimizer("lars", 0.2, 0.01)
+    graphdef, state = pretrain.create_state(small_network(widths=(48, width)), tx)
+    batch = {"canvas": ((rows, 24, 24, 3), np.uint8), "boxes": ((rows, 2, 4), np.float32), "label": ((rows,), np.int32)}
+    batch = {name: jax.ShapeDtypeStruct(*of) for name, of in batch.items()}
+    for n in (1, 4):
+        views_of = pretrain.make_views(augment.Recipe(size=16), 0, mesh, microbatches=n)
+        embed = accumulate.make_embed(n)
+        step = pretrain.make_train_step(graphdef, tx, views_of, lambd=0.01, mesh=mesh, embed=embed)
+        text = step.lower(state, batch).compile().as_text()
+        reduced, gathered = collectives(text, "all-reduce"), collectives(text, "all-gather")
+        assert {(48, width), (width, 48)} & {*reduced}  # a gradient: the pattern finds what is there
+        assert (width, width) not in reduced and f"f32[{width},{width}]" not in text
+        assert gathered and max(map(np.prod, gathered)) <= rows * width
+
+
+def test_checkpoints_go_from_split_to_whole_and_to_other_devices(tmp_path):
+    _, state = pretrain.create_state(small_network(widths=(256, 256)), optim.make_optimizer("lars", 0.2, 0.01))
+    meshes = {n: sharding.make_mesh(jax.devices()[:n]) for n in (2, 8)}
+    for (n, split), (m, then) in [((8, True), (2, False)), ((2, False), (8, True)), ((2, True), (8, True))]:
+        with Checkpoints(tmp_path / f"{n}{split}", asynchronous=False) as checkpoints:
+            checkpoints.save(1, jax.device_put(state, sharding.of_state(state, meshes[n], split=split)))
+            shardings = sharding.of_state(state, meshes[m], split=then)
+            like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+            restored, _ = checkpoints.restore(like)
+        assert jax.tree.map(lambda x: x.sharding, restored) == shardings
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_a_checkpoint_without_the_record_of_health_is_refused(tmp_path):
+    _, state = pretrain.create_state(small_network(), optim.make_optimizer("sgd", 0.2, 0.01))
+    with Checkpoints(tmp_path, asynchronous=False) as checkpoints:
+        checkpoints.save(1, state._replace(health={}))
+        with pytest.raises(UserError, match="health.* is absent there and .*use the config it was made with"):
+            checkpoints.restore(state)
+
+
+def test_views_in_micro_batches_are_the_same_bits():
+    rng, mesh = np.random.default_rng(0), sharding.make_mesh(jax.devices()[:2])
+    boxes = np.concatenate([rng.uniform(0, 6, (16, 2, 2)), rng.uniform(8, 18, (16, 2, 2))], -1).astype(np.float32)
+    batch = sharding.put({"canvas": rng.integers(0, 255, (16, 24, 24, 3), np.uint8), "boxes": boxes}, mesh)
+    views = [jax.jit(pretrain.make_views(augment.Recipe(size=16), 0, mesh, microbatches=n))(3, batch) for n in (1, 4)]
+    np.testing.assert_array_equal(*views)

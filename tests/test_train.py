@@ -173,6 +173,23 @@ def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path
     np.testing.assert_allclose(*losses, rtol=2e-2)
 
 
+def test_two_processes_of_four_devices_end_where_one_of_eight_does(tmp_path):
+    """Three steps in float64 with micro-batches: views bit for bit, all else to 1e-9; the two split their state."""
+    port, script = 20_000 + (os.getpid() + 9_999) % 20_000, "tests/steps_on_devices.py"
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    processes = [commands.start(script, tmp_path / "one.npz", devices=8)]
+    for index in range(2):
+        place = cluster | {"JAX_PROCESS_ID": str(index)}
+        processes.append(commands.start(script, tmp_path / "two.npz", "split", devices=4, **place))
+    outputs = [process.communicate(timeout=250)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    assert one.files == two.files and len(one.files) > 40
+    for name in one.files:
+        atol = 0 if name == "views" else 1e-9 * np.abs(one[name]).max()
+        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=atol, err_msg=name)
+
+
 def test_keep_ends_an_epoch_with_a_smaller_batch_and_the_nominal_divisor(tmp_path):
     """42 images for 4 ranks: 16, 16 and 12 rows. Both views alike, so the diagonal of c is 1, and 12/16 at the end.
 
@@ -290,6 +307,31 @@ def test_images_of_many_channels(tmp_path):
     assert (tmp_path / "run" / "views.png").exists()
 
 
+def test_float16_micro_batches_split_state_and_skip_in_one_run(photographs, tmp_path):
+    """The fields together, stopped and gone on with: by the command."""
+    more = (
+        "--config.precision=float16", "--config.microbatches=2", "--config.shard_params=True",
+        "--config.on_nonfinite=skip", "--config.epochs=2", "--config.projector=(256,256)",
+    )  # fmt: skip
+    command = ("train.py", *arguments(photographs, tmp_path / "run", *more))
+    status, output = commands.run(*command, devices=2)
+    assert status == 0, output
+    steps = [line for line in commands.lines(tmp_path / "run") if "loss" in line]
+    assert all(line["loss_scale"] == 2.0 ** (16 - line["overflows"]) for line in steps)
+    assert all(line["skipped"] == line["overflows"] for line in steps) and np.isfinite(steps[-1]["loss"])
+    # What does not change the result may change; and a diverging run ends with one sentence and its good checkpoint.
+    status, output = commands.run(*command, "--config.shard_params=False", "--config.on_nonfinite=stop", devices=1)
+    assert status == 0 and "going on from step 6 of 6" in output, output
+
+
+def test_a_run_that_diverges_names_step_tensor_and_checkpoint(photographs, tmp_path):
+    more = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate_weights=1e30", "--config.epochs=3",
+            "--config.checkpoint_every_steps=1", "--config.data.val=")  # fmt: skip
+    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run", *more))
+    assert status != 0
+    assert_refused(output, r"At step \d+ \S+ is not finite.*\(last checkpoint: step \d+\)")
+
+
 def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):
     folder = commands.photographs(tmp_path / "photographs")
     (folder / "class1" / "003.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
@@ -309,6 +351,8 @@ REFUSALS = {
     "unknown optimiser": (["--config.optimizer.name=adam"], "config.optimizer.name is 'adam'"),
     "unknown precision": (["--config.precision=float8"], "config.precision is 'float8'"),
     "impossible probability": (["--config.views.flip=2.0"], "flip"),
+    "micro-batches that do not fit": (["--config.microbatches=4"], "config.microbatches is 4.*take a divisor of 2"),
+    "remat without blocks": (["--config.remat=blocks"], "config.remat is 'blocks'.*take 'none'"),
     "missing workdir": (["--workdir="], "--workdir is missing"),
     "a word that is no flag": (["train"], "'train' is no flag"),
     "reference that does not divide the batch": (

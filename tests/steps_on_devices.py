@@ -1,0 +1,54 @@
+"""Three steps of a small network in float64 on whatever devices there are; what they leave goes to a file.
+
+    python tests/steps_on_devices.py FILE.npz [split]
+
+Views, parameters, running statistics, losses and the momentum. Started as one process or, with the variables of
+`launch.join_cluster`, as several; process 0 writes. `split` divides the state over the devices.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from barlow_jax import accumulate, augment, launch, model, optim, pretrain, sharding
+
+ROWS = 32
+
+
+def main(file, split=False):
+    launch.join_cluster()
+    jax.config.update("jax_enable_x64", True)
+    mesh = sharding.make_mesh()
+    tx = optim.make_optimizer("lars", optim.warmup_cosine(0.4, 2, 9), optim.warmup_cosine(0.1, 2, 9))
+    backbone = model.make_backbone("convnet", image_size=16, dtype=jnp.float64)
+    network = model.BarlowTwins(backbone, (256, 256), dtype=jnp.float64, rngs=nnx.Rngs(0))
+    graphdef, state = pretrain.create_state(network, tx)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float64), (state.params, state.batch_stats))
+    state = state._replace(params=wide[0], batch_stats=wide[1], opt_state=tx.init(wide[0]))
+    state_sharding = sharding.of_state(state, mesh, split=split)
+    state = jax.device_put(state, state_sharding)
+    views_of = pretrain.make_views(augment.Recipe(size=16), 0, mesh, microbatches=2)
+    step = pretrain.make_train_step(
+        graphdef, tx, views_of, lambd=0.01, mesh=mesh, embed=accumulate.make_embed(2), state_sharding=state_sharding
+    )
+    rng, losses = np.random.default_rng(0), []
+    mine = slice(*(ROWS * (jax.process_index() + k) // jax.process_count() for k in (0, 1)))
+    for _ in range(3):
+        canvas = rng.integers(0, 255, (ROWS, 24, 24, 3), np.uint8)
+        boxes = np.concatenate([rng.uniform(0, 6, (ROWS, 2, 2)), rng.uniform(8, 18, (ROWS, 2, 2))], -1)
+        batch = {"canvas": canvas, "boxes": boxes.astype(np.float32), "label": np.full(ROWS, -1, np.int32)}
+        batch = sharding.put({name: x[mine] for name, x in batch.items()}, mesh)
+        views = jax.jit(views_of)(state.step, batch)
+        state, report = step(state, batch)
+        losses.append(float(report["loss"]))
+    state, views = jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((state, views)))
+    if jax.process_index() == 0:
+        leaves = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))
+        np.savez(file, *leaves, views=views, losses=losses)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], split=sys.argv[2:] == ["split"])
