@@ -26,6 +26,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "File of the evaluation
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Work folder of the run to be judged, or one of its checkpoints.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the evaluation: checkpoints, metrics, results.")
 ALLOW = flags.DEFINE_list("allow_changes", [], "Fields that may differ from those the evaluation began with, or all.")
+STATUS = flags.DEFINE_integer("stopped_status", 0, "Exit status where a signal came before the end.")
 
 RESULTS = "results.jsonl"
 
@@ -40,8 +41,10 @@ def main():
         WORKDIR.value, config.to_dict(), free=linear_experiment.FREE_FIELDS, allowed=ALLOW.value
     )  # fmt: skip
     stop = launch.StopSignals()
-    if not evaluate(config, origin, workdir, stop):
-        stop.requeue()
+    if evaluate(config, origin, workdir, stop):
+        return 0
+    stop.requeue()
+    return STATUS.value
 
 
 def evaluate(config, origin, workdir, stop):

@@ -33,6 +33,7 @@ from barlow_jax.data import order
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, such as configs/demo.py.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, pictures.")
 ALLOW = flags.DEFINE_list("allow_changes", [], "Fields that may differ from those the run began with, or all.")
+STATUS = flags.DEFINE_integer("stopped_status", 0, "Exit status where a signal came before the end.")
 
 log = logging.getLogger("train")
 
@@ -44,8 +45,10 @@ def main():
         WORKDIR.value, config.to_dict(), free=experiment.FREE_FIELDS, allowed=ALLOW.value
     )  # fmt: skip
     stop = launch.StopSignals()
-    if not train(config, workdir, stop):
-        stop.requeue()
+    if train(config, workdir, stop):
+        return 0
+    stop.requeue()
+    return STATUS.value
 
 
 def train(config, workdir, stop):

@@ -15,6 +15,7 @@ Folders may be local or of any kind that `etils.epath` opens, such as gs://.
 import json
 import logging
 import sys
+import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(keep, best_of, self._metrics),
             # Called on process 0 when the arrays of all processes are on the disk, before the folder is renamed.
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal, barrier_sync_fn=_barrier),
             cleanup_tmp_directories=True,
         )
         try:
@@ -239,6 +240,18 @@ def _restore(path, step, names=None) -> tuple[epath.Path, dict, dict]:
     as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
     read = _read_arrays(folder, as_numpy) if wanted else {}
     return folder, read, _read_manifest(folder)["meta"] | {"step": int(folder.name)}
+
+
+def _barrier(*, key: str, timeout_ms: int) -> None:
+    """Waits in a thread of Orbax's until every process is there.
+
+    Where a save has failed on this process Orbax waits too, in a `finally`, for the others, which wait for this one at
+    an earlier barrier: 20 minutes. So the failure goes on to the main thread instead, and the process ends.
+    """
+    failure = sys.exc_info()[1]
+    if failure is not None and threading.current_thread() is not threading.main_thread():
+        raise failure
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):

@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def run(main):
-    """Parses the flags and runs main(); what the user can put right becomes one sentence and exit status 1."""
+    """Parses the flags and runs main(), which returns the exit status, or None for 0.
+
+    What the user can put right becomes one sentence and exit status 1.
+    """
     try:
         app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
     except UserError as error:
@@ -55,7 +58,7 @@ def _guarded(main, argv):
     hide_tracebacks()
     try:
         cluster.join()
-        main()
+        return main()
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise

@@ -11,6 +11,7 @@ Then the two are compared: parameters, batch statistics, optimiser state and the
 line of metrics.jsonl but for what a clock measured. Prints a table; exit status 1 if anything differs.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -25,14 +26,10 @@ sys.path.insert(0, str(ROOT))
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 
 from barlow_jax import metric_writers
 from barlow_jax.checkpoint import FOLDER, newest_step, restore_all
-
-KILLS = flags.DEFINE_integer("kills", 20, "How often the run is killed.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-WORKDIR = flags.DEFINE_string("workdir", "", "Where the two runs are kept; empty is a folder that is removed.")
 
 EVERY = 20  # steps between checkpoints
 CLOCK = ("images_per_second", "data_wait")  # of metrics.jsonl
@@ -201,15 +198,18 @@ def trial(folder, kills, seed):
     return found
 
 
-def main(_):
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--workdir", type=pathlib.Path, help="an empty folder that keeps the two runs")
+    given = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
-    if WORKDIR.value:
-        found = trial(pathlib.Path(WORKDIR.value).expanduser().absolute(), KILLS.value, SEED.value)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            found = trial(pathlib.Path(folder), KILLS.value, SEED.value)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (given.workdir or pathlib.Path(temporary)).expanduser().absolute()
+        found = trial(folder, given.kills, given.seed)
     sys.exit(1 if found else 0)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

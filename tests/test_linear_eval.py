@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 
 import commands
 import jax
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, linear_experiment, model
+from barlow_jax import experiment, linear_experiment, lock, model
 from barlow_jax.checkpoint import Checkpoints, restore_params
 from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
@@ -187,6 +188,14 @@ def test_a_missing_checkpoint_is_refused_in_one_sentence(tmp_path):
     assert status == 1 and "Traceback" not in output
     assert output.strip().splitlines()[-1].startswith(f"error: A checkpoint was expected in {tmp_path / 'nowhere'}")
     assert not (tmp_path / "linear").exists()
+
+
+def test_a_second_evaluation_in_a_folder_is_refused(pretrained, tmp_path):
+    descriptor = lock.hold(tmp_path)
+    status, output = commands.run("linear_eval.py", *arguments(pretrained, tmp_path))
+    os.close(descriptor)
+    assert status == 1 and "Traceback" not in output
+    assert f"error: {tmp_path} is in use by another run (process {os.getpid()} on " in output.splitlines()[-1]
 
 
 def test_origins_that_are_refused(pretrained, undisturbed, tmp_path):

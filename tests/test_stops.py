@@ -131,32 +131,52 @@ cp -r disk/run kept
 """
 
 
-def may_mount():
-    return not subprocess.run(
-        ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True
-    ).returncode
+TWO = """
+mkdir disk; mount -t tmpfs -o size=5m tmpfs disk
+for index in 0 1; do (JAX_PROCESS_ID=$index "$@"; echo "status of $index: $?") > output$index 2>&1 & done; wait
+"""
 
 
-def test_a_full_disk_ends_the_run_with_one_sentence_and_loses_nothing(images, undisturbed, tmp_path):
-    """On a file system of 5 MB, with room for two checkpoints of three; and to the end where there is space again."""
-    if not shutil.which("unshare") or not may_mount():
+def on_a_small_disk(script, images, tmp_path, **more):
+    """Output of a shell script that may mount file systems; its arguments are the command of a run on disk/run."""
+    alone = ["unshare", "-rm", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "mount -t tmpfs none /mnt"]).returncode:
         pytest.skip("file systems cannot be mounted here")
     command = [
         sys.executable,
         commands.ROOT / "train.py",
         *arguments(images, "disk/run", "--config.keep_checkpoints=9"),
     ]
-    command = [a.replace("configs/", f"{commands.ROOT}/configs/") if "=configs" in str(a) else str(a) for a in command]
+    command = [str(word).replace("=configs/", f"={commands.ROOT}/configs/") for word in command]
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", NO_SPACE, "sh", *command], cwd=tmp_path, env=commands.environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200,
+        [*alone, script, "sh", *command], cwd=tmp_path, env=commands.environment(**more), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
-    first, second = done.stdout.split("status 1\n")
+    return done.stdout
+
+
+def test_a_full_disk_ends_the_run_with_one_sentence_and_loses_nothing(images, undisturbed, tmp_path):
+    """On a file system of 5 MB, with room for two checkpoints of three; and to the end where there is space again."""
+    output = on_a_small_disk(NO_SPACE, images, tmp_path)
+    first, second = output.split("status 1\n")
     sentence = r"error: The checkpoint of step 30 could not be written to \S+disk/run/checkpoints \(.*No space left.*"
-    assert re.search(sentence + r"step 20 is still there; see to free space", first), done.stdout
-    assert f"going on from step 20 of {STEPS}" in second, done.stdout
+    assert re.search(sentence + r"step 20 is still there; see to free space", first), output
+    assert f"going on from step 20 of {STEPS}" in second, output
     assert_undisturbed(tmp_path / "kept", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_two_processes(images, tmp_path):
+    """Orbax would wait for 20 minutes, each process at another place. JAX may end one where the other has gone."""
+    variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{commands.free_port()}", "JAX_NUM_PROCESSES": "2"}
+    began = time.monotonic()
+    on_a_small_disk(TWO, images, tmp_path, **variables)
+    outputs = [(tmp_path / f"output{index}").read_text() for index in range(2)]
+    assert any("error: The checkpoint of step 30 could not be written" in output for output in outputs), outputs
+    for index, output in enumerate(outputs):
+        assert "Traceback" not in output and re.search(rf"status of {index}: [^0]", output), outputs
+    assert time.monotonic() - began < 250
 
 
 def both(images, workdir, port, **environment):
@@ -175,13 +195,14 @@ def assert_same_batches(workdir, undisturbed):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-def stopped_by(number, steps, images, workdir, devices=1):
+def stopped_by(number, steps, images, workdir, devices=1, status=0):
     """A run on that many devices until it has written some steps and gets the signal."""
-    process = commands.start("train.py", *arguments(images, workdir), devices=devices)
+    asked = [f"--stopped_status={status}"] if status else []
+    process = commands.start("train.py", *arguments(images, workdir, *asked), devices=devices)
     commands.wait_for(process, logged(workdir, steps))
     process.send_signal(number)
     output, _ = process.communicate(timeout=100)
-    assert process.returncode == 0 and "preempted at step" in output, output
+    assert process.returncode == status and "preempted at step" in output, output
 
 
 def test_two_processes_go_on_for_one_and_one_for_them(images, undisturbed, slurm, tmp_path):
@@ -191,7 +212,7 @@ def test_two_processes_go_on_for_one_and_one_for_them(images, undisturbed, slurm
     """
     environment, asked = slurm
     workdir = tmp_path / "run"
-    stopped_by(signal.SIGINT, 5, images, workdir)
+    stopped_by(signal.SIGINT, 5, images, workdir, status=75)
     processes = both(images, workdir, commands.free_port(), **environment)
     commands.wait_for(processes[0], logged(workdir, saved(workdir)[0] + 2))
     for process in processes:
