@@ -34,7 +34,7 @@ def find(batch_stats, z, loss, squares):
       squares: of the gradients, the sum of squares of each, as a tree.
     Returns:
       found: bool; only_gradients: bool, whether all before them is finite; tensor: int32, the place of the first in
-      the order in which they are computed, which `names` decodes.
+      the order in which they are computed, which `name` decodes.
     """
     statistics = jnp.concatenate([leaf.ravel() for _, leaf in in_order(batch_stats)])
     gradients = jnp.stack([leaf for _, leaf in reversed(in_order(squares))])
@@ -98,7 +98,8 @@ def check_all(state, give_up_after, last_checkpoint):
     """`check`, and every tensor of the parameters and the optimiser: before a state is saved."""
     check(state, give_up_after, last_checkpoint)
     tensors = [(f"{kind}.{path}", x) for kind in ("params", "opt_state") for path, x in in_order(getattr(state, kind))]
-    finite = np.asarray(_finite([x for _, x in tensors]))
+    # The answer in whole on every process, also where a tensor is split over them.
+    finite = np.asarray(jax.jit(_finite, out_shardings=state.step.sharding)([x for _, x in tensors]))
     if not finite.all():
         raise UserError(
             f"After step {state.step} {tensors[finite.argmin()][0]} is not finite, the first of all tensors; lower the "
@@ -110,7 +111,6 @@ def _kept(last_checkpoint):
     return "none" if last_checkpoint is None else f"step {last_checkpoint}"
 
 
-@jax.jit
 def _finite(tensors):
     return jnp.stack([jnp.isfinite(x).all() for x in tensors])
 

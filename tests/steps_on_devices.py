@@ -3,7 +3,7 @@
     python tests/steps_on_devices.py FILE.npz [split]
 
 Views, parameters, running statistics, losses and the momentum. Started as one process or, with the variables of
-`launch.join_cluster`, as several; process 0 writes. `split` divides the state over the devices.
+`cluster.join`, as several; process 0 writes. `split` divides the state over the devices.
 """
 
 import sys
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import accumulate, augment, launch, model, optim, pretrain, sharding
+from barlow_jax import accumulate, augment, cluster, health, model, optim, pretrain, sharding
 
 ROWS = 32
 
 
 def main(file, split=False):
-    launch.join_cluster()
+    cluster.join()
     jax.config.update("jax_enable_x64", True)
     mesh = sharding.make_mesh()
     tx = optim.make_optimizer("lars", optim.warmup_cosine(0.4, 2, 9), optim.warmup_cosine(0.1, 2, 9))
@@ -44,6 +44,7 @@ def main(file, split=False):
         views = jax.jit(views_of)(state.step, batch)
         state, report = step(state, batch)
         losses.append(float(report["loss"]))
+    health.check_all(state, 1, lambda: None)
     state, views = jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((state, views)))
     if jax.process_index() == 0:
         leaves = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))
