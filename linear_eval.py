@@ -24,6 +24,7 @@ from barlow_jax.data import order
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the evaluation, such as configs/linear.py.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Work folder of the run to be judged, or one of its checkpoints.")
+BASELINE = flags.DEFINE_string("baseline", "", "Judge this in its place: random (not trained) or pixels (no network).")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the evaluation: checkpoints, metrics, results.")
 ALLOW = flags.DEFINE_list("allow_changes", [], "Fields that may differ from those the evaluation began with, or all.")
 STATUS = flags.DEFINE_integer("stopped_status", 0, "Exit status where a signal came before the end.")
@@ -36,7 +37,7 @@ log = logging.getLogger("linear_eval")
 def main():
     config = launch.config_of(CONFIG)
     linear_experiment.check(config)
-    origin = linear_experiment.find_origin(CHECKPOINT.value, WORKDIR.value)
+    origin = linear_experiment.find_origin(CHECKPOINT.value, WORKDIR.value, BASELINE.value)
     workdir = launch.prepare_workdir(
         WORKDIR.value, config.to_dict(), free=linear_experiment.FREE_FIELDS, allowed=ALLOW.value
     )  # fmt: skip
@@ -94,7 +95,7 @@ def evaluate(config, origin, workdir, stop):
         "channels": origin.channels,
         "images": len(source),
         "classifier": {"config": given, "num_classes": num_classes, "class_names": source.class_names},
-        "origin": {"path": origin.path, "step": origin.step, "sha256": origin.sha256},
+        "origin": {"path": origin.path, "step": origin.step, "sha256": origin.sha256, "baseline": origin.baseline},
     }
     state, saved = launch.resume(checkpoints, state, source, total_steps)
     start_step, results = int(state.step), saved.get("results", {})

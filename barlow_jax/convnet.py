@@ -1,4 +1,7 @@
-"""A convolutional network for images of a few dozen pixels: what the demo trains in a minute or two on a CPU."""
+"""A convolutional network for images of a few dozen pixels: what the demo trains in a minute or two on a CPU.
+
+And `Pixels`, which leaves the images as they are: what any network has to beat.
+"""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -37,4 +40,18 @@ class ConvNet(nnx.Module):
             x = nnx.relu(norm(convolution(x), train=train))
         x = self.dense(x.reshape(*x.shape[:-3], -1))
         x = nnx.relu(self.norm(x, train=train))
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class Pixels(nnx.Module):
+    """No network: the features are the pixels, [H * W * channels]. Arguments as of ConvNet."""
+
+    def __init__(self, *, image_size, channels=3, dtype=jnp.float32, rngs):
+        del rngs
+        self.dtype, self.num_features = dtype, image_size * image_size * channels
+
+    def __call__(self, images, *, train):
+        """images [..., H, W, C] -> [..., H * W * C] float32."""
+        del train
+        x = images.astype(self.dtype).reshape(*images.shape[:-3], -1)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -43,8 +43,10 @@ def check(config):
         "data.last": order.LAST, "remat": REMAT, "on_nonfinite": ON_NONFINITE,
         "microbatch_statistics": accumulate.STATISTICS,
     })  # fmt: skip
-    if config.remat == "blocks" and config.arch == "convnet":
-        raise UserError("config.remat is 'blocks', and config.arch 'convnet' has no residual blocks; take 'none'.")
+    if config.remat == "blocks" and config.arch in model.OF_ONE_SIZE:
+        raise UserError(
+            f"config.remat is 'blocks', and config.arch {config.arch!r} has no residual blocks; take 'none'."
+        )
     if any(width < 1 for width in config.projector):
         raise UserError(f"config.projector is {tuple(config.projector)}; all its widths must be at least 1.")
     if config.arch == "convnet" and config.image_size > 64:

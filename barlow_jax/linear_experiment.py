@@ -2,12 +2,11 @@
 
 import logging
 import pathlib
-from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, classify, experiment, model
+from barlow_jax import augment, classify, experiment, model, origin
 from barlow_jax.checkpoint import holds_checkpoints, restore_params
 from barlow_jax.errors import UserError
 
@@ -21,18 +20,6 @@ PRECISIONS = ("float32", "bfloat16")  # float16 wants a loss scale, which fine-t
 INTERPOLATIONS = ("linear", "cubic")
 
 log = logging.getLogger(__name__)
-
-
-class Origin(NamedTuple):
-    """What is judged, as it was when the evaluation began."""
-
-    params: Any  # of the backbone
-    batch_stats: Any
-    config: dict  # of the pre-training run
-    channels: int  # of the images
-    path: str  # as given by --checkpoint
-    step: int  # of the pre-training run
-    sha256: str  # of the backbone
 
 
 def check(config):
@@ -61,8 +48,8 @@ def check(config):
         )
 
 
-def find_origin(checkpoint, workdir):
-    """The backbone to be judged: of --checkpoint, or as an evaluation in --workdir took it over when it began.
+def find_origin(checkpoint, workdir, baseline=""):
+    """What is judged, see `origin.load`, or as an evaluation in --workdir took it over when it began.
 
     So an evaluation that goes on does not mind that the run it judges has gone on too.
     """
@@ -73,23 +60,23 @@ def find_origin(checkpoint, workdir):
     run, own = pathlib.Path(checkpoint).expanduser(), pathlib.Path(workdir).expanduser()
     if own.resolve() in (run.resolve(), *run.resolve().parents):
         raise UserError(f"--workdir {own} holds the run that is judged; take a folder for it alone, as {run}/linear.")
-    if holds_checkpoints(own):
-        params, batch_stats, meta = restore_params(own)
-        if meta.get("origin", {}).get("path") != str(run):
-            raise UserError(
-                f"--workdir {own} holds an evaluation of {meta.get('origin', {}).get('path')}, and --checkpoint is "
-                f"{run}; take another --workdir."
-            )
-    else:
-        params, batch_stats, meta = restore_params(run)
-        if "backbone" not in params or "arch" not in meta.get("config", {}) or "classifier" in meta:
-            raise UserError(f"{run} is no checkpoint of a pre-training run; give the --workdir of a run of train.py.")
-        sha256 = classify.fingerprint(params, batch_stats)
-        meta["origin"] = {"path": str(run), "step": meta["step"], "sha256": sha256}
-    log.info("judging %s, step %d", meta["origin"]["path"], meta["origin"]["step"])
-    return Origin(
-        params["backbone"], batch_stats.get("backbone", {}), meta["config"], meta["channels"], **meta["origin"]
+    if not holds_checkpoints(own):
+        return origin.load(checkpoint, baseline)
+    params, batch_stats, meta = restore_params(own)
+    began = meta.get("origin", {})
+    if (began.get("path"), began.get("baseline", "")) != (str(run), baseline):
+        raise UserError(
+            f"--workdir {own} holds an evaluation of {began.get('path')}{_in_place(began.get('baseline'))}, and "
+            f"--checkpoint is {run}{_in_place(baseline)}; take another --workdir."
+        )
+    log.info("judging %s%s, step %d", run, _in_place(baseline), began["step"])
+    return origin.Origin(
+        params.get("backbone", {}), batch_stats.get("backbone", {}), meta["config"], meta["channels"], **began
     )
+
+
+def _in_place(baseline):
+    return f" with --baseline={baseline}" if baseline else ""
 
 
 def filled_in(config, pretrained):

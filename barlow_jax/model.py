@@ -21,7 +21,9 @@ BACKBONES = {
     "wide_resnet50_2": resnet.wide_resnet50_2,
     "wide_resnet101_2": resnet.wide_resnet101_2,
     "convnet": convnet.ConvNet,
+    "pixels": convnet.Pixels,
 }
+OF_ONE_SIZE = ("convnet", "pixels")  # their parameters or features depend on the size of the images
 
 # PyTorch's nn.Linear: uniform in +-1 / sqrt(fan_in).
 linear_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -34,12 +36,12 @@ def make_backbone(
 
     Args:
       arch: a key of BACKBONES.
-      image_size: side of the images; only "convnet" depends on it.
+      image_size: side of the images; only those of OF_ONE_SIZE depend on it.
       stem, zero_init_residual, remat: of the ResNets.
     """
     if arch not in BACKBONES:
         raise UserError(f"config.arch is {arch!r}; it is one of {', '.join(BACKBONES)}.")
-    if arch == "convnet":
+    if arch in OF_ONE_SIZE:
         options = {"image_size": image_size}
     else:
         options = {"stem": stem, "zero_init_residual": zero_init_residual, "remat": remat}

@@ -1,0 +1,60 @@
+"""The network that an evaluation judges: the backbone of a run of train.py, or a baseline to compare it with."""
+
+import logging
+import pathlib
+from typing import Any, NamedTuple
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from barlow_jax import classify, experiment, model
+from barlow_jax.checkpoint import restore_params
+from barlow_jax.errors import UserError
+
+BASELINES = ("random", "pixels")
+
+log = logging.getLogger(__name__)
+
+
+class Origin(NamedTuple):
+    """What is judged, as it was when the evaluation began."""
+
+    params: Any  # of the backbone
+    batch_stats: Any
+    config: dict  # of the pre-training run
+    channels: int  # of the images
+    path: str  # as given by --checkpoint
+    step: int  # of the pre-training run
+    sha256: str  # of the backbone
+    baseline: str = ""  # or one of BASELINES
+
+
+def load(checkpoint, baseline=""):
+    """The backbone of a checkpoint, or what stands in its place.
+
+    Args:
+      checkpoint: work folder of a run of train.py, or one of its checkpoints.
+      baseline: "" for the checkpoint itself. "random": its architecture as initialised from the run's seed. "pixels":
+        the normalised pixels of the images, as they are. Both see the images as the checkpoint's network does.
+    Raises:
+      UserError: there is no such checkpoint, or it is not of pre-training.
+    """
+    if not checkpoint:
+        raise UserError("--checkpoint is missing; give the work folder of a run of train.py.")
+    if baseline not in ("", *BASELINES):
+        raise UserError(f"--baseline is {baseline!r}; it is one of {', '.join(BASELINES)}, or left out.")
+    folder = pathlib.Path(checkpoint).expanduser()
+    params, batch_stats, meta = restore_params(folder)
+    if "backbone" not in params or "arch" not in meta.get("config", {}) or "classifier" in meta:
+        raise UserError(f"{folder} is no checkpoint of a pre-training run; give the --workdir of a run of train.py.")
+    params, batch_stats = params["backbone"], batch_stats.get("backbone", {})
+    config, channels, step = meta["config"], meta["channels"], meta["step"]
+    if baseline == "random":
+        backbone = experiment.backbone(ConfigDict(config), channels)
+        _, params, batch_stats = model.split(backbone(rngs=nnx.Rngs(config["seed"])))
+        step = 0
+    elif baseline == "pixels":
+        config, params, batch_stats, step = config | {"arch": "pixels"}, {}, {}, 0
+    sha256 = classify.fingerprint({"backbone": params}, {"backbone": batch_stats})
+    log.info("judging %s%s, step %d", f"{baseline} in place of " if baseline else "", folder, step)
+    return Origin(params, batch_stats, config, channels, str(folder), step, sha256, baseline)
