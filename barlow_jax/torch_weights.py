@@ -42,10 +42,10 @@ _NAMES = {"mean": "running_mean", "var": "running_var", "bias": "bias", "kernel"
 
 # The order in which PyTorch lists what a module holds: that of its constructor.
 _ORDER = (
-    "backbone", "projector", "bn", "conv1", "bn1", "conv2", "bn2", "conv3", "bn3",
-    "layer1", "layer2", "layer3", "layer4", "convs", "norms", "dense", "norm", "downsample", "fc", "weight", "bias", "running_mean", "running_var",
-    "num_batches_tracked",
-)  # fmt: skip
+    *("backbone", "projector", "bn", "conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
+    *("layer1", "layer2", "layer3", "layer4", "convs", "norms", "dense", "norm", "downsample", "fc"),
+    *("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
+)
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
