@@ -29,13 +29,16 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger(__name__)
 
 
-def run(main):
-    """Parses the flags and runs main(), which returns the exit status, or None for 0.
+def run(main, arguments=()):
+    """Parses the flags and runs main(*arguments), which returns the exit status, or None for 0.
 
     What the user can put right becomes one sentence and exit status 1.
+
+    Args:
+      arguments: names of what stands on the line besides flags, such as ("RUN",).
     """
     try:
-        app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
+        app.run(lambda argv: _guarded(main, argv, arguments), flags_parser=_parse_flags)
     except UserError as error:
         if not jax.distributed.is_initialized():
             sys.exit(f"error: {error}")
@@ -49,16 +52,21 @@ def run(main):
         cluster.leave(1)
 
 
-def _guarded(main, argv):
-    if len(argv) > 1:
-        raise UserError(f"{argv[1]!r} is no flag; a config field is set with --config.FIELD=VALUE.")
+def _guarded(main, argv, arguments):
+    given = argv[1:]
+    if len(given) > len(arguments):
+        known = f"there is only {' '.join(arguments)} besides flags" if arguments else (
+            "a config field is set with --config.FIELD=VALUE")  # fmt: skip
+        raise UserError(f"{given[len(arguments)]!r} is no flag; {known}.")
+    if len(given) < len(arguments):
+        raise UserError(f"{arguments[len(given)]} is missing; the line is {' '.join(arguments)} and flags, see --help.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for chatty in ("jax", "orbax", "tensorflow", "absl"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     hide_tracebacks()
     try:
         cluster.join()
-        return main()
+        return main(*given)
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise

@@ -1,4 +1,4 @@
-"""PyTorch's files, read and written without PyTorch, and never executed.
+"""PyTorch's files, read without PyTorch and never executed.
 
 A file of `torch.save` is a pickle and the bytes of every tensor, in a zip archive since torch 1.6 and one after the
 other before. A pickle is a program: the usual unpickler calls whatever function it names. Ours knows a dozen names,
@@ -7,7 +7,6 @@ function of its authors can be read, and one which wants it run cannot.
 
     with torch_files.opened("checkpoint.pth") as tree:      # dicts, lists, tuples, numbers, strings, Arrays
         weight = tree["model"]["module.backbone.conv1.weight"].numpy()
-    torch_files.save("resnet50.pth", {"conv1.weight": weight})
 
 Tensors are read when they are asked for, while the file is open.
 """
@@ -34,7 +33,6 @@ DTYPES = {
     "torch.ShortStorage": np.int16, "torch.CharStorage": np.int8, "torch.ByteStorage": np.uint8,
     "torch.BoolStorage": np.bool_,
 }  # fmt: skip
-STORAGES = {np.dtype(dtype): name.split(".")[1] for name, dtype in DTYPES.items()}
 
 # What a file before torch 1.6 begins with, and the version of that format (torch/serialization.py).
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -302,92 +300,3 @@ def _unpickled(stream, path):
         places[key] = stream.tell()
         stream.seek(storages[key].size, os.SEEK_CUR)
     return tree
-
-
-def save(path, tree):
-    """Writes a tree of dicts, lists, tuples, numbers, strings and numpy arrays as torch.save would.
-
-    torch.load(path, weights_only=True) reads it; arrays become tensors. The file appears when it is complete.
-    """
-    arrays = []
-
-    def tensor(array):
-        storage = (_global("torch", STORAGES[array.dtype]), str(len(arrays)), "cpu", array.size)
-        arrays.append(array)
-        strides = tuple(stride // array.itemsize for stride in array.strides)
-        reference = _encoded(("storage", *storage), tensor) + pickle.BINPERSID
-        rest = (0, array.shape, strides, False)
-        hooks = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
-        arguments = pickle.MARK + reference + b"".join(_encoded(r, tensor) for r in rest) + hooks + pickle.TUPLE
-        return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
-
-    program = pickle.PROTO + b"\x02" + _encoded(tree, tensor) + pickle.STOP
-    root = pathlib.Path(path).stem
-    with _written(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(f"{root}/data.pkl", program)
-        archive.writestr(f"{root}/byteorder", "little")
-        for key, array in enumerate(arrays):
-            with archive.open(f"{root}/data/{key}", "w", force_zip64=True) as member:
-                member.write(array.tobytes())
-        archive.writestr(f"{root}/version", "3\n")
-
-
-def save_pickle(path, tree):
-    """Writes such a tree as a plain pickle of numpy arrays, which any numpy reads, 1 or 2."""
-
-    def array_state(array):
-        # By hand, because numpy 2 would name modules that numpy 1 does not have; the old names work in both, and
-        # without a warning.
-        empty = _call("numpy.core.multiarray", "_reconstruct", (_global("numpy", "ndarray"), (0,), b"b"))
-        dtype = _call("numpy", "dtype", (array.dtype.str[1:], False, True))
-        dtype += _encoded((3, "<", None, None, None, -1, -1, 0)) + pickle.BUILD
-        state = pickle.MARK + b"".join(map(_encoded, (1, array.shape)))
-        return empty + state + dtype + _encoded(False) + _encoded(array.tobytes()) + pickle.TUPLE + pickle.BUILD
-
-    with _written(path) as stream:
-        stream.write(pickle.PROTO + b"\x03" + _encoded(tree, array_state) + pickle.STOP)
-
-
-class _Opcodes(bytes):
-    """Of a pickle, complete in themselves; anything else that is bytes is data."""
-
-
-def _global(module, name):
-    return _Opcodes(pickle.GLOBAL + f"{module}\n{name}\n".encode())
-
-
-def _call(module, name, arguments):
-    return _Opcodes(_global(module, name) + _encoded(arguments) + pickle.REDUCE)
-
-
-def _encoded(value, array=None):
-    """The opcodes that make `value`; those for an array are what `array` returns."""
-    if isinstance(value, _Opcodes):
-        return value
-    if isinstance(value, dict):
-        items = b"".join(_encoded(key, array) + _encoded(item, array) for key, item in value.items())
-        return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
-    if isinstance(value, list | tuple):
-        items = b"".join(_encoded(item, array) for item in value)
-        if isinstance(value, tuple):
-            return pickle.MARK + items + pickle.TUPLE
-        return pickle.EMPTY_LIST + pickle.MARK + items + pickle.APPENDS
-    if isinstance(value, np.ndarray):
-        return array(np.ascontiguousarray(value).reshape(value.shape))  # which makes [1] of a shape []
-    # Strings, numbers, None, bytes: the usual opcodes without their frame, the protocol and STOP.
-    return pickle.dumps(value, 3 if isinstance(value, bytes) else 2)[2:-1]
-
-
-@contextlib.contextmanager
-def _written(path):
-    """A stream whose file takes its name when all is written."""
-    path = pathlib.Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("wb") as stream:
-            yield stream
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give another place.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

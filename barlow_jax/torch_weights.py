@@ -1,26 +1,18 @@
 """Weights under the names of others: the official checkpoints, torchvision's and timm's ResNets, detectron2's.
 
-    weights = load("checkpoint.pth")             # .pth or .safetensors; what it is stands in weights.kind
-    found = architecture(weights, "checkpoint.pth")
-    save("resnet50.pth", "torchvision", weights)
-
-Our trees carry torchvision's names already, so that one rule maps them (docs/names.md):
-
-    layer2.0.conv1.weight           layer2 / 0 / conv1 / kernel           [out, in, h, w] -> [h, w, in, out]
-    layer2.0.downsample.1.weight    layer2 / 0 / downsample / bn / scale
-    projector.3.weight              projector / linears / 1 / kernel      [out, in] -> [in, out]
-    projector.4.running_var         projector / norms / 1 / var
+weights = load("checkpoint.pth")             # .pth or .safetensors; what it is stands in weights.kind
+found = architecture(weights, "checkpoint.pth")
+save("resnet50.pth", "torchvision", weights)
 """
 
 import json
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
 
-from barlow_jax import model, resnet, torch_files
+from barlow_jax import model, resnet, torch_files, torch_names, torch_save
 from barlow_jax.errors import UserError
 
 # What a file can be. In all but "classifier" every training step has sent two views through the network.
@@ -31,22 +23,6 @@ KINDS = {
     "backbone": "a backbone",
 }
 LAYOUTS = ("torchvision", "timm", "detectron2", "official", "safetensors")
-
-_MODULE = (
-    r"(?:backbone\.)?(?:conv1|bn1|layer\d\.\d+\.(?:conv[123]|bn[123]|downsample\.[01])|convs\.\d+|norms\.\d+|dense|norm)"
-    r"|projector\.\d+|bn|fc"
-)
-_NAME = re.compile(rf"(?:{_MODULE})\.(?:weight|bias|running_mean|running_var|num_batches_tracked)")
-_LEAVES = {"running_mean": "mean", "running_var": "var", "bias": "bias"}
-_NAMES = {"mean": "running_mean", "var": "running_var", "bias": "bias", "kernel": "weight", "scale": "weight"}
-
-# The order in which PyTorch lists what a module holds: that of its constructor.
-_ORDER = (
-    *("backbone", "projector", "bn", "conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
-    *("layer1", "layer2", "layer3", "layer4", "convs", "norms", "dense", "norm", "downsample", "fc"),
-    *("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
-)
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Weights(NamedTuple):
@@ -69,98 +45,6 @@ class Architecture(NamedTuple):
     channels: int  # of the images
 
 
-# Names and layouts.
-
-
-def path_of(name):
-    """'layer2.0.downsample.1.weight' -> ('layer2', '0', 'downsample', 'bn', 'scale'); None for a name of no kind."""
-    if not _NAME.fullmatch(name):
-        return None
-    *modules, leaf = name.split(".")
-    if modules[0] == "projector":
-        index, kind = divmod(int(modules[1]), 3)
-        modules = ["projector", ("linears", "norms")[kind], str(index)]
-    norm = modules[-1].startswith("bn") or modules[-2:] == ["downsample", "1"] or {"norm", "norms"} & {*modules}
-    if modules[-2:-1] == ["downsample"]:
-        modules[-1] = "bn" if norm else "conv"
-    return (*modules, _LEAVES.get(leaf) or ("scale" if norm else "kernel"))
-
-
-def name_of(path):
-    """The inverse of `path_of`."""
-    *modules, leaf = path
-    if modules[0] == "projector":
-        modules = ["projector", str(3 * int(modules[2]) + (modules[1] == "norms"))]
-    if modules[-2:-1] == ["downsample"]:
-        modules[-1] = "1" if modules[-1] == "bn" else "0"
-    return ".".join((*modules, _NAMES[leaf]))
-
-
-def to_ours(array):
-    """OIHW -> HWIO, [out, in] -> [in, out]."""
-    return array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim))
-
-
-def to_torch(array):
-    """HWIO -> OIHW, [in, out] -> [out, in]."""
-    return array.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim))
-
-
-def trees(state_dict):
-    """A state_dict of numpy arrays, all of whose names `path_of` knows -> params, batch_stats."""
-    params, batch_stats = {}, {}
-    for name, value in state_dict.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        tree = batch_stats if name.endswith(_STATISTICS) else params
-        *modules, leaf = path_of(name)
-        for module in modules:
-            tree = tree.setdefault(module, {})
-        tree[leaf] = to_ours(np.asarray(value))
-    return params, batch_stats
-
-
-def state_dict(params, batch_stats, batches=0):
-    """The inverse of `trees`: PyTorch's names, layout and order.
-
-    Args:
-      batches: for num_batches_tracked of every BatchNorm.
-    """
-    found = {
-        name_of(path): to_torch(np.asarray(value)) for tree in (params, batch_stats) for path, value in _leaves(tree)
-    }
-    for name in [name for name in found if name.endswith("running_var")]:
-        found[name.removesuffix("running_var") + "num_batches_tracked"] = np.array(batches)
-    return {name: found[name] for name in sorted(found, key=_place)}
-
-
-def _leaves(tree, path=()):
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, (*path, key))
-    else:
-        yield path, tree
-
-
-def _place(name):
-    return [int(part) if part.isdigit() else _ORDER.index(part) for part in name.split(".")]
-
-
-def to_detectron2(name):
-    """layer1.0.bn1.weight -> res2.0.conv1.norm.weight, conv1.weight -> stem.conv1.weight."""
-    name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
-    name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-    name = re.sub(r"\bbn(\d)", r"conv\1.norm", name)
-    return name if name.startswith("res") else f"stem.{name}"
-
-
-def from_detectron2(name):
-    """The inverse of `to_detectron2`."""
-    name = re.sub(r"^res(\d)", lambda match: f"layer{int(match[1]) - 1}", name.removeprefix("stem."))
-    name = re.sub(r"\bconv(\d)\.norm", r"bn\1", name)
-    return name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
-
-
 # Reading.
 
 
@@ -179,11 +63,15 @@ def load(path, *, whole=True):
         if not isinstance(tree, dict):
             raise UserError(f"{path} holds a {type(tree).__name__}; give a file with a state_dict.")
         found = next((tree[key] for key in ("model", "state_dict") if isinstance(tree.get(key), dict)), tree)
-        arrays = {name: value for name, value in found.items() if isinstance(value, torch_files.Array)}
+        arrays = {name: value for name, value in found.items() if _is_named_array(name, value)}
         if len(arrays) < len(found) or not arrays:
             keys = ", ".join(map(str, [*found][:4])) or "nothing"
             raise UserError(f"{path} holds {keys} and no state_dict; give a file of a ResNet's weights.")
         return _weights(path, arrays, {}, tree if found is not tree else {}, whole)
+
+
+def _is_named_array(name, value):
+    return isinstance(name, str) and isinstance(value, torch_files.Array)
 
 
 def _is_safetensors(path):
@@ -209,9 +97,9 @@ def _weights(path, arrays, about, around, whole):
     """Weights of the arrays of a state_dict and of what lies around it in a full checkpoint."""
     names = {name: name.removeprefix("module.") for name in arrays}
     if any(name.startswith(("stem.", "res2.")) for name in names.values()):
-        names = {name: from_detectron2(plain) for name, plain in names.items()}
+        names = {name: torch_names.from_detectron2(plain) for name, plain in names.items()}
     for name, plain in names.items():
-        if path_of(plain) is None:
+        if torch_names.path_of(plain) is None:
             raise UserError(f"{path} holds {name}, which is no part of a ResNet as torchvision has it.")
     arrays = {plain: arrays[name] for name, plain in names.items()}
 
@@ -223,7 +111,7 @@ def _weights(path, arrays, about, around, whole):
         kind = "backbone"
     wanted = [name for name in arrays if whole or name.startswith("backbone.") or kind != "pretraining"]
     read = {name: _numpy(arrays[name]) for name in wanted}
-    params, batch_stats = trees(read)
+    params, batch_stats = torch_names.trees(read)
     if kind != "pretraining":
         fc = {"fc": params.pop("fc")} if "fc" in params else {}
         params, batch_stats = {"backbone": params} | fc, {"backbone": batch_stats}
@@ -252,7 +140,7 @@ def _momentum(path, arrays, optimizer):
     """
     if not isinstance(optimizer, dict) or not optimizer.get("state"):
         return None
-    parameters = [name for name in arrays if not name.endswith(_STATISTICS)]
+    parameters = [name for name in arrays if not name.endswith(torch_names.STATISTICS)]
     try:
         groups = [group["params"] for group in optimizer["param_groups"]]
         if len(groups) == 2:
@@ -266,7 +154,7 @@ def _momentum(path, arrays, optimizer):
         ) from error
     if not fits:
         raise UserError(f"{path} has a momentum of other shapes than its parameters; copy it again from its source.")
-    return trees({name: _numpy(value) for name, value in moments.items()})[0]
+    return torch_names.trees({name: _numpy(value) for name, value in moments.items()})[0]
 
 
 def architecture(weights, path):
@@ -299,10 +187,10 @@ def check_fit(path, arch, make, params, batch_stats):
     """Raises UserError unless the arrays are those of a network; make: rngs -> module."""
     _, *wanted = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     wanted, given = (
-        {name_of(path): np.shape(value) for tree in trees for path, value in _leaves(tree)}
+        {torch_names.name_of(path): np.shape(value) for tree in trees for path, value in torch_names.leaves(tree)}
         for trees in (wanted, (params, batch_stats))
     )
-    for name in sorted(wanted.keys() | given.keys(), key=_place):
+    for name in sorted(wanted.keys() | given.keys(), key=torch_names.place):
         here, there = wanted.get(name, "absent"), given.get(name, "absent")
         if here != there:
             raise UserError(
@@ -336,28 +224,28 @@ def save(path, layout, weights, *, groups=({}, {}), about=None):
     """
     batches = weights.step * (1 if weights.kind == "classifier" else 2)
     if layout == "official":
-        torch_files.save(path, official(weights, batches, groups))
+        torch_save.save(path, official(weights, batches, groups))
         return
     params = weights.params["backbone"] | ({"fc": weights.params["fc"]} if "fc" in weights.params else {})
-    found = state_dict(params, weights.batch_stats["backbone"], batches)
+    found = torch_names.state_dict(params, weights.batch_stats["backbone"], batches)
     if layout == "safetensors":
         from safetensors.numpy import save_file
 
         contiguous = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in found.items()}
         save_file(contiguous, path, metadata=about)
     elif layout == "detectron2":
-        named = {to_detectron2(name): value for name, value in found.items() if not name.startswith("fc.")}
-        torch_files.save_pickle(path, {"model": named, "__author__": "barlow-jax", "matching_heuristics": True})
+        named = {torch_names.to_detectron2(name): value for name, value in found.items() if not name.startswith("fc.")}
+        torch_save.save_pickle(path, {"model": named, "__author__": "barlow-jax", "matching_heuristics": True})
     else:
-        torch_files.save(path, found)
+        torch_save.save(path, found)
 
 
 def official(weights, batches, groups):
     """The full checkpoint of the official code, as a tree."""
-    model_ = state_dict(weights.params, weights.batch_stats, batches)
-    names = [name for name in model_ if not name.endswith(_STATISTICS)]
+    model_ = torch_names.state_dict(weights.params, weights.batch_stats, batches)
+    names = [name for name in model_ if not name.endswith(torch_names.STATISTICS)]
     by_group = [name for name in names if model_[name].ndim != 1], [name for name in names if model_[name].ndim == 1]
-    moments = state_dict(weights.momentum, {}) if weights.momentum is not None else {}
+    moments = torch_names.state_dict(weights.momentum, {}) if weights.momentum is not None else {}
     numbers = {name: number for number, name in enumerate(by_group[0] + by_group[1])}
     return {
         "epoch": weights.epoch,
@@ -372,11 +260,14 @@ def official(weights, batches, groups):
     }
 
 
-def about_of(config, arch, stem, channels, step, epoch):
-    """What a safetensors file says about itself: strings, as its format has it."""
-    views = config["views"]
+def about_of(config, channels, step, epoch):
+    """What a safetensors file of ours says about itself; strings, as the format has it.
+
+    Args:
+      config: of the run, a plain nested dict.
+    """
     return {
-        "format": "pt", "source": "barlow-jax", "arch": arch, "stem": stem, "channels": str(channels),
-        "mean": json.dumps(list(views["mean"])), "std": json.dumps(list(views["std"])), "step": str(step),
-        "epoch": str(epoch), "config": json.dumps(config),
+        "format": "pt", "source": "barlow-jax", "arch": config["arch"], "stem": config["stem"],
+        "channels": str(channels), "mean": json.dumps(config["views"]["mean"]),
+        "std": json.dumps(config["views"]["std"]), "step": str(step), "epoch": str(epoch), "config": json.dumps(config),
     }  # fmt: skip

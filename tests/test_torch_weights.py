@@ -14,7 +14,18 @@ import pytest
 import test_pretrain
 from conftest import FIXTURES
 
-from barlow_jax import model, optim, origin, pretrain, sharding, torch_files, torch_weights, weight_files
+from barlow_jax import (
+    model,
+    optim,
+    origin,
+    pretrain,
+    sharding,
+    torch_files,
+    torch_names,
+    torch_save,
+    torch_weights,
+    weight_files,
+)
 from barlow_jax.errors import UserError
 from configs import barlow_twins
 
@@ -38,7 +49,7 @@ def write_backbone(golden, path, arch="resnet18", wrap=lambda arrays: arrays, **
     """A state_dict of a whole backbone, under the names of the listing: our mapping has no part in it."""
     described = golden("state_dicts")[1][arch]["backbone"]
     arrays = detw.state_dict([(name, shape) for name, shape, _ in described], 3) | replaced
-    torch_files.save(path, wrap({name: value for name, value in arrays.items() if value is not None}))
+    torch_save.save(path, wrap({name: value for name, value in arrays.items() if value is not None}))
     return arrays
 
 
@@ -47,7 +58,7 @@ def test_names_layouts_and_order_of_the_official_model(golden, arch):
     names = listing(golden, arch)
     # Two of each dimension are enough, but a batch's count stays a number.
     arrays = {name: np.random.rand(*(min(n, 3) + k for k, n in enumerate(shape))) for name, shape in names}
-    back = torch_weights.state_dict(*torch_weights.trees(arrays), batches=7)
+    back = torch_names.state_dict(*torch_names.trees(arrays), batches=7)
     assert [*back] == [name for name, _ in names]
     for name, value in back.items():
         np.testing.assert_array_equal(value, 7 if name.endswith("num_batches_tracked") else arrays[name])
@@ -63,8 +74,8 @@ def test_names_of_detectron2():
         "layer2.0.downsample.0.weight": "res3.0.shortcut.weight",
         "layer2.0.downsample.1.running_var": "res3.0.shortcut.norm.running_var",
     }.items():
-        assert torch_weights.to_detectron2(ours) == theirs
-        assert torch_weights.from_detectron2(theirs) == ours
+        assert torch_names.to_detectron2(ours) == theirs
+        assert torch_names.from_detectron2(theirs) == ours
 
 
 def check_summary(array, summary):
@@ -77,11 +88,11 @@ def check_summary(array, summary):
 def test_the_official_full_checkpoint(expected):
     weights = torch_weights.load(TINY / "checkpoint.pth")
     assert (weights.kind, weights.epoch, weights.step) == ("pretraining", expected["epoch"], expected["steps"])
-    arrays = torch_weights.state_dict(weights.params, weights.batch_stats)
+    arrays = torch_names.state_dict(weights.params, weights.batch_stats)
     for name, summary in expected["tensors"].items():
         check_summary(arrays.pop(name), summary)
     assert all(name.endswith("num_batches_tracked") for name in arrays)
-    momentum = torch_weights.state_dict(weights.momentum, {})
+    momentum = torch_names.state_dict(weights.momentum, {})
     assert momentum.keys() == expected["mu"].keys()
     for name, summary in expected["mu"].items():
         check_summary(momentum[name], summary)
@@ -116,7 +127,7 @@ def test_checkpoints_that_pickle_functions_or_hold_one_group(tmp_path, expected)
         "state": {k: state[number[name]] for k, name in enumerate(names)},
         "param_groups": [{**group, "params": [*range(len(names))]}],
     }
-    torch_files.save(tmp_path / "one_group.pth", tree)
+    torch_save.save(tmp_path / "one_group.pth", tree)
     # The same bytes, but for the flag, which becomes a function of __main__.
     with zipfile.ZipFile(tmp_path / "one_group.pth") as old, zipfile.ZipFile(tmp_path / "function.pth", "w") as new:
         for name in old.namelist():
@@ -194,7 +205,7 @@ def test_damaged_and_foreign_files(tmp_path):
 
 
 def test_tensors_that_reach_beyond_their_bytes(tmp_path):
-    torch_files.save(tmp_path / "x.pth", {"a": np.arange(6, dtype=np.float32)})
+    torch_save.save(tmp_path / "x.pth", {"a": np.arange(6, dtype=np.float32)})
     for was, now in ((b"(K\x06t", b"(K\x07t"), (b"(K\x01t", b"(K\x02t")):  # its shape, its strides
         with zipfile.ZipFile(tmp_path / "x.pth") as old, zipfile.ZipFile(tmp_path / "y.pth", "w") as new:
             for member in old.namelist():
@@ -270,7 +281,7 @@ def minitrain_file(golden, path, epoch=0):
         "model": {f"module.{name}": value for name, value in floating.items()},
         "optimizer": {"state": {}, "param_groups": [{"params": [0]}, {"params": [1]}]},
     }
-    torch_files.save(path, tree)
+    torch_save.save(path, tree)
     return described, config
 
 
