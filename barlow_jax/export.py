@@ -39,9 +39,6 @@ FORMATS = (*torch_weights.LAYOUTS, "stablehlo")
 BOUND = 1e-4  # largest |a - b| / |b| of the features of any image, in float32
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that a StableHLO file runs on
 
-FORMAT = flags.DEFINE_enum("format", None, FORMATS, "What to write.")
-OUT = flags.DEFINE_string("out", "", "The file to write.")
-
 log = logging.getLogger(__name__)
 
 
@@ -54,14 +51,23 @@ class Source(NamedTuple):
     channels: int
 
 
+def define_flags():
+    """Here and not above, so that a program may import this and other commands, whose flags have the same names."""
+    flags.DEFINE_enum("format", None, FORMATS, "What to write.")
+    flags.DEFINE_string("out", "", "The file to write.")
+
+
 def main(given):
-    if not FORMAT.value or not OUT.value:
+    layout, out = flags.FLAGS.format, pathlib.Path(flags.FLAGS.out).expanduser()
+    if len(given) != 1:
+        raise UserError(f"There is one argument besides flags, a run or a file of weights, and here are {len(given)}.")
+    if not layout or not flags.FLAGS.out:
         raise UserError(f"--format and --out are needed; the formats are {', '.join(FORMATS)}.")
-    source, out = read(given, whole=FORMAT.value == "official"), pathlib.Path(OUT.value).expanduser()
-    check(source, FORMAT.value)
+    source = read(given[0], whole=layout == "official")
+    check(source, layout)
     if not out.parent.is_dir():
         raise UserError(f"--out {out} is in a folder that does not exist; make it, or give another.")
-    report = export(source, FORMAT.value, out)
+    report = export(source, layout, out)
     for name, value in report.items():
         text = f"{len(value)} arrays" if name == "shapes" else ", ".join(f"{k} {v:.1e}" for k, v in value.items()) if (
             name == "differences") else value  # fmt: skip
@@ -316,4 +322,5 @@ def in_torch(source, layout, path, images, wanted):
 
 
 if __name__ == "__main__":
-    launch.run(main, ("RUN_OR_FILE",))
+    define_flags()
+    launch.run(main, arguments=True)

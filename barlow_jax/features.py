@@ -2,10 +2,27 @@
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from barlow_jax import augment, model
 from barlow_jax.sharding import by_example, put, replicated
+
+
+class Encoder(nnx.Module):
+    """A backbone by itself, under the name that it has in every network."""
+
+    def __init__(self, backbone, *, rngs):
+        self.backbone = backbone(rngs=rngs)
+
+
+def encoder(backbone):
+    """The graphdef of a backbone by itself, for `make_feature_step`; nothing is computed.
+
+    Args:
+      backbone: rngs -> module, as `model.make_backbone` gives.
+    """
+    return model.split(nnx.eval_shape(lambda: Encoder(backbone, rngs=nnx.Rngs(0))))[0]
 
 
 def make_feature_step(graphdef, *, size, mean, std, mesh):

@@ -29,13 +29,13 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger(__name__)
 
 
-def run(main, arguments=()):
-    """Parses the flags and runs main(*arguments), which returns the exit status, or None for 0.
+def run(main, *, arguments=False):
+    """Parses the flags and runs main(), which returns the exit status, or None for 0.
 
     What the user can put right becomes one sentence and exit status 1.
 
     Args:
-      arguments: names of what stands on the line besides flags, such as ("RUN",).
+      arguments: whether main takes what stands on the command line beside the flags, a list of texts.
     """
     try:
         app.run(lambda argv: _guarded(main, argv, arguments), flags_parser=_parse_flags)
@@ -53,20 +53,15 @@ def run(main, arguments=()):
 
 
 def _guarded(main, argv, arguments):
-    given = argv[1:]
-    if len(given) > len(arguments):
-        known = f"there is only {' '.join(arguments)} besides flags" if arguments else (
-            "a config field is set with --config.FIELD=VALUE")  # fmt: skip
-        raise UserError(f"{given[len(arguments)]!r} is no flag; {known}.")
-    if len(given) < len(arguments):
-        raise UserError(f"{arguments[len(given)]} is missing; the line is {' '.join(arguments)} and flags, see --help.")
+    if len(argv) > 1 and not arguments:
+        raise UserError(f"{argv[1]!r} is no flag; a config field is set with --config.FIELD=VALUE.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for chatty in ("jax", "orbax", "tensorflow", "absl"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     hide_tracebacks()
     try:
         cluster.join()
-        return main(*given)
+        return main(argv[1:]) if arguments else main()
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise

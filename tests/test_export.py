@@ -1,7 +1,6 @@
 """`python -m barlow_jax.export`: what is written, what is verified, and what is refused."""
 
 import hashlib
-import importlib
 import json
 import pickle
 import re
@@ -17,54 +16,20 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
+from saved_runs import STEP, a_config, save_run
 
 from barlow_jax import (
-    experiment,
     export,
     linear_experiment,
     model,
     origin,
-    pretrain,
     torch_files,
     torch_names,
     torch_weights,
     weight_files,
 )
-from barlow_jax.checkpoint import FOLDER, Checkpoints
 from barlow_jax.data import boxes
 from barlow_jax.errors import UserError
-
-STEP, IMAGES = 24, 100  # 12 steps an epoch
-
-
-def random_like(tree, seed=0):
-    """Weights as after some training: the zeros of the start would hide what is wrong behind them."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: (a + (a.ndim < 2) * rng.uniform(0.1, 0.3, a.shape)).astype(np.float32), tree)
-
-
-def a_config(arch="resnet18", stem="imagenet", **fields):
-    config = importlib.import_module("configs.cifar10").get_config().unlock()
-    config.arch, config.stem, config.projector, config.batch_size = arch, stem, (16, 8), 8
-    config.update(fields)
-    return config
-
-
-def save_run(folder, config, *, classifier=None):
-    """A run as train.py leaves it, or the evaluation of one as linear_eval.py does."""
-    network = experiment.network(config, 3)
-    tx, _ = experiment.optimizer(config, 12)
-    state = pretrain.create_state(network, tx)[1]
-    state = state._replace(params=random_like(state.params), batch_stats=random_like(state.batch_stats, 1))
-    state = state._replace(opt_state=random_like(state.opt_state, 2), step=np.int32(STEP))
-    meta = {"config": config.to_dict(), "channels": 3, "images": IMAGES}
-    if classifier:
-        fc = {"kernel": np.ones((512, classifier), np.float32), "bias": np.zeros(classifier, np.float32)}
-        state = {"params": {"backbone": state.params["backbone"], "fc": fc}, "batch_stats": state.batch_stats}
-        meta |= {"classifier": {"num_classes": classifier}}
-    with Checkpoints(folder / FOLDER, asynchronous=False) as checkpoints:
-        checkpoints.save(STEP, state, meta)
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -227,8 +192,7 @@ def test_refusals(run, tmp_path):
     with pytest.raises(UserError, match="has no projector, so no full checkpoint"):
         export.check(export.read(tmp_path / "x.pth", whole=True), "official")
     for line, sentence in (
-        ((), "RUN_OR_FILE is missing; the line is RUN_OR_FILE and flags"),
-        ((folder, "more"), "'more' is no flag; there is only RUN_OR_FILE besides flags"),
+        ((), "There is one argument besides flags, a run or a file of weights, and here are 0"),
         ((folder,), "--format and --out are needed; the formats are torchvision"),
         ((folder, "--format=timm", f"--out={tmp_path}/no/x.pth"), "is in a folder that does not exist"),
     ):
