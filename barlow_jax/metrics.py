@@ -118,9 +118,7 @@ def _merger(mesh):
     mine, whole = P("data"), P()
     in_specs = (mine, mine, mine, whole, whole)
     # check_vma: the scan inside lax.map would want the block marked as varying.
-    return jax.jit(
-        jax.shard_map(_merge_block, mesh=mesh, in_specs=in_specs, out_specs=(mine, mine), check_vma=False)
-    )
+    return jax.jit(jax.shard_map(_merge_block, mesh=mesh, in_specs=in_specs, out_specs=(mine, mine), check_vma=False))
 
 
 def _merge_block(similarities, classes, queries, features, labels):
