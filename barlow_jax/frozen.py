@@ -32,7 +32,6 @@ from barlow_jax import (
     features,
     launch,
     linear_experiment,
-    model,
     origin,
     results,
     sharding,
@@ -67,7 +66,7 @@ class Judged(NamedTuple):
 
 
 def define_flags(config):
-    """Defines the flags that the commands have in common; config: the file in configs/ that is taken if none is named."""
+    """Defines the flags that the commands have in common; config: the file of configs/ to take if none is named."""
     default = pathlib.Path(__file__).parents[1] / "configs" / config
     return Flags(
         config_flags.DEFINE_config_file("config", str(default), "File of the evaluation."),
@@ -95,8 +94,8 @@ def open_run(given, check=lambda config: None):
     config = linear_experiment.filled_in(config, ConfigDict(found.config))
     if not 0 < config.eval.crop <= config.eval.resize:
         raise UserError(
-            f"config.eval.crop is {config.eval.crop} and config.eval.resize {config.eval.resize}; the crop is cut out of "
-            "the resized image, so it must not be larger."
+            f"config.eval.crop is {config.eval.crop} and config.eval.resize {config.eval.resize}; the crop is cut out "
+            "of the resized image, so it must not be larger."
         )
     trained_on = found.config["image_size"]
     if found.config["arch"] == "convnet" and config.eval.crop != trained_on:
@@ -213,9 +212,9 @@ def check_finite(extracted, source, judged):
     if len(bad):
         where = f" ({source.where(bad[0])})" if hasattr(source, "where") else ""
         raise UserError(
-            f"The features of {len(bad)} of the {len(extracted.index)} images of {source.name} are not finite, first those "
-            f"of image {bad[0]}{where}; judge an earlier checkpoint than step {judged.step} of {judged.path}, or set "
-            "config.precision=float32."
+            f"The features of {len(bad)} of the {len(extracted.index)} images of {source.name} are not finite, first "
+            f"those of image {bad[0]}{where}; judge an earlier checkpoint than step {judged.step} of {judged.path}, or "
+            "set config.precision=float32."
         )
 
 

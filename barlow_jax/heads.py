@@ -1,12 +1,12 @@
 """Many linear heads on the same features, trained at once: what differs is the learning rate and the weight decay.
 
-    heads = fit([features], labels, num_classes=10, grid=[(0.1, 0.0), (0.3, 0.0)], epochs=100, batch_size=1024, mesh=mesh)
-    hits = count_hits(heads, features, labels, batch_size=1024, mesh=mesh)      # of every head
-    head = chosen(heads, best, mesh)                                            # one of them, for the host
+    heads = fit([features], labels, num_classes=10, grid=[(0.1, 0.0), (0.3, 0.0)], epochs=9, batch_size=64, mesh=mesh)
+    hits = count_hits(heads, features, labels, batch_size=64, mesh=mesh)      # of every head
+    head = chosen(heads, best, mesh)                                          # one of them, for the host
 
-The kernels lie side by side, [F, H, C], so that one product with a batch of features serves all heads. On several devices
-each has some of the heads and sees the whole batch: nothing is communicated, and no head's arithmetic depends on how many
-devices there are.
+The kernels lie side by side, [F, H, C], so that one product with a batch of features serves all heads. On several
+devices each has some of the heads and sees the whole batch: nothing is communicated, and a head is computed alike on
+any number of devices.
 """
 
 import functools
@@ -52,7 +52,7 @@ SPLIT = Heads(P(None, "data"), P("data"), P(), P())
 
 
 def held_out(labels, share, seed):
-    """A share of every class, drawn at random: bool [n]. At least one of a class with two rows, never all of a class."""
+    """A share of every class, drawn at random: bool [n]. At least one row of a class that has two, never all."""
     rng, chosen = np.random.default_rng((seed, 0)), np.zeros(len(labels), bool)
     for c in np.unique(labels):
         rows = np.flatnonzero(labels == c)

@@ -68,8 +68,9 @@ def knn_predict(
     Each of the k rows of largest cosine similarity s votes for its class with weight exp(s / temperature): the protocol
     of Wu et al. 2018 (arXiv 1805.01978), with k = 200 and 0.07 there and k = 20 in most later work. The training rows
     pass over the devices once, a block at a time. The test rows are split over the devices, and each remembers only its
-    best k. So a device needs room for its test rows, three blocks of training rows and rows x block similarities, however
-    many training rows there are; and as it computes in blocks of one shape, the result is the same on any number.
+    best k. So a device needs room for its test rows, three blocks of training rows and QUERY_BLOCK x block
+    similarities, however many training rows there are. All blocks have one shape, so that the result is the same on any
+    number of devices.
 
     Args:
       train_features: [n, F], on the host or on devices; need not be normalised.
@@ -235,9 +236,9 @@ def average_precision(scores, targets, *, method="area", mask=None):
 
     "area" is sum_n (R_n - R_{n-1}) P_n over the distinct scores, without interpolation, as scikit-learn defines it.
     "voc07" is the mean over the recalls 0, 0.1, .., 1 of the highest precision at that recall or above (Everingham et
-    al. 2010, section 4.2), the measure of VOC2007. "voc10" is the area below the same interpolated precision, the measure
-    from VOC2010 on, and of VISSL on VOC2007 too. Equal scores count as one threshold, so that the
-    order of the rows does not matter.
+    al. 2010, section 4.2), the measure of VOC2007. "voc10" is the area below the same interpolated precision, the
+    measure from VOC2010 on, and of VISSL on VOC2007 too. Equal scores count as one threshold, so that the order of the
+    rows does not matter.
 
     Args:
       scores: [n] or [n, C]; larger is more likely.

@@ -84,7 +84,7 @@ def test_knn_does_not_depend_on_the_block_or_the_place_of_the_data():
 @pytest.mark.parametrize("devices", [2, 8])
 def test_knn_is_the_same_on_any_number_of_devices(devices):
     """700 test rows are two blocks, which neither 2 nor 8 devices share evenly without padding."""
-    (train, train_labels), (test, test_labels) = clusters(203, 0), clusters(700, 1)
+    (train, train_labels), (test, _) = clusters(203, 0), clusters(700, 1)
     options = {"k": (1, 20, 203), "block": 64}
     alone = metrics.knn_predict(train, train_labels, test, **options)
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
