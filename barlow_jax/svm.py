@@ -5,7 +5,6 @@ features divided by their length, squared hinge, weight 2 for positives, C chose
 precision of 3 folds, LIBLINEAR's dual solver (scikit-learn's LinearSVC), average precision on the test images.
 """
 
-import concurrent.futures
 import os
 import warnings
 from typing import NamedTuple
@@ -35,7 +34,7 @@ def normalize(features):
     return features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-5)
 
 
-def judge(train, targets, test, *, costs, class_names, track=lambda classes: classes, threads=None):
+def judge(train, targets, test, *, costs, class_names, track=lambda classes: classes, workers=None):
     """An SVM for every class, with the cost that is best for it.
 
     Args:
@@ -44,7 +43,7 @@ def judge(train, targets, test, *, costs, class_names, track=lambda classes: cla
       costs: values of C to choose from; of equal ones the first wins.
       class_names: C names, for messages.
       track: results -> results, around the loop over classes.
-      threads: classes at a time; None is one for each core.
+      workers: processes, each at work on a class; None is one for each core.
     Returns:
       List of C `Judged`.
     Raises:
@@ -58,16 +57,12 @@ def judge(train, targets, test, *, costs, class_names, track=lambda classes: cla
                 f"folds need {FOLDS} of each: give more images, or leave the class out."
             )
 
-    def work(column):
-        rows = column != 0
-        return _judge_one(train[rows], np.sign(column[rows]), test, costs)
+    from joblib import Parallel, delayed  # comes with scikit-learn, which takes a second to import
 
-    from sklearn.exceptions import ConvergenceWarning  # scikit-learn takes a second to import
-
-    # LIBLINEAR computes without Python's lock. What its warning says is counted, see `Judged.unfinished`.
-    with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return list(track(pool.map(work, np.asarray(targets).T)))
+    # Not threads: LIBLINEAR's random numbers are global, so what a thread draws would depend on the others.
+    pool = Parallel(workers or os.cpu_count(), return_as="generator")
+    work = (delayed(_judge_one)(train, column, test, costs) for column in np.asarray(targets).T)
+    return list(track(pool(work)))
 
 
 def fit(features, targets, cost):
@@ -93,8 +88,13 @@ def cross_validate(features, targets, cost):
     return float(np.mean(found)), unfinished
 
 
-def _judge_one(features, targets, test, costs):
-    precisions, unfinished = zip(*(cross_validate(features, targets, cost) for cost in costs), strict=True)
-    best = int(np.argmax(precisions))
-    decision, converged = fit(features, targets, costs[best])
+def _judge_one(train, targets, test, costs):
+    from sklearn.exceptions import ConvergenceWarning
+
+    features, targets = train[targets != 0], np.sign(targets[targets != 0])
+    with warnings.catch_warnings():  # what it says is counted, see `Judged.unfinished`
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        precisions, unfinished = zip(*(cross_validate(features, targets, cost) for cost in costs), strict=True)
+        best = int(np.argmax(precisions))
+        decision, converged = fit(features, targets, costs[best])
     return Judged(costs[best], precisions[best], decision(test), sum(unfinished) + (not converged))

@@ -39,7 +39,7 @@ def main():
     names = train.target_names
     found = svm.judge(
         svm.normalize(bank.features), targets, svm.normalize(queries.features), costs=tuple(config.costs),
-        class_names=names, threads=config.data.threads or None,
+        class_names=names, workers=config.data.threads or None,
         track=lambda classes: frozen.tracked(classes, len(names), "classes"),
     )  # fmt: skip
     unfinished, fits = sum(one.unfinished for one in found), len(names) * (svm.FOLDS * len(config.costs) + 1)

@@ -22,7 +22,7 @@ def get_config():
     config.data.train = "trainval"
     config.data.val = "test"
     config.data.canvas = 512  # side in pixels of what travels to the device; VOC's images are no larger
-    config.data.threads = 0  # for decoding, and classes at a time; 0 is one per core
+    config.data.threads = 0  # for decoding, and processes for the SVMs; 0 is one per core
     config.data.max_bad_fraction = 0.0  # more unreadable images than this end the run
 
     # The view whose features count. "squash": the whole image as a square of `crop`, as VISSL has it, there by way of
