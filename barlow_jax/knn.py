@@ -12,12 +12,14 @@ arXiv 2210.02885), which is all that is left where there are no labels.
 import logging
 
 import numpy as np
+from absl import flags
 
 from barlow_jax import experiment, few_shot, frozen, launch, metrics, results
 from barlow_jax.data import sources
 from barlow_jax.errors import UserError
 
 FLAGS = frozen.define_flags("frozen.py")
+flags.adopt_module_key_flags(frozen)  # so that --help shows them
 
 log = logging.getLogger("knn")
 

@@ -16,11 +16,13 @@ import logging
 
 import jax
 import numpy as np
+from absl import flags
 
 from barlow_jax import experiment, frozen, heads, launch, linear_experiment, results, sharding
 from barlow_jax.errors import UserError
 
 FLAGS = frozen.define_flags("frozen.py")
+flags.adopt_module_key_flags(frozen)  # so that --help shows them
 
 log = logging.getLogger("probe")
 

@@ -11,6 +11,7 @@ import logging
 
 import jax
 import numpy as np
+from absl import flags
 
 from barlow_jax import experiment, frozen, launch, metrics, results, svm
 from barlow_jax.data.pipeline import FITS
@@ -18,6 +19,7 @@ from barlow_jax.data.voc import ABSENT, DIFFICULT, VOC
 from barlow_jax.errors import UserError
 
 FLAGS = frozen.define_flags("voc07.py")
+flags.adopt_module_key_flags(frozen)  # so that --help shows them
 MEASURES = ("voc07", "area", "voc10")
 ON_DIFFICULT = ("ignored", "negative")
 
