@@ -61,8 +61,8 @@ def held_out(labels, share, seed):
     return chosen
 
 
-def fit(passes, labels, *, num_classes, grid, epochs, batch_size, momentum=0.9, standardize=True, seed=0, mesh,
-        track=lambda epochs: epochs):  # fmt: skip
+def fit(passes, labels, rows=None, *, num_classes, grid, epochs, batch_size, momentum=0.9, standardize=True, seed=0,
+        mesh, track=lambda epochs: epochs):  # fmt: skip
     """Trains a head for each (learning rate, weight decay) of the grid, all on the same batches in the same order.
 
     Cross-entropy, momentum SGD from zero, one cosine from each head's rate to 0, weight decay on kernel and bias as
@@ -71,9 +71,10 @@ def fit(passes, labels, *, num_classes, grid, epochs, batch_size, momentum=0.9, 
     Args:
       passes: list of features [n, F], of the same examples under several views; epoch e takes passes[e % len(passes)].
       labels: int [n], in [0, num_classes).
+      rows: int [m], the examples to train on; None is all.
       grid: [(learning rate, weight decay)], H of them.
       batch_size: rows of a step.
-      standardize: whether heads see features of mean 0 and variance 1, by the statistics of passes[0].
+      standardize: whether heads see features of mean 0 and variance 1, by the statistics of those of passes[0].
       seed: of the order.
       track: epochs -> epochs, around the loop.
     Returns:
@@ -81,16 +82,18 @@ def fit(passes, labels, *, num_classes, grid, epochs, batch_size, momentum=0.9, 
     Raises:
       UserError: there are no examples.
     """
-    n, width = passes[0].shape
-    if not n:
+    rows = np.arange(len(labels)) if rows is None else rows
+    if not len(rows):
         raise UserError("There is no labelled image to train a head on.")
-    heads = _initial(passes[0], len(grid), num_classes, standardize, mesh)
+    width = passes[0].shape[1]
+    mean, std = _moments(passes[0], rows) if standardize else (np.zeros(width), np.ones(width))
+    heads = _initial(mean, std, len(grid), num_classes, mesh)
     trace = jax.tree.map(jnp.zeros_like, heads[:2])
     spare = np.zeros((heads.bias.shape[0] - len(grid), 2))
     rates, decays = (_put(x, mesh, P("data")) for x in np.concatenate([np.asarray(grid), spare]).T.astype(np.float32))
-    advance, steps = _advance(mesh, momentum), -(-n // batch_size)
+    advance, steps = _advance(mesh, momentum), -(-len(rows) // batch_size)
     for epoch in track(range(epochs)):
-        order = np.random.default_rng((seed, 1 + epoch)).permutation(n)
+        order = np.random.default_rng((seed, 1 + epoch)).permutation(rows)
         for first, x, y, weight in _chunks(passes[epoch % len(passes)], labels, order, batch_size):
             done = epoch * steps + first + np.arange(len(x))
             cosine = (0.5 * (1 + np.cos(np.pi * done / (epochs * steps)))).astype(np.float32)
@@ -100,10 +103,11 @@ def fit(passes, labels, *, num_classes, grid, epochs, batch_size, momentum=0.9, 
     return heads
 
 
-def count_hits(heads, features, labels, *, batch_size, mesh):
-    """How many rows each head gets right: int64 [H]. A head that is not finite gets none right."""
+def count_hits(heads, features, labels, rows=None, *, batch_size, mesh):
+    """How many of the rows (None: all) each head gets right: int64 [H]. A head that is not finite gets none right."""
     count, total = _counter(mesh), 0
-    for _, x, y, weight in _chunks(features, labels, np.arange(len(labels)), batch_size):
+    rows = np.arange(len(labels)) if rows is None else rows
+    for _, x, y, weight in _chunks(features, labels, rows, batch_size):
         total = total + np.asarray(count(heads, *(_put(a, mesh, P()) for a in (x, y, weight))), np.int64)
     return total
 
@@ -127,16 +131,18 @@ def load(path):
     return Head(**arrays | {"class_names": tuple(arrays["class_names"].tolist())})
 
 
-def _initial(features, count, num_classes, standardize, mesh):
-    width = features.shape[1]
-    mean, std = np.zeros(width, np.float32), np.ones(width, np.float32)
-    if standardize:
-        mean, std = features.mean(0), features.std(0)
-        std = np.where(std < 1e-6 * max(std.max(), 1e-30), 1, std)  # a constant feature stays one, 0
-    count = round_up(count, mesh)
-    heads = Heads(
-        np.zeros((width, count, num_classes), np.float32), np.zeros((count, num_classes), np.float32), mean, std
-    )
+def _moments(features, rows, block=8192):
+    """Mean and standard deviation of some rows, [F] each, in float64; 1 for a feature that is constant."""
+    blocks = [rows[start : start + block] for start in range(0, len(rows), block)]
+    mean = sum(features[part].sum(0, dtype=np.float64) for part in blocks) / len(rows)
+    variance = sum(np.square(features[part] - mean).sum(0) for part in blocks) / len(rows)
+    std = np.sqrt(variance)
+    return mean, np.where(std <= 1e-6 * std.max(), 1, std)
+
+
+def _initial(mean, std, count, num_classes, mesh):
+    width, count = len(mean), round_up(count, mesh)
+    heads = Heads(np.zeros((width, count, num_classes)), np.zeros((count, num_classes)), mean, std)
     return Heads(*(_put(x, mesh, spec) for x, spec in zip(heads, SPLIT, strict=True)))
 
 

@@ -73,8 +73,9 @@ def nearest_neighbours(judged, bank, queries, dataset, classes):
     if not ks or not len(queries[0]):
         raise UserError(f"{n} labelled training and {len(queries[0])} labelled test images are too few for config.k.")
     accuracy = metrics.knn_accuracy(
-        *bank, *queries, k=ks, temperature=config.temperature, num_classes=classes, mesh=judged.mesh
-    )
+        *bank, *queries, k=ks, temperature=config.temperature, num_classes=classes, mesh=judged.mesh,
+        track=lambda starts: frozen.tracked(starts, len(starts), "nearest neighbours"),
+    )  # fmt: skip
     lines = [
         results.line(
             judged.origin, protocol="knn", dataset=dataset, n=len(queries[0]), classes=classes, metric="top1",

@@ -61,7 +61,8 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, **opt
 
 
 def knn_predict(
-    train_features, train_labels, test_features, *, k=20, temperature=0.07, num_classes=None, block=4096, mesh=None
+    train_features, train_labels, test_features, *, k=20, temperature=0.07, num_classes=None, block=4096, mesh=None,
+    track=lambda starts: starts,
 ):  # fmt: skip
     """Classes by a weighted vote of the k nearest training rows, exactly.
 
@@ -81,6 +82,7 @@ def knn_predict(
       block: training rows at a time; test rows are taken at most QUERY_BLOCK at a time.
       mesh: with the axis "data", whose devices share the work; every process then gives the same arrays. None is one
         device of this process.
+      track: starts -> starts, around the loop over blocks of training rows.
     Returns:
       int32 [m], or [len(k), m] for a tuple, numpy. Of equal votes the lowest class wins.
     Raises:
@@ -102,7 +104,7 @@ def knn_predict(
         lambda: (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)), out_shardings=(sharding, sharding)
     )()
     whole, merge = NamedSharding(mesh, P()), _merger(mesh)
-    for start in range(0, n, columns):
+    for start in track(range(0, n, columns)):
         stop = min(start + columns, n)
         features = _pad(np.asarray(train_features[start:stop], np.float32), columns)
         labels = _pad(np.asarray(train_labels[start:stop], np.int32), columns, fill=-1)

@@ -48,18 +48,16 @@ def main():
     for seed in range(config.seed, config.seed + config.seeds):
         aside = heads.held_out(labels, config.held_out, seed)
         trained = heads.fit(
-            [features[~aside] for features in passes], labels[~aside], num_classes=train.num_classes, grid=grid,
+            passes, labels, np.flatnonzero(~aside), num_classes=train.num_classes, grid=grid,
             epochs=config.epochs, batch_size=config.batch_size, momentum=config.momentum,
             standardize=config.standardize, seed=seed, mesh=judged.mesh,
             track=lambda epochs: frozen.tracked(epochs, len(epochs), f"epochs of {len(grid)} heads"),
         )  # fmt: skip
-        shares = [
-            heads.count_hits(trained, *given, batch_size=config.batch_size, mesh=judged.mesh)[: len(grid)]
-            / len(given[1])
-            for given in ((central[aside], labels[aside]), (queries, targets))
-        ]
-        best = int(shares[0].argmax())
-        outcomes.append({"seed": seed, "grid": grid[best], "held_out": shares[0][best], "top1": shares[1][best]})
+        options = {"batch_size": config.batch_size, "mesh": judged.mesh}
+        on_aside = heads.count_hits(trained, central, labels, np.flatnonzero(aside), **options) / aside.sum()
+        top1 = heads.count_hits(trained, queries, targets, **options) / len(targets)
+        best = int(on_aside[: len(grid)].argmax())
+        outcomes.append({"seed": seed, "grid": grid[best], "held_out": on_aside[best], "top1": top1[best]})
         if seed == config.seed:
             keep(judged, heads.chosen(trained, best, judged.mesh, train.class_names), train, outcomes[0])
         log.info("seed %d: head %d of %d is best on %d held-out images", seed, best + 1, len(grid), aside.sum())
