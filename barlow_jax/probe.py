@@ -47,6 +47,8 @@ def main():
     outcomes = []
     for seed in range(config.seed, config.seed + config.seeds):
         aside = heads.held_out(labels, config.held_out, seed)
+        if not aside.any():
+            raise UserError(f"No class of {train.name} has two labelled images, one to train on and one to choose by.")
         trained = heads.fit(
             passes, labels, np.flatnonzero(~aside), num_classes=train.num_classes, grid=grid,
             epochs=config.epochs, batch_size=config.batch_size, momentum=config.momentum,
@@ -68,7 +70,8 @@ def main():
         metric="top1", values=top1, seeds=seeds, heads=len(grid), epochs=config.epochs, passes=config.passes,
         chosen=[outcome["grid"] for outcome in outcomes],
     )  # fmt: skip
-    frozen.report(judged, [line], table(judged, outcomes, line, f"{len(labels)} images of {train.name}, {val.name}"))
+    images = f"{len(labels)} images of {train.name}, {len(targets)} of {val.name}"
+    frozen.report(judged, [line], table(judged, outcomes, line, images))
 
 
 def check(config):
