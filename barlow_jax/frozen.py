@@ -68,20 +68,33 @@ class Judged(NamedTuple):
 def define_flags(config):
     """Defines the flags that the commands have in common; config: the file of configs/ to take if none is named."""
     default = pathlib.Path(__file__).parents[1] / "configs" / config
+    try:
+        # As there is a default, ml_collections reads --config and its fields here already, before launch.run.
+        with launch.flag_errors():
+            config = config_flags.DEFINE_config_file("config", str(default), "File of the evaluation.")
+    except UserError as error:
+        sys.exit(f"error: {error}")
     return Flags(
-        config_flags.DEFINE_config_file("config", str(default), "File of the evaluation."),
+        config,
         flags.DEFINE_string("checkpoint", "", "Work folder of the run to be judged, or one of its checkpoints."),
         flags.DEFINE_string("baseline", "", "Judge this in its place: random (not trained) or pixels (no network)."),
         flags.DEFINE_string("workdir", "", f"Folder of features and results; {FOLDER}/ in the run if none is named."),
     )
 
 
-def open_run(given, check=lambda config: None):
+def open_run(given, fields, check):
     """What the flags name, as `Judged`; the work folder is made and locked.
 
-    check: config -> None, raises UserError at the first value that cannot work.
+    Args:
+      fields: names that the config must have, besides those that all commands read.
+      check: config -> None, raises UserError at the first value that cannot work.
     """
     config = launch.config_of(given.config)
+    missing = [name for name in ("precision", "data", "eval", *fields) if name not in config]
+    if missing:
+        raise UserError(
+            f"The config has no field {missing[0]}; leave --config out, or start from {given.config.default}."
+        )
     experiment.check_at_least(config, {"eval.batch_size": 1, "eval.resize": 0, "eval.crop": 0})
     experiment.check_one_of(config, {"precision": linear_experiment.PRECISIONS})
     check(config)

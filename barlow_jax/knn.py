@@ -20,12 +20,13 @@ from barlow_jax.errors import UserError
 
 FLAGS = frozen.define_flags("frozen.py")
 flags.adopt_module_key_flags(frozen)  # so that --help shows them
+FIELDS = ("k", "temperature", "bank", "shots", "shot_seeds", "seed")
 
 log = logging.getLogger("knn")
 
 
 def main():
-    judged = frozen.open_run(FLAGS, check)
+    judged = frozen.open_run(FLAGS, FIELDS, check)
     config = judged.config
     train, val = frozen.splits(judged)
     queries = frozen.features_of(judged, val or train)
@@ -56,6 +57,7 @@ def check(config):
 def effective_rank(judged, source, extracted):
     """(lines, rows of the table) of the effective rank."""
     sample = extracted.features[:: max(len(extracted.features) // frozen.RANK_ROWS, 1)]
+    log.info("effective rank of %d features of width %d", *sample.shape)
     rank = float(metrics.effective_rank(sample))
     line = results.line(
         judged.origin, protocol="effective rank", dataset=source.name, n=len(sample), classes=None,

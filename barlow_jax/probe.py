@@ -23,12 +23,16 @@ from barlow_jax.errors import UserError
 
 FLAGS = frozen.define_flags("frozen.py")
 flags.adopt_module_key_flags(frozen)  # so that --help shows them
+FIELDS = (
+    "seed", "seeds", "learning_rates", "weight_decays", "momentum", "epochs", "batch_size", "standardize", "held_out",
+    "passes", "image_size", "crop_scale", "crop_ratio", "interpolation", "flip",
+)  # fmt: skip
 
 log = logging.getLogger("probe")
 
 
 def main():
-    judged = frozen.open_run(FLAGS, check)
+    judged = frozen.open_run(FLAGS, FIELDS, check)
     config = judged.config
     if config.passes:
         sharding.check_batch_size(config.batch_size, judged.mesh)

@@ -20,6 +20,7 @@ from barlow_jax.errors import UserError
 
 FLAGS = frozen.define_flags("voc07.py")
 flags.adopt_module_key_flags(frozen)  # so that --help shows them
+FIELDS = ("costs", "difficult")
 MEASURES = ("voc07", "area", "voc10")
 ON_DIFFICULT = ("ignored", "negative")
 
@@ -27,7 +28,7 @@ log = logging.getLogger("transfer")
 
 
 def main():
-    judged = frozen.open_run(FLAGS, check)
+    judged = frozen.open_run(FLAGS, FIELDS, check)
     config = judged.config
     train, test = (VOC(config.data.path, split, channels=judged.origin.channels) for split in splits_of(config))
     if train.target_names != test.target_names:

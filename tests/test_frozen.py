@@ -133,6 +133,13 @@ def test_features_that_are_not_finite_are_one_sentence(run, tmp_path):
     [
         (("--config.k=(0,)",), "config.k is (0,); each must be at least 1."),
         (("--config.eval.crop=20",), "the convnet of RUN is for images of 24 pixels; take --config.eval.crop=24."),
+        (("--config=configs/linear_demo.py",), "configs/frozen.py."),
+        (
+            ("--config=configs/nothing.py",),
+            "cannot be read ([Errno 2] No such file or directory: 'configs/nothing.py'); "
+            "give one of configs/, or your own.",
+        ),
+        (("--config.kk=3",), "See the config file for its fields and their types."),
         (("--workdir=RUN",), "--workdir RUN holds the run that is judged; take a folder for it alone, or none."),
     ],
 )
