@@ -79,6 +79,20 @@ def test_heads_are_the_same_on_any_number_of_devices():
         np.testing.assert_array_equal(hits, found[0][2])
 
 
+def test_rows_are_the_only_ones_that_count():
+    """Of 37 examples every third: the same head as from these alone, and none of the others' hits."""
+    features, labels = data()
+    rows = np.arange(0, N, 3)
+    some = heads.fit([features], labels, rows, **OPTIONS, mesh=mesh(1))
+    alone = heads.fit([features[rows]], labels[rows], **OPTIONS, mesh=mesh(1))
+    np.testing.assert_array_equal(some.kernel, alone.kernel)
+    options = {"batch_size": BATCH, "mesh": mesh(1)}
+    left = np.setdiff1d(np.arange(N), rows)
+    parts = [heads.count_hits(some, features, labels, part, **options) for part in (rows, left)]
+    np.testing.assert_array_equal(sum(parts), heads.count_hits(some, features, labels, **options))
+    np.testing.assert_array_equal(parts[0], heads.count_hits(some, features[rows], labels[rows], **options))
+
+
 def test_a_head_that_diverged_gets_none_right():
     features, labels = data()
     options = OPTIONS | {"grid": [(0.1, 0.0), (1e30, 1e10)]}
