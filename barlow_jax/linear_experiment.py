@@ -94,7 +94,7 @@ def filled_in(config, pretrained):
     for field in fields:
         group, _, name = field.rpartition(".")
         ours, theirs = (c[group] if group else c for c in (config, pretrained))
-        if not ours[name] and theirs[name]:
+        if name in ours and not ours[name] and theirs[name]:
             ours[name] = theirs[name]
             taken.append(f"config.{field}={theirs[name]}")
     if taken:
