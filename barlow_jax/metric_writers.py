@@ -217,6 +217,25 @@ def _number(value):
     return float(str(value[()]))
 
 
+def watched(batches, total, name, *, shown=True, after=10.0, every=60.0, stream=None, clock=time.perf_counter):
+    """The batches as they are; passes that take longer than `after` seconds show how many of `total` have come.
+
+    On a terminal as a bar, elsewhere as a plain line every `every` seconds. `name` says what is going on.
+    """
+    stream = stream or sys.stderr
+    if shown and stream.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(batches, name, total, leave=False, file=stream, delay=after, dynamic_ncols=True)
+        return
+    due = clock() + after
+    for number, batch in enumerate(batches, 1):
+        yield batch
+        if shown and clock() >= due:
+            due = clock() + every
+            print(f"{name}: batch {number}/{total}", file=stream, flush=True)
+
+
 Mark = collections.namedtuple("Mark", "time, steps, images, waited")
 
 

@@ -28,6 +28,10 @@ class Origin(NamedTuple):
     sha256: str  # of the backbone
     baseline: str = ""  # or one of BASELINES
 
+    def __str__(self):
+        """For people."""
+        return f"{self.baseline} in place of {self.path}" if self.baseline else f"{self.path}, step {self.step}"
+
 
 def load(checkpoint, baseline=""):
     """The backbone of a checkpoint, or what stands in its place.
@@ -56,5 +60,6 @@ def load(checkpoint, baseline=""):
     elif baseline == "pixels":
         config, params, batch_stats, step = config | {"arch": "pixels"}, {}, {}, 0
     sha256 = classify.fingerprint({"backbone": params}, {"backbone": batch_stats})
-    log.info("judging %s%s, step %d", f"{baseline} in place of " if baseline else "", folder, step)
-    return Origin(params, batch_stats, config, channels, str(folder), step, sha256, baseline)
+    judged = Origin(params, batch_stats, config, channels, str(folder), step, sha256, baseline)
+    log.info("judging %s", judged)
+    return judged

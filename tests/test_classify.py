@@ -152,7 +152,7 @@ def batch_of(n=16):
     label = (np.arange(n) % 5).astype(np.int32)
     canvas = (rng.integers(0, 60, size=(n, 12, 12, 3)) + 40 * label[:, None, None, None]).astype(np.uint8)
     box = np.array([2, 1, 9, 10], np.float32)
-    return {"canvas": canvas, "boxes": np.tile(box, (n, 2, 1)), "index": np.arange(n, dtype=np.int32), "label": label}
+    return {"canvas": canvas, "boxes": np.tile(box, (n, 1, 1)), "index": np.arange(n, dtype=np.int32), "label": label}
 
 
 def plain_images(step, batch):
@@ -286,7 +286,7 @@ def test_evaluation_counts_every_image_once(golden, devices):
         rows = np.arange(start, start + 16)
         mask, rows = rows < len(logits), np.minimum(rows, len(logits) - 1)
         right = np.where(mask, target[rows], logits[rows].argmax(1)).astype(np.int32)
-        batches.append({"features": logits[rows], "label": right, "mask": mask})
+        batches.append({"features": logits[rows], "label": right, "mask": mask, "index": np.where(mask, rows, -1)})
     scores = classify.evaluate(step, state, batches, mesh)
     assert scores["images"] == len(logits)
     np.testing.assert_allclose(100 * scores["top1"], arrays["topk.acc1"], rtol=1e-6)
