@@ -13,7 +13,7 @@ import pytest
 from barlow_jax import experiment, model
 
 CONFIGS = sorted(p.stem for p in (commands.ROOT / "configs").glob("*.py") if p.stem != "__init__")
-PRETRAINING = [name for name in CONFIGS if not name.startswith("linear")]
+PRETRAINING = commands.pretraining_configs()
 
 
 @pytest.mark.parametrize("module", ["loss", "model", "augment", "pretrain", "classify", "metrics", "optim"])
