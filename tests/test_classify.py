@@ -381,3 +381,16 @@ def test_errors_name_the_remedy():
     params["dense"]["kernel"] = params["dense"]["kernel"][:-1]
     with pytest.raises(UserError, match=r"dense.kernel is \(191, 16\) there and \(192, 16\) here; check config"):
         classify.create_state(small_classifier, tx, backbone=(params, batch_stats), weights="freeze")
+
+
+def test_the_box_of_one_view_is_the_first_of_two_on_the_devices():
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    images = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 3)).astype(np.uint8)
+    one, two = (
+        sharding.ResidentSet(images, None, mesh, seed=1, scale=(0.08, 1.0), ratio=(0.75, 1.33), views=views).batch(
+            np.arange(4), step=5
+        )
+        for views in (1, 2)
+    )
+    assert one["boxes"].shape == (4, 1, 4)
+    np.testing.assert_array_equal(one["boxes"][:, 0], two["boxes"][:, 0])

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, linear_experiment, lock, model, trained
+from barlow_jax import experiment, linear_experiment, lock, model, protocols, published, trained
 from barlow_jax.checkpoint import Checkpoints, restore_params
 from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
@@ -95,6 +95,20 @@ def test_results_are_those_of_the_saved_classifier(pretrained, undisturbed):
     assert got["last", "top1"] == pytest.approx(hit[:, 0].mean())
     assert got["last", "top5"] == pytest.approx(hit[:, :5].any(1).mean())
     assert got["last", "top1"] > 2 / CLASSES  # it has learnt something
+
+
+def test_the_trained_classifier_loads_and_reaches_its_results(pretrained, undisturbed):
+    """The best one too, if it is another; from the uint8 images alone."""
+    workdir, _ = undisturbed
+    classifier, data = trained.load(workdir), np.load(pretrained.parent / "set.npz")
+    assert (classifier.size, classifier.channels, classifier.class_names, classifier.step) == (24, 3, None, 15)
+    hits = np.asarray(classifier(data["x_test"])).argmax(1) == data["y_test"]
+    assert hits.mean() == pytest.approx(scores(workdir)["last", "top1"]) == classifier.results["last"]["top1"]
+    for images in (data["x_test"][:, :20], data["x_test"] / 255):
+        with pytest.raises(UserError, match=r"the classifier takes uint8 \[n, 24, 24, 3\], short side 24"):
+            classifier(images)
+    with pytest.raises(UserError, match="holds no trained classifier; give the --workdir of linear_eval.py"):
+        trained.load(pretrained)
 
 
 def test_results_say_what_was_judged_and_how(pretrained, undisturbed):
@@ -342,6 +356,32 @@ def test_images_that_do_not_fit_are_refused(tmp_path, arrays, sentence):
         linear_experiment.sources(linear_config(**config), channels=3)
 
 
+def test_a_class_folder_that_is_missing_in_val_is_named(tmp_path):
+    commands.photographs(tmp_path / "train", each=2)
+    (commands.photographs(tmp_path / "val", each=2) / "class1").rename(tmp_path / "elsewhere")
+    config = linear_config(**{"data.kind": "folder", "data.path": str(tmp_path), "data.train": "train",
+                              "data.val": "val", "data.resident_bytes": 0})  # fmt: skip
+    with pytest.raises(UserError, match="val has no class folder 'class1', and .*train has one .1 of 3 classes are"):
+        linear_experiment.sources(config, channels=3)
+    (tmp_path / "elsewhere").rename(tmp_path / "val" / "another")
+    with pytest.raises(UserError, match="The class folder .*another is none of the 3 classes asked for"):
+        linear_experiment.sources(config, channels=3)
+
+
+def test_a_list_of_files_names_the_images_of_a_semi_supervised_run(tmp_path):
+    """As SimCLR's lists do, by bare name; the classes stay those of the folders, and validation is whole."""
+    for split in ("train", "val"):
+        for name in commands.photographs(tmp_path / split, each=3).rglob("*.jpg"):
+            name.rename(name.with_name(f"{name.parent.name}_{name.name}"))
+    (tmp_path / "list.txt").write_text("class2_001.jpg\nclass0_000.jpg\n")
+    config = importlib.import_module("configs.semi_supervised").get_config("1")
+    with config.unlocked():
+        config.data.kind, config.data.path, config.data.file_list = "folder", str(tmp_path), str(tmp_path / "list.txt")
+        config.data.train, config.data.val = "train", "val"
+    source, val, classes = linear_experiment.sources(config, channels=3)
+    assert (classes, source.labels.tolist(), len(val)) == (3, [0, 2], 9)
+
+
 def test_other_classes_and_missing_validation_are_refused(tmp_path, monkeypatch):
     config = linear_config(**{"data.kind": "npz", "data.path": str(write_set(tmp_path / "set.npz"))})
     with config.unlocked():
@@ -363,15 +403,59 @@ def test_other_classes_and_missing_validation_are_refused(tmp_path, monkeypatch)
         linear_experiment.sources(config, channels=3)
 
 
+SEMI = [("1", "1 %"), ("10", "10 %"), ("1_paper", "1 %, paper"), ("10_paper", "10 %, paper")]
+TRANSFER = [("places205", "Places205"), ("inaturalist18", "iNaturalist18"), ("places205_vissl", "Places205, VISSL"),
+            ("inaturalist18_vissl", "iNaturalist18, VISSL")]  # fmt: skip
+NAMED = [("linear", None, "linear"), ("linear_tfds", "imagenet2012", "linear")]
+NAMED += [("semi_supervised", row, f"semi-supervised {name}") for row, name in SEMI]
+NAMED += [("transfer", row, f"linear {name}") for row, name in TRANSFER]
+
+
+@pytest.mark.parametrize("name,row,protocol", NAMED)
+def test_configs_keep_the_protocol_they_name(name, row, protocol):
+    config = importlib.import_module(f"configs.{name}").get_config(*([row] if row else []))
+    linear_experiment.check(config)
+    assert protocols.name_of(config) == protocol and protocol in protocols.PROTOCOLS
+    assert protocols.departures(config) == []
+    with config.unlocked():
+        config.batch_size, config.flip = 512, 0.0
+    assert protocols.departures(config) == ["batch_size 512 instead of 256", "flip 0 instead of 0.5"]
+
+
+def test_every_protocol_has_a_config_and_every_result_a_protocol():
+    assert {protocol for *_, protocol in NAMED} == set(protocols.PROTOCOLS)
+    named = {name for result in published.RESULTS for name in result.protocols}
+    assert named == {*protocols.PROTOCOLS, "voc07 svm"}
+
+
+def test_rates_of_the_papers_semi_supervised_setting():
+    """Backbone 0.002 and classifier 0.5, times 0.2 after the 12th and the 16th epoch."""
+    config = importlib.import_module("configs.semi_supervised").get_config("1_paper")
+    _, rates = linear_experiment.optimizer(config, 10)
+    for name, peak in (("learning_rate_backbone", 0.002), ("learning_rate_classifier", 0.5)):
+        got = [float(rates[name](10 * epoch + k)) for epoch in range(20) for k in (0, 9)]
+        np.testing.assert_allclose(got, np.repeat([peak, 0.2 * peak, 0.04 * peak], [24, 8, 8]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name,row", [("semi_supervised", "2"), ("semi_supervised", "1_code"), ("transfer", "voc07")])
+def test_unknown_rows_are_refused(name, row):
+    with pytest.raises(ValueError, match=f"configs/{name}.py:{row} is unknown; take "):
+        importlib.import_module(f"configs.{name}").get_config(row)
+
+
+def test_a_protocol_without_rules_departs_from_none():
+    config = linear_config(**{"protocol": "mine", "epochs": 3})
+    assert protocols.name_of(config) == "mine" and protocols.departures(config) == []
+
+
 @pytest.mark.parametrize("name", ["linear", "linear_cifar10", "linear_image_folder", "linear_demo"])
 def test_every_linear_config_builds(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     linear_experiment.check(config)
     filled = linear_experiment.filled_in(config, digits_run())
     tx, rates = linear_experiment.optimizer(filled, 10)
-    assert rates.keys() == {"learning_rate_classifier"} and float(rates["learning_rate_classifier"](9)) == np.float32(
-        0.3
-    )
+    assert rates.keys() == {"learning_rate_classifier"}
+    assert float(rates["learning_rate_classifier"](9)) == np.float32(0.3)
     recipe = linear_experiment.recipe(filled, digits_run())
     assert recipe.mean == (0.5, 0.5, 0.5) and recipe.interpolation == "linear" and recipe.size == filled.image_size
     tx.init({"fc": {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}})
