@@ -140,6 +140,7 @@ def evaluate(config, origin, workdir, stop):
                 writer.scalars(done, launch.checked(report, done, checkpoints) | progress.rates())
             fresh = {}
             if last or launch.due(done, config.eval.every_epochs * steps_per_epoch):
+                jax.block_until_ready(state)  # steps on their way belong to training's time
                 with progress.paused():
                     val_batches = metric_writers.watched(
                         experiment.eval_batches(config, val_source, mesh, process),

@@ -245,6 +245,12 @@ def test_origins_that_are_refused(pretrained, undisturbed, tmp_path):
             linear_experiment.find_origin(str(checkpoint), [workdir])
     with pytest.raises(UserError, match="holds an evaluation of .*run, and --checkpoint is .* with --baseline=random;"):
         linear_experiment.find_origin(str(pretrained), [undisturbed[0]], "random")
+    params, batch_stats, meta = restore_params(pretrained)
+    batch_stats["backbone"]["norm"]["mean"][3] = np.nan
+    with Checkpoints(tmp_path / "sick" / "checkpoints", asynchronous=False) as checkpoints:
+        checkpoints.save(1, {"params": params, "batch_stats": batch_stats}, meta)
+    with pytest.raises(UserError, match="has values in batch_stats.norm.mean that are not finite, so its features"):
+        linear_experiment.find_origin(str(tmp_path / "sick"), [tmp_path / "linear"])
     with Checkpoints(tmp_path / "foreign" / "checkpoints", asynchronous=False) as checkpoints:
         checkpoints.save(1, {"params": {"head": np.zeros(3)}, "batch_stats": {}}, {})
     with pytest.raises(UserError, match="foreign is no checkpoint of a pre-training run"):
