@@ -17,7 +17,8 @@ from barlow_jax.errors import UserError
 
 HTML = flags.DEFINE_string("html", "", "Also write a self-contained page to this file.")
 
-HEAD = ("evaluation", "test images", "metric", "judged", "value", "paper", "README")
+NUMBERS = ("value", "paper", "README")
+HEAD = ("evaluation", "test images", "metric", "judged", *NUMBERS)
 NOT_SHARES = ("effective_rank",)  # metrics that are no percentages
 
 
@@ -126,12 +127,13 @@ def number(value, metric, digits=2):
 
 def text_of(rows):
     """The table as lines of text; numbers to the right."""
-    widths = [max(len(row[k]) for row in (HEAD, *rows)) for k in range(len(HEAD))]
-    sides = [str.ljust] * 4 + [str.rjust] * 3
-    return "\n".join(
-        "  ".join(map(lambda side, cell, width: side(cell, width), sides, row, widths)).rstrip()
-        for row in (HEAD, *rows)
-    )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
+
+    def line(row):
+        cells = zip(HEAD, row, widths, strict=True)
+        return "  ".join(cell.rjust(w) if name in NUMBERS else cell.ljust(w) for name, cell, w in cells).rstrip()
+
+    return "\n".join(map(line, (HEAD, *rows)))
 
 
 if __name__ == "__main__":

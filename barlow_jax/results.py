@@ -17,6 +17,10 @@ import numpy as np
 from barlow_jax.errors import UserError
 
 FILE = "results.jsonl"
+KEYS = (
+    "protocol", "dataset", "n", "classes", "metric", "value", "spread", "seeds", "checkpoint", "checkpoint_step",
+    "baseline", "settings", "command",
+)  # fmt: skip
 
 
 def line(origin, *, protocol, dataset, n, classes, metric, values, seeds, **settings):
@@ -56,9 +60,10 @@ def read(file):
     for number, text in enumerate(lines, 1):
         try:
             lines[number - 1] = line = json.loads(text)
-            line["protocol"], line["metric"], line["value"], line["settings"]
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"Line {number} of {file} is no result; remove it.") from None
+        except ValueError:
+            line = None
+        if not (isinstance(line, dict) and line.keys() >= {*KEYS}):
+            raise UserError(f"Line {number} of {file} is no result; remove it.")
     return lines
 
 
