@@ -29,13 +29,16 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger(__name__)
 
 
-def run(main):
+def run(main, *, arguments=False):
     """Parses the flags and runs main(), which returns the exit status, or None for 0.
 
     What the user can put right becomes one sentence and exit status 1.
+
+    Args:
+      arguments: whether main takes what stands on the command line beside the flags, a list of texts.
     """
     try:
-        app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
+        app.run(lambda argv: _guarded(main, argv, arguments), flags_parser=_parse_flags)
     except UserError as error:
         if not jax.distributed.is_initialized():
             sys.exit(f"error: {error}")
@@ -49,8 +52,8 @@ def run(main):
         cluster.leave(1)
 
 
-def _guarded(main, argv):
-    if len(argv) > 1:
+def _guarded(main, argv, arguments):
+    if len(argv) > 1 and not arguments:
         raise UserError(f"{argv[1]!r} is no flag; a config field is set with --config.FIELD=VALUE.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for chatty in ("jax", "orbax", "tensorflow", "absl"):
@@ -58,7 +61,7 @@ def _guarded(main, argv):
     hide_tracebacks()
     try:
         cluster.join()
-        return main()
+        return main(argv[1:]) if arguments else main()
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise

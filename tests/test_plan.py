@@ -14,8 +14,7 @@ from jax.sharding import PartitionSpec as P
 from barlow_jax import compiled, machines, plan, published, sharding
 from barlow_jax.errors import UserError
 
-CONFIGS = sorted(p.stem for p in (commands.ROOT / "configs").glob("*.py"))
-PRETRAINING = [name for name in CONFIGS if name != "__init__" and not name.startswith("linear")]
+PRETRAINING = commands.pretraining_configs()
 
 TINY = {
     "arch": "convnet", "projector": (16, 32), "precision": "float32", "image_size": 24, "batch_size": 16,

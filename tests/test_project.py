@@ -15,7 +15,7 @@ from barlow_jax import experiment, model
 CONFIGS = sorted(p.stem for p in (commands.ROOT / "configs").glob("*.py") if p.stem != "__init__")
 FROZEN = {"frozen": "-m barlow_jax.knn", "voc07": "-m barlow_jax.transfer"}  # by the command that its page shows
 FROZEN_COMMANDS = ("knn", "probe", "transfer")
-PRETRAINING = [name for name in CONFIGS if not name.startswith("linear") and name not in FROZEN]
+PRETRAINING = commands.pretraining_configs()
 
 
 @pytest.mark.parametrize(
