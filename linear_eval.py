@@ -4,21 +4,20 @@
 
 The same line on one device, on eight, and on every host of a pod. Stopped or killed at any moment and started again
 with the same line, it goes on from its last checkpoint and ends where an undisturbed run ends. Results go to
-results.jsonl in the work folder, the trained classifier is in its checkpoints.
+results.jsonl in the work folder, the trained classifier is in its checkpoints; `barlow_jax.trained` loads it.
+
+With --config.seeds=3 it is done for three seeds, each in a folder of its own, and ends with mean and spread.
 
 `evaluate` below is the whole protocol, read from top to bottom: backbone, data, classifier, step, validate, save.
 """
 
-import json
 import logging
-import shlex
-import sys
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from barlow_jax import classify, experiment, launch, linear_experiment, metric_writers, sharding
+from barlow_jax import classify, experiment, launch, linear_experiment, metric_writers, protocols, results, sharding
 from barlow_jax.checkpoint import FOLDER, Checkpoints
 from barlow_jax.data import order
 
@@ -29,29 +28,39 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the evaluation: checkpoi
 ALLOW = flags.DEFINE_list("allow_changes", [], "Fields that may differ from those the evaluation began with, or all.")
 STATUS = flags.DEFINE_integer("stopped_status", 0, "Exit status where a signal came before the end.")
 
-RESULTS = "results.jsonl"
-
 log = logging.getLogger("linear_eval")
 
 
 def main():
     config = launch.config_of(CONFIG)
     linear_experiment.check(config)
-    origin = linear_experiment.find_origin(CHECKPOINT.value, WORKDIR.value, BASELINE.value)
-    workdir = launch.prepare_workdir(
-        WORKDIR.value, config.to_dict(), free=linear_experiment.FREE_FIELDS, allowed=ALLOW.value
-    )  # fmt: skip
+    linear_experiment.check_folders(CHECKPOINT.value, WORKDIR.value)
+    keep = {"free": linear_experiment.FREE_FIELDS, "allowed": ALLOW.value}
+    workdir = launch.prepare_workdir(WORKDIR.value, config.to_dict(), **keep)
+    seeds, folders = zip(*linear_experiment.seeds_and_folders(config, workdir), strict=True)
+    judged = linear_experiment.find_origin(CHECKPOINT.value, folders, BASELINE.value)
     stop = launch.StopSignals()
-    if evaluate(config, origin, workdir, stop):
-        return 0
-    stop.requeue()
-    return STATUS.value
+    outcomes = []
+    for seed, folder in zip(seeds, folders, strict=True):
+        one = linear_experiment.with_seed(config, seed)
+        if folder != workdir:
+            launch.prepare_workdir(str(folder), one.to_dict(), **keep)
+        outcome = evaluate(one, judged, folder, stop)
+        if outcome is None:
+            stop.requeue()
+            return STATUS.value
+        outcomes.append(outcome)
+        report(config, judged, [outcome], [seed], folder)
+    if len(seeds) > 1:
+        report(config, judged, outcomes, seeds, workdir)
+    return 0
 
 
 def evaluate(config, origin, workdir, stop):
-    """Trains the classifier, validates and saves until the last epoch, or until `stop.received`: then it returns False.
+    """Trains the classifier, validates and saves until the last epoch, or until `stop.received`: then it returns None.
 
-    On the way it writes the results.
+    Returns:
+      The scores, as `with_scores` gives them, with dataset, classes, train, train_images and departures.
     """
     given, pretrained = config.to_dict(), ConfigDict(origin.config)
     config = linear_experiment.filled_in(config, pretrained)
@@ -98,7 +107,7 @@ def evaluate(config, origin, workdir, stop):
         "origin": {"path": origin.path, "step": origin.step, "sha256": origin.sha256, "baseline": origin.baseline},
     }
     state, saved = launch.resume(checkpoints, state, source, total_steps)
-    start_step, results = int(state.step), saved.get("results", {})
+    start_step, scores = int(state.step), saved.get("results", {})
 
     writer = metric_writers.create(
         workdir, jax.process_index(), wandb=config.wandb, resume_step=start_step or None, config=given
@@ -113,6 +122,7 @@ def evaluate(config, origin, workdir, stop):
         last="wrap",
         crop_scale=tuple(config.crop_scale),
         crop_ratio=tuple(config.crop_ratio),
+        views=1,
     )
 
     try:
@@ -128,39 +138,46 @@ def evaluate(config, origin, workdir, stop):
             progress.step(config.batch_size)
             if step == 0 or last or launch.due(done, config.log_every_steps):
                 writer.scalars(done, launch.checked(report, done, checkpoints) | progress.rates())
-            scores = {}
+            fresh = {}
             if last or launch.due(done, config.eval.every_epochs * steps_per_epoch):
+                jax.block_until_ready(state)  # steps on their way belong to training's time
                 with progress.paused():
-                    val_batches = experiment.eval_batches(config, val_source, mesh, process)
-                    scores = classify.evaluate(eval_step, state, val_batches, mesh)
-                results = with_scores(results, scores, epoch)
-                writer.scalars(done, {"epoch": epoch, **scores})
-                log.info("epoch %d: top-1 %.2f %%, top-5 %.2f %%", epoch, 100 * scores["top1"], 100 * scores["top5"])
+                    val_batches = metric_writers.watched(
+                        experiment.eval_batches(config, val_source, mesh, process),
+                        order.eval_steps(len(val_source), sharding.round_up(config.eval.batch_size, mesh)),
+                        f"validation on {val_source.name}",
+                        shown=jax.process_index() == 0,
+                    )
+                    fresh = classify.evaluate(eval_step, state, val_batches, mesh)
+                scores = with_scores(scores, fresh, epoch)
+                writer.scalars(done, {"epoch": epoch, **fresh})
+                log.info("epoch %d: top-1 %.2f %%, top-5 %.2f %%", epoch, 100 * fresh["top1"], 100 * fresh["top5"])
             if last or stopping or launch.due(done, config.checkpoint_every_epochs * steps_per_epoch):
                 launch.checked(report, done, checkpoints)
-                checkpoints.save(done, state, meta | {"results": results}, scores)
+                checkpoints.save(done, state, meta | {"results": scores}, fresh)
             if stopping and not last:
                 checkpoints.wait()
                 log.info("preempted at step %d; the same command goes on from there", done)
-                return False
+                return None
     finally:
         launch.close(batches, progress, writer, checkpoints)
 
     if config.weights == "freeze":
         check_frozen(state, origin)
-    if jax.process_index() == 0:
-        write_results(config, origin, val_source.name, results, workdir)
-    return True
+    return scores | {
+        "dataset": val_source.name, "classes": num_classes, "train": source.name, "train_images": len(source),
+        "departures": protocols.departures(config),
+    }  # fmt: skip
 
 
-def with_scores(results, scores, epoch):
-    """The results with those of one more validation: the last, and the best top-1 and top-5, each for itself."""
-    best = dict(results.get("best", {}))
+def with_scores(scores, fresh, epoch):
+    """The scores with those of one more validation: the last, and the best top-1 and top-5, each for itself."""
+    best = dict(scores.get("best", {}))
     for name in ("top1", "top5"):
-        if scores[name] > best.get(name, -1):
-            best |= {name: scores[name], f"{name}_epoch": epoch}
-    best["images"] = scores["images"]
-    last = {"top1": scores["top1"], "top5": scores["top5"], "images": scores["images"]}
+        if fresh[name] > best.get(name, -1):
+            best |= {name: fresh[name], f"{name}_epoch": epoch}
+    best["images"] = fresh["images"]
+    last = {"top1": fresh["top1"], "top5": fresh["top5"], "images": fresh["images"]}
     return {"last": last | {"top1_epoch": epoch, "top5_epoch": epoch}, "best": best}
 
 
@@ -169,29 +186,24 @@ def check_frozen(state, origin):
     sha256 = classify.fingerprint(state.params, state.batch_stats)
     if sha256 != origin.sha256:
         raise RuntimeError(f"The frozen backbone has moved: SHA-256 {origin.sha256} became {sha256}.")
-    log.info("the frozen backbone has not moved: every bit is that of %s, step %d", origin.path, origin.step)
+    log.info("the frozen backbone has not moved: every bit is that of %s", origin)
 
 
-def write_results(config, origin, dataset, results, workdir):
-    """Appends the last and the best result to results.jsonl, if they are not there yet, and prints them."""
-    file = workdir / RESULTS
-    written = file.read_text().splitlines() if file.exists() else []
-    print(f"\n{dataset}: {results['last']['images']} images, {origin.path} step {origin.step}, seed {config.seed}")
-    print(f"{'':8}{'top-1 %':>10}{'top-5 %':>10}   epoch")
-    for kind in ("last", "best"):
-        result = results[kind]
-        line = json.dumps({
-            "protocol": {"freeze": "linear", "finetune": "finetune"}[config.weights],
-            "dataset": dataset, "n": result["images"], "checkpoint": origin.path, "checkpoint_step": origin.step,
-            "seed": config.seed, "epochs": config.epochs, "result": kind, "top1": result["top1"],
-            "top5": result["top5"], "top1_epoch": result["top1_epoch"], "top5_epoch": result["top5_epoch"],
-            "command": shlex.join(["python", *sys.argv]),
-        })  # fmt: skip
-        if line not in written:
-            with file.open("a") as stream:
-                stream.write(line + "\n")
-        epochs = " / ".join(str(e) for e in dict.fromkeys((result["top1_epoch"], result["top5_epoch"])))
-        print(f"{kind:8}{100 * result['top1']:10.2f}{100 * result['top5']:10.2f}   {epochs}")
+def report(config, origin, outcomes, seeds, folder):
+    """Adds the scores of these seeds to results.jsonl, if they are not there yet, and prints them. On process 0."""
+    if jax.process_index() != 0:
+        return
+    lines = linear_experiment.result_lines(config, origin, outcomes, seeds)
+    results.append(folder, lines)
+    first, departures = lines[0], outcomes[0]["departures"]
+    print(f"\n{first['protocol']}, {first['dataset']}: {first['n']} images of {first['classes']} classes; "
+          f"{origin}; seed {', '.join(map(str, seeds))}")  # fmt: skip
+    if departures:
+        print(f"not as {first['protocol']} has it: {', '.join(departures)}")
+    for line in lines:
+        spread = "" if line["spread"] is None else f" +- {100 * line['spread']:.2f}"
+        epochs = ", ".join(map(str, line["settings"]["at_epoch"]))
+        print(f"{line['settings']['result']} {line['metric']}  {100 * line['value']:6.2f} %{spread}  (epoch {epochs})")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,20 @@ def cosine_by_epoch(peak, epochs, steps_per_epoch):
     return lambda step: jnp.asarray(rates)[jnp.minimum(step // steps_per_epoch, epochs)]
 
 
-def sgd(rates, *, weight_decay=1e-6, momentum=0.9):
+def steps_by_epoch(peak, milestones, factor, steps_per_epoch):
+    """`peak`, times `factor` once more after each number of epochs in `milestones`: torch's MultiStepLR.
+
+    With (12, 16) the 13th epoch is the first at the second rate, the 17th the first at the third.
+
+    Returns:
+      An optax schedule, step -> rate.
+    """
+    rates = peak * np.power(float(factor), np.arange(len(milestones) + 1))
+    steps = np.asarray(milestones, np.int32) * steps_per_epoch
+    return lambda step: jnp.asarray(rates)[jnp.searchsorted(jnp.asarray(steps), step, side="right")]
+
+
+def sgd(rates, *, weight_decay=1e-6, momentum=0.9, nesterov=False):
     """PyTorch's SGD for the groups "fc" and "backbone": weight decay on every parameter, biases included.
 
     Args:
@@ -62,7 +75,9 @@ def sgd(rates, *, weight_decay=1e-6, momentum=0.9):
 
     def group(rate):
         return optax.chain(
-            optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.scale_by_learning_rate(rate)
+            optax.add_decayed_weights(weight_decay),
+            optax.trace(momentum, nesterov=nesterov),
+            optax.scale_by_learning_rate(rate),
         )
 
     # A group is one branch of the parameters.
@@ -103,14 +118,14 @@ def create_state(classifier, tx, *, backbone, weights):
 def make_images(recipe, seed, mesh):
     """(step, batch) -> one view of every image, float32 [B, S, S, C], normalised.
 
-    Only the first of the batch's boxes is used. A shard_map and a key for each example for the reasons given in
+    The batch has one box an image. A shard_map and a key for each example for the reasons given in
     `pretrain.make_views`.
     """
 
     def images(step, batch):
         keys = example_keys(seed, step, batch["canvas"].shape[0])
         local = jax.shard_map(
-            lambda keys, canvas, boxes: augment.two_views(keys, canvas, boxes[:, :1], recipe)[:, 0],
+            lambda keys, canvas, boxes: augment.two_views(keys, canvas, boxes, recipe)[:, 0],
             mesh=mesh,
             in_specs=(P("data"), P("data"), P("data")),
             out_specs=P("data"),
@@ -218,10 +233,18 @@ def evaluate(eval_step, state, batches, mesh):
       eval_step: from `make_eval_step`.
       batches: this process's evaluation batches (numpy), each image in one of them.
     Raises:
-      UserError: no image counted.
+      UserError: no image counted, or one has a label that the head does not know.
     """
     total = dict.fromkeys(("loss", "top1", "top5", "count"), 0)
+    classes = state.params["fc"]["bias"].size
     for batch in batches:
+        wrong = batch["mask"] & ((batch["label"] < 0) | (batch["label"] >= classes))
+        if np.any(wrong):
+            row = np.argmax(wrong)
+            raise UserError(
+                f"Validation image {batch['index'][row]} has label {batch['label'][row]}, and the classes of the head "
+                f"are 0 to {classes - 1}; check config.data.val."
+            )
         sums = jax.device_get(eval_step(state.params, state.batch_stats, put(batch, mesh)))
         total = {name: total[name] + sums[name].item() for name in total}
     count = total.pop("count")

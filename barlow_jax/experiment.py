@@ -166,7 +166,7 @@ def canvas(config, source):
 
 
 def train_batches(
-    config, source, start_step, mesh, process, *, last, reference_world_size=1, crop_scale, crop_ratio
+    config, source, start_step, mesh, process, *, last, reference_world_size=1, crop_scale, crop_ratio, views=2
 ):  # fmt: skip
     """Training batches on the devices, from `start_step` on, without end.
 
@@ -174,12 +174,13 @@ def train_batches(
       config: of pre-training or evaluation; both have seed, batch_size and data.
       process: {"process_index", "process_count"}.
       last, reference_world_size: how an epoch ends, see `order.steps_per_epoch` and `order.last_batch_size`.
-      crop_scale, crop_ratio: of the random boxes.
+      crop_scale, crop_ratio, views: of the random boxes, and how many an image gets.
     """
     if fits_on_devices(config, source):
         resident = sharding.ResidentSet(
-            source.images, source.labels, mesh, seed=config.seed, scale=crop_scale, ratio=crop_ratio, sizes=source.sizes
-        )
+            source.images, source.labels, mesh, seed=config.seed, scale=crop_scale, ratio=crop_ratio, views=views,
+            sizes=source.sizes,
+        )  # fmt: skip
         for step in itertools.count(start_step):
             _, index = order.batch_indices(
                 len(source), config.batch_size, config.seed, step, last,
@@ -193,6 +194,7 @@ def train_batches(
         canvas=canvas(config, source),
         scale=crop_scale,
         ratio=crop_ratio,
+        views=views,
         start_step=start_step,
         last=last,
         reference_world_size=reference_world_size,
@@ -206,14 +208,15 @@ def train_batches(
         batches.close()
 
 
-def eval_batches(config, source, mesh, process):
-    """One pass over a source on the host, every image once, as config.eval says."""
+def eval_batches(config, source, mesh, process, *, fit="crop"):
+    """One pass over a source on the host, every image once, as config.eval says; fit: see `data.eval_batches`."""
     return pipeline.eval_batches(
         source,
         batch_size=sharding.round_up(config.eval.batch_size, mesh),
         canvas=canvas(config, source),
         resize_short=config.eval.resize,
         crop=config.eval.crop,
+        fit=fit,
         threads=config.data.threads or None,
         max_bad_fraction=config.data.max_bad_fraction,
         **process,

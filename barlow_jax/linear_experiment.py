@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, classify, experiment, model, origin
+from barlow_jax import augment, classify, experiment, model, origin, protocols, results
 from barlow_jax.checkpoint import holds_checkpoints, restore_params
 from barlow_jax.errors import UserError
 
@@ -16,6 +16,7 @@ FREE_FIELDS = (
     "wandb",
 )  # fmt: skip
 
+SCHEDULES = ("cosine", "steps")
 PRECISIONS = ("float32", "bfloat16")  # float16 wants a loss scale, which fine-tuning has not
 INTERPOLATIONS = ("linear", "cubic")
 
@@ -25,12 +26,13 @@ log = logging.getLogger(__name__)
 def check(config):
     """Raises UserError at the first value that cannot work, before anything is opened or compiled."""
     experiment.check_at_least(config, {
-        "epochs": 1, "batch_size": 1, "image_size": 0, "log_every_steps": 1, "checkpoint_every_epochs": 1,
+        "seeds": 1, "epochs": 1, "batch_size": 1, "image_size": 0, "log_every_steps": 1, "checkpoint_every_epochs": 1,
         "keep_checkpoints": 1, "eval.every_epochs": 1, "eval.batch_size": 1, "eval.resize": 0, "eval.crop": 0,
         "optimizer.learning_rate_classifier": 0, "optimizer.learning_rate_backbone": 0, "optimizer.weight_decay": 0,
     })  # fmt: skip
     experiment.check_one_of(config, {
         "weights": classify.WEIGHTS, "precision": PRECISIONS, "interpolation": INTERPOLATIONS,
+        "optimizer.schedule": SCHEDULES,
     })  # fmt: skip
     if not 0 <= config.flip <= 1:
         raise UserError(f"config.flip is {config.flip}; it is a probability, from 0 to 1.")
@@ -46,13 +48,27 @@ def check(config):
             f"config.optimizer.learning_rate_backbone is {rate} with config.weights {config.weights!r}; "
             "a frozen backbone takes 0, and fine-tuning a rate above 0 (the official one is 0.005)."
         )
+    _check_schedule(config)
 
 
-def find_origin(checkpoint, workdir, baseline=""):
-    """What is judged, see `origin.load`, or as an evaluation in --workdir took it over when it began.
+def _check_schedule(config):
+    milestones, steps = tuple(config.optimizer.milestones), config.optimizer.schedule == "steps"
+    if steps != bool(milestones):
+        raise UserError(
+            f"config.optimizer.milestones is {milestones} with config.optimizer.schedule "
+            f"{config.optimizer.schedule!r}; 'steps' takes the epochs after which the rate falls, 'cosine' takes ()."
+        )
+    if steps and not (sorted({*milestones}) == [*milestones] and 0 < milestones[0] and milestones[-1] < config.epochs):
+        raise UserError(
+            f"config.optimizer.milestones is {milestones}; they are numbers of epochs, rising, above 0 and below "
+            f"config.epochs ({config.epochs})."
+        )
+    if not 0 < config.optimizer.factor <= 1:
+        raise UserError(f"config.optimizer.factor is {config.optimizer.factor}; it must be above 0 and at most 1.")
 
-    So an evaluation that goes on does not mind that the run it judges has gone on too.
-    """
+
+def check_folders(checkpoint, workdir):
+    """Raises UserError unless both are given and the evaluation's folder does not hold the run that is judged."""
     if not checkpoint or not workdir:
         missing, what = ("--checkpoint", "work folder of a run of train.py") if not checkpoint else (
             "--workdir", "folder where checkpoints, metrics and results of the evaluation go")  # fmt: skip
@@ -60,7 +76,29 @@ def find_origin(checkpoint, workdir, baseline=""):
     run, own = pathlib.Path(checkpoint).expanduser(), pathlib.Path(workdir).expanduser()
     if own.resolve() in (run.resolve(), *run.resolve().parents):
         raise UserError(f"--workdir {own} holds the run that is judged; take a folder for it alone, as {run}/linear.")
-    if not holds_checkpoints(own):
+
+
+def seeds_and_folders(config, workdir):
+    """[(seed, folder)]: the work folder itself for one seed, a folder in it for each of several."""
+    if config.seeds == 1:
+        return [(config.seed, workdir)]
+    return [(seed, workdir / f"seed_{seed}") for seed in range(config.seed, config.seed + config.seeds)]
+
+
+def with_seed(config, seed):
+    """The config of one evaluation among several."""
+    config = config.copy_and_resolve_references().unlock()
+    config.seed, config.seeds = seed, 1
+    return config.lock()
+
+
+def find_origin(checkpoint, folders, baseline=""):
+    """What is judged, see `origin.load`, or as the evaluation in the first folder that has begun took it over then.
+
+    So an evaluation that goes on does not mind that the run it judges has gone on too, and all seeds judge the same.
+    """
+    run, own = pathlib.Path(checkpoint).expanduser(), next(filter(holds_checkpoints, folders), None)
+    if own is None:
         return origin.load(checkpoint, baseline)
     params, batch_stats, meta = restore_params(own)
     began = meta.get("origin", {})
@@ -69,10 +107,10 @@ def find_origin(checkpoint, workdir, baseline=""):
             f"--workdir {own} holds an evaluation of {began.get('path')}{_in_place(began.get('baseline'))}, and "
             f"--checkpoint is {run}{_in_place(baseline)}; take another --workdir."
         )
-    log.info("judging %s%s, step %d", run, _in_place(baseline), began["step"])
-    return origin.Origin(
-        params.get("backbone", {}), batch_stats.get("backbone", {}), meta["config"], meta["channels"], **began
-    )
+    parts = params.get("backbone", {}), batch_stats.get("backbone", {})
+    judged = origin.Origin(*parts, meta["config"], meta["channels"], **began)
+    log.info("judging %s", judged)
+    return judged
 
 
 def _in_place(baseline):
@@ -94,7 +132,7 @@ def filled_in(config, pretrained):
     for field in fields:
         group, _, name = field.rpartition(".")
         ours, theirs = (c[group] if group else c for c in (config, pretrained))
-        if not ours[name] and theirs[name]:
+        if name in ours and not ours[name] and theirs[name]:
             ours[name] = theirs[name]
             taken.append(f"config.{field}={theirs[name]}")
     if taken:
@@ -127,9 +165,14 @@ def sources(config, channels):
             f"{val.name} has images of class {val.num_classes - 1}, but {train.name} has only the classes 0 to "
             f"{num_classes - 1}; give two splits of one data set."
         )
-    absent = 0 if val.labels is None else num_classes - len(np.unique(val.labels))
-    if absent:
-        log.warning("%d of the %d classes have no image in %s", absent, num_classes, val.name)
+    absent = [] if val.labels is None else np.setdiff1d(np.arange(num_classes), val.labels)
+    if len(absent) and config.data.kind == "folder":
+        raise UserError(
+            f"{val.name} has no class folder {train.class_names[absent[0]]!r}, and {train.name} has one "
+            f"({len(absent)} of {num_classes} classes are missing); add it, or take it out of both."
+        )
+    if len(absent):
+        log.warning("%d of the %d classes have no image in %s", len(absent), num_classes, val.name)
     return train, val, num_classes
 
 
@@ -177,9 +220,46 @@ def optimizer(config, steps_per_epoch):
     names = {"fc": "learning_rate_classifier"}
     if config.weights == "finetune":
         names["backbone"] = "learning_rate_backbone"
-    rates = {
-        group: classify.cosine_by_epoch(config.optimizer[name], config.epochs, steps_per_epoch)
-        for group, name in names.items()
-    }
-    tx = classify.sgd(rates, weight_decay=config.optimizer.weight_decay, momentum=config.optimizer.momentum)
+    options = config.optimizer
+
+    def schedule(peak):
+        if options.schedule == "steps":
+            return classify.steps_by_epoch(peak, tuple(options.milestones), options.factor, steps_per_epoch)
+        return classify.cosine_by_epoch(peak, config.epochs, steps_per_epoch)
+
+    rates = {group: schedule(options[name]) for group, name in names.items()}
+    tx = classify.sgd(
+        rates, weight_decay=options.weight_decay, momentum=options.momentum, nesterov=options.nesterov
+    )  # fmt: skip
     return tx, {names[group]: rate for group, rate in rates.items()}
+
+
+def result_lines(config, judged, outcomes, seeds):
+    """Last and best, top-1 and top-5 of one evaluation, or of one for each seed, as lines of results.jsonl.
+
+    Args:
+      config: of the evaluation.
+      judged: `origin.Origin`.
+      outcomes: for each of `seeds` what linear_eval.evaluate returns.
+    """
+    first = outcomes[0]
+    return [
+        results.line(
+            judged,
+            protocol=protocols.name_of(config),
+            dataset=first["dataset"],
+            n=first[kind]["images"],
+            classes=first["classes"],
+            metric=metric,
+            values=[outcome[kind][metric] for outcome in outcomes],
+            seeds=seeds,
+            result=kind,
+            at_epoch=[outcome[kind][f"{metric}_epoch"] for outcome in outcomes],
+            epochs=config.epochs,
+            train=first["train"],
+            train_images=first["train_images"],
+            departures=first["departures"],
+        )
+        for kind in ("last", "best")
+        for metric in ("top1", "top5")
+    ]

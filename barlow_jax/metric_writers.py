@@ -217,6 +217,21 @@ def _number(value):
     return float(str(value[()]))
 
 
+def watched(batches, total, name, *, shown=True, after=10.0, stream=None, clock=time.perf_counter):
+    """The batches as they are; a pass of more than `after` seconds shows how many of `total` have come, as Progress."""
+    stream = stream or sys.stderr
+    if shown and stream.isatty():
+        from tqdm import tqdm
+
+        batches, shown = tqdm(batches, name, total, leave=False, file=stream, delay=after, dynamic_ncols=True), False
+    due = clock() + after
+    for number, batch in enumerate(batches, 1):
+        yield batch
+        if shown and clock() >= due and number < total:
+            due = clock() + 60
+            print(f"{name}: batch {number}/{total}", file=stream, flush=True)
+
+
 Mark = collections.namedtuple("Mark", "time, steps, images, waited")
 
 

@@ -1,8 +1,10 @@
-"""What the authors published, as data: the values of the official code and of the paper, field by field.
+"""What the authors published, as data: the values of the official code and of the paper, field by field; their results.
 
 Code: github.com/facebookresearch/barlowtwins, main.py (and its README for the number of GPUs). Paper: arXiv 2103.03230,
 sections 2.2 and 3; for the augmentations it refers to BYOL (arXiv 2006.07733, appendix B). None: it does not say.
 """
+
+from typing import NamedTuple
 
 # Field of the config: (code, paper).
 VALUES = {
@@ -66,6 +68,42 @@ NO_COUNTERPART = (
 # Of the optimiser's fields, those that only some of them read.
 READ_BY = {"momentum": ("lars", "sgd"), "eta": ("lars",), "clip": ("lars",), "separate_norms": ("lars",),
            "eps": ("adamw",)}  # fmt: skip
+
+
+class Result(NamedTuple):
+    """A number that the authors reached, and which of ours stand beside it."""
+
+    protocols: tuple  # the names of ours that are held against it
+    dataset: str  # for people
+    train_images: int | None  # of what it was trained on; None: not looked at
+    n: int  # test images
+    classes: int
+    metric: str
+    paper: float
+    code: float | None = None  # the official README's, where it gives one too
+
+
+_IMAGENET = {"dataset": "ImageNet", "n": 50_000, "classes": 1000}
+_LINEAR = _IMAGENET | {"protocols": ("linear",), "train_images": 1_281_167}
+_SEMI_1 = _IMAGENET | {
+    "protocols": ("semi-supervised 1 %", "semi-supervised 1 %, paper"), "train_images": 12_811,
+}  # fmt: skip
+_SEMI_10 = _IMAGENET | {
+    "protocols": ("semi-supervised 10 %", "semi-supervised 10 %, paper"), "train_images": 128_116,
+}  # fmt: skip
+
+# Paper: tables 1, 2 and 3. Numbers of images: ILSVRC 2012; SimCLR's lists; Places205; VOC 2007; iNaturalist 2018.
+RESULTS = (
+    Result(metric="top1", paper=0.732, code=0.735, **_LINEAR),
+    Result(metric="top5", paper=0.910, code=0.910, **_LINEAR),
+    Result(metric="top1", paper=0.550, **_SEMI_1),
+    Result(metric="top5", paper=0.792, **_SEMI_1),
+    Result(metric="top1", paper=0.697, **_SEMI_10),
+    Result(metric="top5", paper=0.893, **_SEMI_10),
+    Result(("linear Places205", "linear Places205, VISSL"), "Places205", None, 20_500, 205, "top1", 0.541),
+    Result(("voc07 svm",), "VOC07", None, 4952, 20, "map_voc10", 0.862),  # by VISSL's measure
+    Result(("linear iNaturalist18", "linear iNaturalist18, VISSL"), "iNaturalist18", None, 24_426, 8142, "top1", 0.465),
+)
 
 
 def flat(config, prefix=""):

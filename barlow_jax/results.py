@@ -4,7 +4,7 @@
      "spread": null, "seeds": [0], "checkpoint": "runs/r50", "checkpoint_step": 625000, "baseline": "",
      "settings": {"epochs": 100}, "command": "python linear_eval.py ..."}
 
-A file is only appended to; the same line is not written twice.
+A file is only appended to; the same number is not written twice, by whichever command it came.
 """
 
 import json
@@ -14,7 +14,13 @@ import sys
 
 import numpy as np
 
+from barlow_jax.errors import UserError
+
 FILE = "results.jsonl"
+KEYS = (
+    "protocol", "dataset", "n", "classes", "metric", "value", "spread", "seeds", "checkpoint", "checkpoint_step",
+    "baseline", "settings", "command",
+)  # fmt: skip
 
 
 def line(origin, *, protocol, dataset, n, classes, metric, values, seeds, **settings):
@@ -40,11 +46,29 @@ def line(origin, *, protocol, dataset, n, classes, metric, values, seeds, **sett
 def append(workdir, lines):
     """Adds those of the lines to workdir/results.jsonl that it does not have; call it on process 0."""
     file = pathlib.Path(workdir) / FILE
-    there = file.read_text().splitlines() if file.exists() else []
+    there = [_without_command(line) for line in read(file)]
     with file.open("a") as stream:
-        for text in map(json.dumps, lines):
-            if text not in there:
-                stream.write(text + "\n")
+        for new in lines:
+            if _without_command(json.loads(json.dumps(new))) not in there:
+                stream.write(json.dumps(new) + "\n")
+
+
+def read(file):
+    """The lines of a results.jsonl, [] if there is none; UserError names a line that is none of ours."""
+    file = pathlib.Path(file)
+    lines = file.read_text().splitlines() if file.exists() else []
+    for number, text in enumerate(lines, 1):
+        try:
+            lines[number - 1] = line = json.loads(text)
+        except ValueError:
+            line = None
+        if not (isinstance(line, dict) and line.keys() >= {*KEYS}):
+            raise UserError(f"Line {number} of {file} is no result; remove it.")
+    return lines
+
+
+def _without_command(line):
+    return {name: value for name, value in line.items() if name != "command"}
 
 
 def _command():

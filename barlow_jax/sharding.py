@@ -52,7 +52,7 @@ def of_state(state, mesh, *, split=False):
         axes = [axis for axis in range(x.ndim) if x.shape[axis] % mesh.size == 0]
         if x.size < SPLIT_FROM or not axes:
             return replicated(mesh)
-        chosen = max(axes, key=lambda axis: x.shape[axis])
+        chosen = max(reversed(axes), key=lambda axis: x.shape[axis])
         return NamedSharding(mesh, P(*("data" if axis == chosen else None for axis in range(x.ndim))))
 
     projector = jax.tree.map(along_largest, state.params["projector"])
@@ -97,10 +97,10 @@ class ResidentSet:
 
     Args:
       images: uint8 [n, H, W, C]; labels: int32 [n] or None; sizes: int32 [n, 2] or None, as those of data.Arrays.
-      seed, scale, ratio: of the random boxes, which are drawn on the device.
+      seed, scale, ratio, views: of the random boxes, which are drawn on the device.
     """
 
-    def __init__(self, images, labels, mesh, *, seed, scale, ratio, sizes=None):
+    def __init__(self, images, labels, mesh, *, seed, scale, ratio, views=2, sizes=None):
         self.mesh = mesh
         n, height, width, _ = images.shape
         held = {
@@ -113,7 +113,7 @@ class ResidentSet:
         def gather(held, index, step):
             keys = example_keys(seed, step, len(index))  # those of the views: `augment` keeps the two apart
             height, width = jnp.moveaxis(held["sizes"][index], -1, 0)
-            boxes = augment.random_boxes(keys, height, width, scale=scale, ratio=ratio)
+            boxes = augment.random_boxes(keys, height, width, views=views, scale=scale, ratio=ratio)
             return {"canvas": held["images"][index], "boxes": boxes, "index": index, "label": held["labels"][index]}
 
         self._gather = jax.jit(gather, out_shardings=by_example(mesh))

@@ -17,20 +17,30 @@ def get_config():
     """Every field of a linear evaluation."""
     config = ConfigDict()
     config.seed = 0  # of the initial classifier, the order of the data and the crops
+    # Above 1: as many evaluations, with seed, seed + 1, ..., each in a folder of its own (seed_0, seed_1, ...) inside
+    # the work folder, and in the end their mean and standard deviation.
+    config.seeds = 1
 
-    # "freeze": the backbone stays as it is, batch statistics included. "finetune": it is trained along; the official
-    # line for 1 % of the labels is 20 epochs, learning rates 0.005 and 0.5, no weight decay.
+    # The name that the numbers bear. "" is "linear" for "freeze", "fine-tuning" for "finetune". Where the config is not
+    # what barlow_jax/protocols.py lists under the name, the numbers say in which fields.
+    config.protocol = ""
+    # "freeze": the backbone stays as it is, batch statistics included. "finetune": it is trained along, see
+    # semi_supervised.py.
     config.weights = "freeze"
     config.precision = "float32"  # of the backbone's arithmetic, or "bfloat16"; parameters and fc are float32 always
 
-    # Optimisation: momentum SGD, one cosine to 0 that moves once an epoch. Rates are as they are, whatever the batch.
+    # Optimisation: momentum SGD; the rates move once an epoch. They are as they are, whatever the batch.
     config.epochs = 100
     config.batch_size = 256  # over all devices
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate_classifier = 0.3
     config.optimizer.learning_rate_backbone = 0.0  # above 0 with "finetune", and only there
+    config.optimizer.schedule = "cosine"  # to 0, or "steps": times `factor` after each number of epochs in `milestones`
+    config.optimizer.milestones = ()
+    config.optimizer.factor = 0.1
     config.optimizer.weight_decay = 1e-6  # on weights and biases alike, as PyTorch's SGD has it
     config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
 
     # The images. What is empty is as in the pre-training run; with another kind than there, give all that it needs.
     config.data = ConfigDict()

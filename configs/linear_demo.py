@@ -5,7 +5,8 @@
 The images are those of the pre-training run. Its views crop and turn only a little and mirror nothing, as a mirrored
 digit is none; training sees crops of the same kind.
 
-Measured on the finished demo, seed 0: 91.4 % top-1 at the last epoch (best 91.6 %), 99.8 % top-5, in 28 s on two cores.
+Measured on the finished demo, seed 0: 91.4 % top-1 at the last epoch (best 91.5 %), 99.7 % top-5, in 28 s on two cores.
+With --baseline=random 24.5 % top-1, with --baseline=pixels 12.4 %.
 """
 
 from configs import linear

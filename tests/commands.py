@@ -1,5 +1,6 @@
 """Real commands in processes of their own, and small image sets to run them on."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -20,6 +21,12 @@ SMALL = (
     "--config.eval.crop=24", "--config.eval.batch_size=16", "--config.log_every_steps=1",
     "--config.data.resident_bytes=0",
 )  # fmt: skip
+
+
+def pretraining_configs():
+    """The names of the configs of train.py: those that have a projector."""
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+    return [name for name in names if "projector" in importlib.import_module(f"configs.{name}").get_config()]
 
 
 def environment(devices=1, **more):

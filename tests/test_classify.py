@@ -129,6 +129,61 @@ def test_learning_rates_of_the_documented_commands(golden, x64):
     assert float(schedule(7 * len(rows))) == 0
 
 
+def multistep_sgd_in_numpy(features, labels, w, *, peak, milestones, factor, epochs, batch_size, decay, nesterov):
+    """torch's SGD under MultiStepLR in float64: the weights after each epoch, [E, D + 1, C], the last row the bias."""
+    x, n, moved, after = np.c_[features, np.ones(len(features))], len(features), 0, []
+    momentum = np.zeros_like(w)
+    for epoch in range(epochs):
+        rate = peak
+        for milestone in milestones:
+            if epoch >= milestone:
+                rate *= factor
+        for start in range(0, n, batch_size):
+            rows = slice(start, min(start + batch_size, n))
+            p = np.exp(x[rows] @ w - (x[rows] @ w).max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            p[np.arange(len(p)), labels[rows]] -= 1
+            grad = x[rows].T @ p / len(p) + decay * w
+            momentum = 0.9 * momentum + grad if moved else grad
+            moved += 1
+            w = w - rate * (grad + 0.9 * momentum if nesterov else momentum)
+        after.append(w)
+    return np.stack(after)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_steps_and_nesterov_in_float64(x64, nesterov):
+    """Five epochs of three batches, the last smaller; the rate falls after the second and after the fourth epoch."""
+    rng = np.random.default_rng(0)
+    n, dim, classes, epochs, size = 11, 6, 4, 5, 4
+    features, labels = rng.normal(size=(n, dim)), rng.integers(0, classes, n).astype(np.int32)
+    start = 0.1 * rng.normal(size=(dim + 1, classes))
+    rules = {"milestones": (2, 4), "factor": 0.2}
+    want = multistep_sgd_in_numpy(
+        features, labels, start, peak=0.3, epochs=epochs, batch_size=size, decay=0.01, nesterov=nesterov, **rules
+    )
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    rate = classify.steps_by_epoch(0.3, steps_per_epoch=-(-n // size), **rules)
+    tx = classify.sgd({"fc": rate}, weight_decay=0.01, nesterov=nesterov)
+    graphdef, state = classify.create_state(head(dim, classes), tx, backbone=({}, {}), weights="freeze")
+    fc = {"kernel": jnp.asarray(start[:-1]), "bias": jnp.asarray(start[-1])}
+    state = state._replace(params={"fc": fc, "backbone": {}}, opt_state=tx.init({"fc": fc}))
+    state = jax.device_put(state, sharding.replicated(mesh))
+    step = classify.make_train_step(
+        graphdef, tx, lambda step, batch: batch["features"], weights="freeze", mesh=mesh, images_per_epoch=n
+    )
+    got, rates = [], []
+    for _ in range(epochs):
+        for first in range(0, n, size):
+            rows = np.arange(first, first + size) % n
+            rates.append(float(rate(state.step)))
+            state, _ = step(state, sharding.put({"features": features[rows], "label": labels[rows]}, mesh))
+        fc = jax.device_get(state.params["fc"])
+        got.append(np.r_[fc["kernel"], fc["bias"][None]])
+    np.testing.assert_allclose(np.stack(got), want, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(rates, np.repeat([0.3, 0.3, 0.06, 0.06, 0.012], 3), rtol=1e-12)
+
+
 def small_classifier():
     return model.Classifier(Small, 5, rngs=nnx.Rngs(0))
 
@@ -152,7 +207,7 @@ def batch_of(n=16):
     label = (np.arange(n) % 5).astype(np.int32)
     canvas = (rng.integers(0, 60, size=(n, 12, 12, 3)) + 40 * label[:, None, None, None]).astype(np.uint8)
     box = np.array([2, 1, 9, 10], np.float32)
-    return {"canvas": canvas, "boxes": np.tile(box, (n, 2, 1)), "index": np.arange(n, dtype=np.int32), "label": label}
+    return {"canvas": canvas, "boxes": np.tile(box, (n, 1, 1)), "index": np.arange(n, dtype=np.int32), "label": label}
 
 
 def plain_images(step, batch):
@@ -286,7 +341,7 @@ def test_evaluation_counts_every_image_once(golden, devices):
         rows = np.arange(start, start + 16)
         mask, rows = rows < len(logits), np.minimum(rows, len(logits) - 1)
         right = np.where(mask, target[rows], logits[rows].argmax(1)).astype(np.int32)
-        batches.append({"features": logits[rows], "label": right, "mask": mask})
+        batches.append({"features": logits[rows], "label": right, "mask": mask, "index": np.where(mask, rows, -1)})
     scores = classify.evaluate(step, state, batches, mesh)
     assert scores["images"] == len(logits)
     np.testing.assert_allclose(100 * scores["top1"], arrays["topk.acc1"], rtol=1e-6)
@@ -306,6 +361,18 @@ def test_fresh_head_is_the_official_one():
     assert np.abs(kernel).max() > 0.04  # not truncated
 
 
+def test_labels_that_the_head_does_not_know_are_refused():
+    """An unlabelled image, or one of a class beyond the head's, would only be counted as wrong."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    graphdef, state = classify.create_state(head(3, 3), classify.sgd({"fc": 0.1}), backbone=({}, {}), weights="freeze")
+    step = classify.make_eval_step(graphdef, lambda batch: batch["features"], mesh=mesh)
+    for label in (-1, 3):
+        batch = {"features": np.ones((2, 3), np.float32), "label": np.array([0, label], np.int32),
+                 "mask": np.ones(2, bool), "index": np.array([7, 8])}  # fmt: skip
+        with pytest.raises(UserError, match=f"Validation image 8 has label {label}, and the classes of the head are 0"):
+            classify.evaluate(step, state, [batch], mesh)
+
+
 def test_errors_name_the_remedy():
     tx = classify.sgd({"fc": 0.1})
     with pytest.raises(UserError, match="config.weights is 'frozen'"):
@@ -314,3 +381,16 @@ def test_errors_name_the_remedy():
     params["dense"]["kernel"] = params["dense"]["kernel"][:-1]
     with pytest.raises(UserError, match=r"dense.kernel is \(191, 16\) there and \(192, 16\) here; check config"):
         classify.create_state(small_classifier, tx, backbone=(params, batch_stats), weights="freeze")
+
+
+def test_the_box_of_one_view_is_the_first_of_two_on_the_devices():
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    images = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 3)).astype(np.uint8)
+    one, two = (
+        sharding.ResidentSet(images, None, mesh, seed=1, scale=(0.08, 1.0), ratio=(0.75, 1.33), views=views).batch(
+            np.arange(4), step=5
+        )
+        for views in (1, 2)
+    )
+    assert one["boxes"].shape == (4, 1, 4)
+    np.testing.assert_array_equal(one["boxes"][:, 0], two["boxes"][:, 0])

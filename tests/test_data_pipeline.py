@@ -88,6 +88,20 @@ def test_the_order_is_that_of_order_py(source, last):
         assert np.array_equal(batch["index"], order.batch_indices(29, 8, 5, step, last)[1])
 
 
+def test_one_view_is_the_first_of_two(source):
+    """The same images and, cut out of the image, the same pixels; only what the second box needs is not read."""
+    options = {"batch_size": 8, "seed": 3, "canvas": 160, "scale": SCALE, "ratio": RATIO, "threads": 2}
+    for one, two in zip(*(take(4, data.train_batches(source, views=v, **options)) for v in (1, 2)), strict=True):
+        assert one["boxes"].shape == (8, 1, 4) and two["boxes"].shape == (8, 2, 4)
+        assert np.array_equal(one["index"], two["index"]) and np.array_equal(one["label"], two["label"])
+        for row in range(8):
+            cut = []
+            for batch in (one, two):
+                top, left, height, width = batch["boxes"][row, 0].astype(int)
+                cut.append(batch["canvas"][row, top : top + height, left : left + width])
+            assert cut[0].size and np.array_equal(*cut)
+
+
 def test_any_step_can_be_opened_at_once(source):
     """20 random steps; the first, a middle and the last one read on to the end."""
     whole = take(40, train(source))
@@ -272,6 +286,16 @@ def test_evaluation_shows_what_resize_and_center_crop_need(jpegs):
             top, left, h, w = (float(v) for v in batch["boxes"][row, 0])
             found = content.resize((28, 28), Image.BILINEAR, box=(left, top, left + w, top + h))
             assert np.abs(np.asarray(found).astype(int) - expected).max() <= 1
+
+
+def test_squashed_evaluation_shows_the_whole_image(jpegs):
+    for batch in data.eval_batches(jpegs, batch_size=8, canvas=160, crop=28, fit="squash", threads=2):
+        for row in np.flatnonzero(batch["mask"]):
+            image = pillow_image(jpegs.paths[batch["index"][row]])
+            assert batch["boxes"][row, 0].tolist() == [0, 0, image.height, image.width]
+            np.testing.assert_array_equal(batch["canvas"][row, : image.height, : image.width], image)
+    with pytest.raises(UserError, match="fit is 'stretch', but must be one of 'crop', 'squash'"):
+        data.eval_batches(jpegs, batch_size=8, canvas=160, fit="stretch")
 
 
 def test_evaluation_of_an_image_larger_than_the_canvas_comes_close(tmp_path):

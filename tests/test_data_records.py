@@ -10,7 +10,7 @@ import pytest
 import tfds_sets
 from PIL import Image
 
-from barlow_jax import data, experiment
+from barlow_jax import data, experiment, linear_experiment
 from barlow_jax.data import decode, order, records
 from barlow_jax.errors import UserError
 from configs import linear_tfds, tfds
@@ -138,6 +138,20 @@ def test_small_images_of_one_size_are_held_in_memory(root):
     (batch,) = data.eval_batches(source, batch_size=23, canvas=32, resize_short=32, crop=32)
     assert np.array_equal(arrays.labels, batch["label"]) and np.array_equal(arrays.images, batch["canvas"])
     assert data.in_memory(source, max_bytes=23 * 32 * 32 * 3 - 1, canvas=512) is None
+
+
+def test_a_split_whose_labels_are_secret_has_none(tmp_path):
+    """As the test split of ImageNet: label -1 throughout. Such images can be learnt from, not evaluated on."""
+    splits = {"train": 4, "validation": 3}
+    tfds_sets.prepare("imagenette", tmp_path, "array_record", splits, unlabelled=("validation",))
+    labelled, secret = (opened(tmp_path, split=split) for split in splits)
+    assert (labelled.num_classes, secret.num_classes, secret.class_names) == (10, None, None)
+    batch = next(train(secret, batch_size=3))
+    assert batch["label"].tolist() == [-1, -1, -1]
+    config = linear_tfds.get_config("imagenette").unlock()
+    config.data.path, config.data.canvas, config.data.resident_bytes = str(tmp_path), 64, 0
+    with pytest.raises(UserError, match="imagenette:validation has no labels; point config.data"):
+        linear_experiment.sources(config, channels=3)
 
 
 def test_grey(root):

@@ -247,6 +247,27 @@ def test_nothing_is_shown_by_other_processes():
         assert stream.getvalue() == ""
 
 
+def test_a_pass_of_more_than_ten_seconds_shows_how_far_it_is():
+    now, shown = [0.0], io.StringIO()
+
+    def batches(seconds):
+        for number in range(4):
+            now[0] += seconds
+            yield number
+
+    def watch(seconds, **options):
+        passed = metric_writers.watched(
+            batches(seconds), 4, "validation", stream=shown, clock=lambda: now[0], **options
+        )
+        return list(passed)
+
+    assert watch(3.0, shown=False) == watch(2.0) == [0, 1, 2, 3] and not shown.getvalue()
+    assert watch(6.0) == [0, 1, 2, 3]
+    assert shown.getvalue() == "validation: batch 2/4\n"  # the next line is due after a minute
+    shown = Terminal()
+    assert watch(6.0, after=0.0) == [0, 1, 2, 3] and "validation" in shown.getvalue()
+
+
 def test_a_run_that_never_steps_closes_quietly():
     stream = io.StringIO()
     Progress(10, stream=stream).close()

@@ -30,23 +30,26 @@ def _value(key, feature, number):
     return [] if isinstance(feature, tfds.features.Sequence) else str(number)
 
 
-def prepare(name, data_dir, file_format, splits, *, shards=3, version=None, image=None):
+def prepare(name, data_dir, file_format, splits, *, shards=3, version=None, image=None, unlabelled=()):
     """Writes a set that TFDS knows by name, with that many examples in each split; returns its builder.
 
-    Example k of a split has label k % classes. image: number -> bytes of its image file, `photo` if None.
+    Example k of a split has label k % classes, or -1 in the splits `unlabelled`. image: number -> bytes of its image
+    file, `photo` if None.
     """
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=str(data_dir), file_format=file_format, try_gcs=False)
 
-    def examples(count):
+    def examples(split, count):
         for number in range(count):
             values = {key: _value(key, feature, number) for key, feature in builder.info.features.items()}
+            if split in unlabelled:
+                values["label"] = -1
             if image is not None:
                 values["image"] = io.BytesIO(image(number))
             yield f"{number:04}", values
 
-    builder._split_generators = lambda dl_manager: {split: examples(count) for split, count in splits.items()}
+    builder._split_generators = lambda dl_manager: {split: examples(split, count) for split, count in splits.items()}
     builder.MANUAL_DOWNLOAD_INSTRUCTIONS = None  # the images are drawn, not downloaded
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # progress bars
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 TRIES = 16  # files in a row that may be unreadable
 DETOUR = 100  # steps read the careful way after an unreadable file, 0.6 ms per image slower
+FITS = ("crop", "squash")
 FIRST = 1000  # images before which a bad fraction is not judged: 1 of the first 64 is no evidence
 
 
@@ -186,19 +187,20 @@ def _check_all_read(index, tries, source):
 
 
 def train_batches(
-    source, *, batch_size, seed, canvas, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), start_step=0, last="drop",
+    source, *, batch_size, seed, canvas, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), views=2, start_step=0, last="drop",
     process_index=0, process_count=1, reference_world_size=1, threads=None, max_bad_fraction=0.01, prefetch=2,
 ):  # fmt: skip
     """Training batches from `start_step` on, without end.
 
     Yields this process's rows of the global batch, b = batch_size / process_count of them:
-      canvas uint8 [b, S, S, C]; boxes float32 [b, 2, 4], two RandomResizedCrop draws (scale: share of the area,
+      canvas uint8 [b, S, S, C]; boxes float32 [b, views, 4], RandomResizedCrop draws (scale: share of the area,
       ratio: width / height) in canvas pixels; index int64 [b]; label int32 [b], -1 = unlabelled.
     The batch at a step is a function of (source, seed, step) and these arguments: opening at step s gives at
     once what the uninterrupted sequence gives there, bit for bit, on any number of processes and threads.
     last: "drop", "wrap" or "keep", see order.steps_per_epoch; with "keep" an epoch's last batch has fewer rows, see
     order.last_batch_size, which reference_world_size is for.
-    canvas: its side S in pixels. Where the union of the two boxes is larger it is decoded at 1/2, 1/4 or 1/8
+    views: boxes of an image; the first of them are those that fewer views have.
+    canvas: its side S in pixels. Where the union of the boxes is larger it is decoded at 1/2, 1/4 or 1/8
     and the boxes with it; arrays must fit. ImageNet (mean 400 x 350) loses next to nothing at 512.
     An unreadable image is replaced by the next one (index + 1), logged and counted; UserError once more than
     max_bad_fraction of the images (at least 1,000) were, or 16 in a row.
@@ -214,7 +216,7 @@ def train_batches(
         )
         # The readers' batches are all of one shape: a smaller one ends in blank rows, which Batches cuts off.
         index = np.pad(index, (0, batch_size // process_count - len(index)), constant_values=-1)
-        return index, boxes.crop_draws(seed, epoch, index, scale=scale, ratio=ratio)
+        return index, boxes.crop_draws(seed, epoch, index, views=views, scale=scale, ratio=ratio)
 
     def boxes_of(draws, height, width, xp):
         return boxes.random_crop(draws, height, width, ratio, xp)
@@ -227,14 +229,14 @@ def train_batches(
 
     plan(start_step)  # an impossible argument should end here, not in a reading thread
     job = _Job(
-        plan, range(start_step, 2**62), boxes_of, boxes.no_margin, canvas, 2, tries,
+        plan, range(start_step, 2**62), boxes_of, boxes.no_margin, canvas, views, tries,
         threads or _default_threads(), prefetch, cut=True,
     )  # fmt: skip
     return Batches(source, job, finish, max_bad_fraction)
 
 
 def eval_batches(
-    source, *, batch_size, canvas, resize_short=256, crop=224, process_index=0, process_count=1,
+    source, *, batch_size, canvas, resize_short=256, crop=224, fit="crop", process_index=0, process_count=1,
     threads=None, max_bad_fraction=0.01, prefetch=2,
 ):  # fmt: skip
     """One pass over all examples in stored order, each exactly once, the same number of batches on all processes.
@@ -247,11 +249,14 @@ def eval_batches(
     Files: only the box and a filter's margin around it are read, at 1/2, 1/4 or 1/8 scale where they do not fit the
     canvas. To be exactly the official evaluation the canvas must hold that window at full scale, which for
     256 / 224 is 0.875 x the short side + 8 pixels (short side 576 at S = 512); larger images come close.
+    fit: "squash" shows the whole image instead, whatever its shape, resized to crop x crop at once.
     Other arguments and errors: see train_batches.
     """
     _check(source, canvas, max_bad_fraction)
     if not 0 < crop <= resize_short:
         raise UserError(f"crop is {crop}, but must lie between 1 and resize_short ({resize_short}).")
+    if fit not in FITS:
+        raise UserError(f"fit is {fit!r}, but must be one of {', '.join(map(repr, FITS))}.")
     rows = order.process_rows(batch_size, process_index, process_count)
 
     def plan(step):
@@ -259,6 +264,8 @@ def eval_batches(
         return index, np.zeros((rows.stop - rows.start, 1))
 
     def boxes_of(draws, height, width, xp):
+        if fit == "squash":
+            return xp.concat([0 * height, 0 * width, height, width], axis=-1)
         return boxes.center_crop(height, width, resize_short, crop, xp)
 
     def margin_of(found, xp):

@@ -33,7 +33,8 @@ class Records:
     channels: 0 is what the set says (1 or 3); 1 reads the images as grey, 3 as RGB.
 
     Labels are the class label that TFDS supervises with, or the feature "label"; they stand in the records, so
-    `labels` is None also where there are some. shape is (height, width, channels) where all images share it, else None.
+    `labels` is None also where there are some; a split whose first label is -1 has none. shape is (height, width,
+    channels) where all images share it, else None.
     UserError where the set or split does not exist, is not prepared (it gives the command), or holds no images.
     """
 
@@ -65,6 +66,8 @@ class Records:
             )
         self._reader = reader(instructions)
         self._rows = np.arange(info.num_examples)
+        if label and self.parse(self.read(0))[1] < 0:  # a test split whose labels are kept secret, as ImageNet's
+            self.num_classes = self.class_names = self._label = None
 
     def __len__(self):
         return len(self._rows)

@@ -1,0 +1,124 @@
+"""The table of all results: what stands beside the paper's numbers, and what does not."""
+
+import base64
+import json
+import re
+
+import commands
+import numpy as np
+import pytest
+from PIL import Image
+
+from barlow_jax import published, report, report_page, results
+from barlow_jax.errors import UserError
+from barlow_jax.origin import Origin
+
+ORIGIN = Origin({}, {}, {}, 3, "runs/r50", 625_000, "")
+IMAGENET = {"dataset": "imagenet2012:validation", "n": 50_000, "classes": 1000}
+
+
+def linear(value=0.7, seeds=(0,), origin=ORIGIN, **changes):
+    values = [value + 0.02 * k for k in range(len(seeds))]
+    settings = {"protocol": "linear", **IMAGENET, "metric": "top1", "result": "last", "train_images": 1_281_167}
+    return results.line(origin, values=values, seeds=seeds, **(settings | changes))
+
+
+def cells(lines, metric="top1"):
+    """{evaluation: (value, paper, README)} of the rows with a value."""
+    rows, _ = report.table(lines)
+    return {row[0]: row[4:] for row in rows if row[4] and row[2] == metric}
+
+
+def test_the_papers_value_stands_beside_its_own_protocol_and_images_only():
+    assert cells([linear()]) == {"linear, last": ("70.00", "73.2", "73.5")}
+    assert cells([linear(protocol="semi-supervised 1 %, paper", train_images=12_811)]) == {
+        "semi-supervised 1 %, paper, last": ("70.00", "55.0", "")
+    }
+    for change in (
+        {"n": 49_999}, {"classes": 100}, {"train_images": 12_811}, {"protocol": "fine-tuning"},
+        {"origin": ORIGIN._replace(baseline="random", step=0)},
+    ):  # fmt: skip
+        ((value, *others),) = cells([linear(**change)]).values()
+        assert (value, others) == ("70.00", ["", ""]), change
+
+
+def test_what_was_not_run_is_a_row_without_a_value():
+    rows, _ = report.table([linear()])
+    empty = {(row[0], row[2]): row[5] for row in rows if not row[4]}
+    assert len(empty) == len(published.RESULTS) - 1 and ("linear", "top1") not in empty
+    assert empty["linear Places205", "top1"] == "54.1" and empty["voc07 svm", "map_voc10"] == "86.2"
+    assert empty["linear iNaturalist18", "top1"] == "46.5" and empty["semi-supervised 10 %", "top5"] == "89.3"
+
+
+def test_seeds_together_stand_for_those_alone():
+    alone = [linear(0.7, (0,)), linear(0.72, (1,)), linear(0.1, (5,))]
+    together = linear(0.7, (0, 1))
+    assert together["spread"] == pytest.approx(np.std([0.7, 0.72], ddof=1))
+    got = cells([*alone, together])
+    assert got == {
+        "linear, last": ("10.00", "73.2", "73.5"),
+        "linear, last, 2 seeds": ("71.00 +- 1.41", "73.2", "73.5"),
+    }
+
+
+def test_of_the_same_number_twice_the_newer_counts():
+    assert cells([linear(0.3), linear(0.4)]) == {"linear, last": ("40.00", "73.2", "73.5")}
+    both = cells([linear(0.3), linear(0.4, result="best"), linear(0.5, epochs=5)])
+    assert [value for value, *_ in both.values()] == ["30.00", "40.00", "50.00"]
+
+
+def test_departures_are_noted_once():
+    changed = [linear(departures=["epochs 5 instead of 100"], metric=metric) for metric in ("top1", "top5")]
+    rows, notes = report.table(changed)
+    assert [row[0] for row in rows if row[4]] == 2 * ["linear, last [1]"]
+    assert notes == ["[1] not as linear has it: epochs 5 instead of 100"]
+
+
+def test_what_is_no_share_is_no_percentage():
+    line = linear(37.25, protocol="effective rank", metric="effective_rank", classes=None)
+    assert cells([line], "effective_rank") == {"effective rank, last": ("37.25", "", "")}
+
+
+def test_a_number_is_written_once_whatever_the_command(tmp_path):
+    line = linear()
+    results.append(tmp_path, [line])
+    results.append(tmp_path, [line | {"command": "python linear_eval.py --config.wandb"}, linear(0.71)])
+    assert [one["value"] for one in results.read(tmp_path / results.FILE)] == [0.7, 0.71]
+
+
+def test_the_command_collects_all_folders_and_writes_a_page(tmp_path):
+    for name, value in (("a", 0.7), ("b/linear", 0.6)):
+        (tmp_path / name).mkdir(parents=True)
+        results.append(tmp_path / name, [linear(value, origin=ORIGIN._replace(path=f"runs/{name}"))])
+    (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"st')
+    (tmp_path / "a" / "correlation").mkdir()
+    for number, shade in (("00000000", 0), ("00000010", 200)):
+        Image.new("RGB", (4, 4), (shade, 0, 0)).save(tmp_path / "a" / "correlation" / f"{number}.png")
+    page = tmp_path / "out" / "page.html"
+    # Overlapping folders: each file counts once.
+    status, output = commands.run("-m", "barlow_jax.report", tmp_path, tmp_path / "a", f"--html={page}")
+    assert status == 0, output
+    table = [line for line in output.splitlines() if line.startswith("linear, last ")]
+    assert [re.findall(r"runs/\S+(?=,)|[\d.]+", line)[-4:] for line in table] == [
+        ["625000", "70.00", "73.2", "73.5"], ["625000", "60.00", "73.2", "73.5"],
+    ]  # fmt: skip
+    text = page.read_text()
+    assert text.count("<td>linear, last</td>") == 2 and "http" not in text
+    shown = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,([^"]+)"', text)
+    assert [caption for caption, _ in shown] == ["curves", "correlation/00000010.png"]
+    assert base64.b64decode(shown[1][1]) == (tmp_path / "a" / "correlation" / "00000010.png").read_bytes()
+
+
+def test_text_of_others_cannot_become_markup():
+    assert "<b>" not in report_page.page([("a",), ("<b>",)], ["<b>"], [])
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="No folder is given"):
+        report.main([])
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        report.collect([tmp_path / "nowhere"])
+    for bad in ("{", "[]", json.dumps({"protocol": "linear"})):
+        (tmp_path / results.FILE).write_text(json.dumps(linear()) + f"\n{bad}\n")
+        with pytest.raises(UserError, match=f"Line 2 of .*{results.FILE} is no result; remove it"):
+            report.collect([tmp_path])
