@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -83,3 +84,9 @@ def photographs(folder, classes=3, each=16, size=(40, 48)):
             coarse = rng.uniform(0, 120, (5, 6, 3)) + 120 * (np.arange(3) == c)
             Image.fromarray(coarse.astype(np.uint8)).resize(size, Image.BICUBIC).save(sub / f"{k:03}.jpg", quality=90)
     return folder
+
+
+def documented(word, page="pytorch.md"):
+    """The first block of Python in a page of docs/ that holds a word."""
+    text = (ROOT / "docs" / page).read_text()
+    return next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if word in block)

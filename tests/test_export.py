@@ -6,7 +6,6 @@ import pickle
 import re
 import subprocess
 import sys
-import textwrap
 
 import commands
 import jax
@@ -120,34 +119,22 @@ def test_a_trained_classifier_keeps_its_head(tmp_path):
     assert back.kind == "classifier" and back.params["fc"]["kernel"].shape == (512, 5) and back.step == STEP
 
 
-TEN_LINES = """
-    import jax, numpy, sys
-    from jax import export
-
-    with open(sys.argv[1], "rb") as file:
-        encoder = export.deserialize(bytearray(file.read()))
-    images = numpy.load(sys.argv[2])
-    features = numpy.asarray(encoder.call(images))
-    numpy.save(sys.argv[3], features)
-    assert not [name for name in sys.modules if name.startswith(("flax", "barlow_jax", "optax"))]
-"""
-
-
 def test_stablehlo_runs_with_jax_alone(run, tmp_path):
-    """In a process that never imports this project, on two sizes of image and of batch."""
+    """The lines of docs/pytorch.md, in a process without this project, on two sizes of image and of batch."""
     folder, _ = run
-    report = exported(folder, "stablehlo", tmp_path / "x.stablehlo")
+    report = exported(folder, "stablehlo", tmp_path / "encoder.stablehlo")
     assert report["differences"][f"jax {jax.__version__}"] < 1e-5
     source = export.read(folder)
     weights = source.weights.params["backbone"], source.weights.batch_stats["backbone"]
-    files = [tmp_path / name for name in ("x.stablehlo", "images.npy", "features.npy")]
+    code = (
+        commands.documented("deserialize") + "import sys\nassert not {'flax', 'optax', 'barlow_jax'} & {*sys.modules}"
+    )
     for images in (export.pixels(3, 32, 32, 3), export.pixels(2, 65, 72, 3)):
-        np.save(files[1], images)
+        np.save(tmp_path / "images.npy", images)
         environment = commands.environment() | {"PYTHONPATH": ""}
-        command = [sys.executable, "-c", textwrap.dedent(TEN_LINES), *files]
-        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
         wanted = export.network(source)(*weights, export.evaluation_views(source.config, images))
-        assert export.difference(np.load(files[2]), wanted) < 1e-5
+        assert export.difference(np.load(tmp_path / "features.npy"), wanted) < 1e-5
 
 
 @pytest.mark.parametrize("size", [(300, 411), (500, 375), (47, 90), (289, 520), (64, 64)])

@@ -93,18 +93,21 @@ def test_features_of_torchvisions_networks(arch, tmp_path):
         assert export.difference(ours(arch, weights, shown, jnp.float32), theirs(network, shown)) < 1e-4
 
 
-def test_ours_in_theirs(tmp_path):
-    """The other direction from the start: weights that were made here, features there."""
+def test_ours_in_theirs(tmp_path, monkeypatch):
+    """The other direction from the start: weights that were made here, features there, by the lines of the docs."""
+    monkeypatch.chdir(tmp_path)
     make = model.make_backbone("resnet50", image_size=64, zero_init_residual=False)
     with jax.enable_x64(True):
         _, *trees = model.split(make(rngs=nnx.Rngs(3)))
         rng = np.random.default_rng(0)
         trees = jax.tree.map(lambda a: np.float64(a) + (a.ndim < 2) * rng.uniform(0.1, 0.2, a.shape), trees)
         weights = torch_weights.Weights("backbone", {"backbone": trees[0]}, {"backbone": trees[1]})
-        torch_weights.save(tmp_path / "x.pth", "torchvision", weights)
-        network = torchvision.models.resnet50().double().eval()
-        network.fc = torch.nn.Identity()
-        network.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True), strict=True)
+        torch_weights.save("r50.pth", "torchvision", weights)
+        scope = {"torch": torch, "torchvision": torchvision}
+        torch.set_default_dtype(torch.float64)
+        exec(commands.documented("torchvision.models"), scope)
+        torch.set_default_dtype(torch.float32)
+        network = scope["network"].eval()
         for n, size in enumerate(SIZES):
             shown = np.random.default_rng(n).normal(size=(2, *size, 3))
             assert export.difference(ours("resnet50", weights, shown, jnp.float64), theirs(network, shown)) < 1e-9

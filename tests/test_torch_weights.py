@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 
+import commands
 import detw
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import test_pretrain
 from conftest import FIXTURES
+from saved_runs import a_config, save_run
 
 from barlow_jax import (
+    export,
     model,
     optim,
     origin,
@@ -362,3 +365,28 @@ def test_a_run_does_not_go_on_from_what_does_not_fit(golden, tmp_path):
         begin(tmp_path / "momentum.pth", optimizer="adamw")
     write_backbone(golden, tmp_path / "backbone.pth")
     assert begin(tmp_path / "backbone.pth").step == 0
+
+
+def test_train_begins_with_a_file_and_goes_on_from_its_own_checkpoint(tmp_path):
+    """train.py --init with a full checkpoint of two epochs: it trains the third, and no more when started again."""
+    config = a_config(projector=(32, 32))
+    save_run(tmp_path / "run", config)
+    source = export.read(tmp_path / "run", whole=True)
+    assert source.weights.epoch == 2
+    torch_weights.save(tmp_path / "checkpoint.pth", "official", source.weights, groups=export.groups(source.config))
+    images = np.random.default_rng(0).integers(0, 256, (40, 24, 24, 3)).astype(np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=images)
+    plain = ("jitter=0.0", "grayscale=0.0", "solarize=(0.0,0.0)")  # of what there is no need to compile
+    line = (
+        "train.py", "--config=configs/cifar10.py", f"--config.data.path={tmp_path / 'set.npz'}", *commands.SMALL,
+        "--config.arch=resnet18", "--config.stem=imagenet", "--config.data.val=", "--config.epochs=3",
+        f"--workdir={tmp_path / 'on'}", f"--init={tmp_path / 'checkpoint.pth'}",
+        *(f"--config.views.{field}" for field in plain),
+    )  # fmt: skip
+    status, output = commands.run(*line)
+    assert status == 0 and "2 epochs are finished, 4 steps, momentum of the file" in output, output
+    assert [found["step"] for found in commands.lines(tmp_path / "on") if "loss" in found] == [5, 6]
+    status, output = commands.run(*line)
+    assert status == 0 and "going on from step 6 of 6" in output and "epochs are finished" not in output, output
+    status, output = commands.run(*(text for text in line if "stem" not in text), f"--workdir={tmp_path / 'other'}")
+    assert status == 1 and "error: config.stem is 'cifar' and" in output and "Traceback" not in output, output
