@@ -208,14 +208,15 @@ def train_batches(
         batches.close()
 
 
-def eval_batches(config, source, mesh, process):
-    """One pass over a source on the host, every image once, as config.eval says."""
+def eval_batches(config, source, mesh, process, *, fit="crop"):
+    """One pass over a source on the host, every image once, as config.eval says; fit: see `data.eval_batches`."""
     return pipeline.eval_batches(
         source,
         batch_size=sharding.round_up(config.eval.batch_size, mesh),
         canvas=canvas(config, source),
         resize_short=config.eval.resize,
         crop=config.eval.crop,
+        fit=fit,
         threads=config.data.threads or None,
         max_bad_fraction=config.data.max_bad_fraction,
         **process,

@@ -78,13 +78,23 @@ def _guarded(main, argv, arguments):
 
 
 def _parse_flags(args):
-    try:
+    with flag_errors():
         return flags.FLAGS(args)
+
+
+@contextlib.contextmanager
+def flag_errors():
+    """What absl and ml_collections raise about flags is a UserError."""
+    try:
+        yield
     except flags.Error as error:
         raise UserError(_sentence(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # From ml_collections: an unknown field, or a value of another type.
         raise UserError(f"{_sentence(error)} See the config file for its fields and their types.") from None
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"The file of --config cannot be read ({reason}); give one of configs/, or your own.") from None
 
 
 def _sentence(error):
@@ -100,11 +110,9 @@ def _sentence(error):
 
 def config_of(flag):
     """The config that --config named."""
-    try:
+    with flag_errors():
         config = flag.value
-    except OSError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"The file of --config cannot be read ({reason}); give one of configs/, or your own.") from None
+        getattr(config, "to_dict", None)  # one that could not be loaded raises when it is looked at, not before
     if config is None:
         raise UserError("--config is missing; give the file of an experiment, such as --config=configs/demo.py.")
     return config

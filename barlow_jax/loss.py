@@ -103,22 +103,21 @@ def _slab_terms(z1, z2, n, first):
 def _dual_terms(z1, z2, n, mesh):
     diagonal = (z1 * z2).sum(0) / n
     on_diag = jnp.square(1 - diagonal).sum()
-    if mesh is None or len(z1) % mesh.size:
-        squares = (_gram(z1, z1) * _gram(z2, z2)).sum()
+    rows, d = z1.shape
+    if mesh is None or rows % mesh.size or d % mesh.size:
+        squares = (_gram(z1) * _gram(z2)).sum()
     else:
 
-        def rows(z1, z2):
-            grams = (_gram(z, jax.lax.all_gather(jax.lax.stop_gradient(z), "data", tiled=True)) for z in (z1, z2))
+        def columns(z1, z2):
+            # Each device has some columns of the embeddings, and with them a summand of both matrices; of the sums it
+            # takes some rows. Gathering z1 and z2 instead would move, and hold, N x D twice.
+            grams = (jax.lax.psum_scatter(_gram(z), "data", tiled=True) for z in (z1, z2))
             return jax.lax.psum(jnp.multiply(*grams).sum(), "data")
 
-        # Each device has its rows of both matrices. They are symmetric, so that the gradient through the gathered
-        # factor is the transpose of the one through the local factor, and their sums are equal: twice the latter is
-        # the whole, and the gradients of the gathered N x D arrays need not be reduced over the devices.
-        half = jax.shard_map(rows, mesh=mesh, in_specs=P("data"), out_specs=P())(z1, z2)
-        squares = 2 * half - jax.lax.stop_gradient(half)
+        squares = jax.shard_map(columns, mesh=mesh, in_specs=P(None, "data"), out_specs=P())(z1, z2)
     off_diag = squares / n**2 - jnp.square(diagonal).sum()
     return on_diag, off_diag
 
 
-def _gram(rows, z):
-    return jnp.matmul(rows, z.T, precision="highest")
+def _gram(z):
+    return jnp.matmul(z, z.T, precision="highest")

@@ -15,12 +15,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from barlow_jax.errors import UserError
 
 # A dimension is dead when its variance is below the eps of the loss's batch norm (`loss.standardize`): there eps
 # outweighs the signal, and c_ii stays below 0.71 (0.5 if dead in both views) however well the views agree.
 DEAD_VARIANCE = 1e-5
+
+QUERY_BLOCK = 512  # test rows that the nearest-neighbour search takes at a time
 
 
 def topk_accuracy(logits, labels, ks=(1, 5), mask=None):
@@ -56,13 +60,18 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, **opt
     return float(rates) if isinstance(k, int) else dict(zip(k, rates.tolist(), strict=True))
 
 
-def knn_predict(train_features, train_labels, test_features, *, k=20, temperature=0.07, num_classes=None, block=4096):
+def knn_predict(
+    train_features, train_labels, test_features, *, k=20, temperature=0.07, num_classes=None, block=4096, mesh=None,
+    track=lambda starts: starts,
+):  # fmt: skip
     """Classes by a weighted vote of the k nearest training rows, exactly.
 
     Each of the k rows of largest cosine similarity s votes for its class with weight exp(s / temperature): the protocol
     of Wu et al. 2018 (arXiv 1805.01978), with k = 200 and 0.07 there and k = 20 in most later work. The training rows
-    pass over the device once, a block at a time, and each test row remembers only its best k, so that ImageNet needs
-    room for the test features, one block of training features and block^2 similarities (64 MB).
+    pass over the devices once, a block at a time. The test rows are split over the devices, and each remembers only its
+    best k. So a device needs room for its test rows, three blocks of training rows and QUERY_BLOCK x block
+    similarities, however many training rows there are. All blocks have one shape, so that the result is the same on any
+    number of devices.
 
     Args:
       train_features: [n, F], on the host or on devices; need not be normalised.
@@ -70,9 +79,12 @@ def knn_predict(train_features, train_labels, test_features, *, k=20, temperatur
       test_features: [m, F].
       k: one k, or a tuple for several from one search.
       num_classes: of the vote; None is the largest label + 1.
-      block: rows of either side at a time.
+      block: training rows at a time; test rows are taken at most QUERY_BLOCK at a time.
+      mesh: with the axis "data", whose devices share the work; every process then gives the same arrays. None is one
+        device of this process.
+      track: starts -> starts, around the loop over blocks of training rows.
     Returns:
-      int32 [m], or [len(k), m] for a tuple. Of equal votes the lowest class wins.
+      int32 [m], or [len(k), m] for a tuple, numpy. Of equal votes the lowest class wins.
     Raises:
       UserError: k exceeds the number of training rows.
     """
@@ -81,22 +93,37 @@ def knn_predict(train_features, train_labels, test_features, *, k=20, temperatur
     if not 0 < max(ks) <= n:
         raise UserError(f"k is {max(ks)}, but there are {n} training rows; take a k from 1 to {n}.")
     classes = num_classes or int(np.max(train_labels)) + 1
-    rows, columns = min(block, m), min(block, n)
-    queries = _pad(test_features, -(-m // rows) * rows).reshape(-1, rows, test_features.shape[1])
-    best = (
-        np.full((*queries.shape[:2], max(ks)), -np.inf, np.float32),
-        np.zeros((*queries.shape[:2], max(ks)), np.int32),
-    )
-    for start in range(0, n, columns):
+    mesh = mesh or jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:1])
+    rows, columns = min(block, QUERY_BLOCK, m), min(block, n)
+    blocks = -(-m // (rows * mesh.size)) * mesh.size
+    queries = _pad(np.asarray(test_features, np.float32), blocks * rows).reshape(blocks, rows, -1)
+    # In parts along the first axis, each made on its own device.
+    shape, sharding = (blocks, rows, max(ks)), NamedSharding(mesh, P("data"))
+    queries = jax.make_array_from_callback(queries.shape, sharding, queries.__getitem__)
+    best = jax.jit(
+        lambda: (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)), out_shardings=(sharding, sharding)
+    )()
+    whole, merge = NamedSharding(mesh, P()), _merger(mesh)
+    for start in track(range(0, n, columns)):
         stop = min(start + columns, n)
-        features = _pad(train_features[start:stop], columns)
-        labels = _pad(train_labels[start:stop], columns, fill=-1)
-        best = _merge_block(*best, queries, features, labels)
-    predicted = _vote(*best, ks=ks, temperature=temperature, classes=classes).reshape(len(ks), -1)[:, :m]
+        features = _pad(np.asarray(train_features[start:stop], np.float32), columns)
+        labels = _pad(np.asarray(train_labels[start:stop], np.int32), columns, fill=-1)
+        features, labels = (jax.make_array_from_callback(x.shape, whole, x.__getitem__) for x in (features, labels))
+        before, best = best, merge(*best, queries, features, labels)
+        jax.block_until_ready(before)  # else the host would send block after block to a device that is still busy
+    predicted = np.asarray(_voter(mesh, ks, classes)(*best, temperature)).reshape(len(ks), -1)[:, :m]
     return predicted[0] if isinstance(k, int) else predicted
 
 
-@jax.jit
+@functools.cache
+def _merger(mesh):
+    """`_merge_block`, each device on its own test rows."""
+    mine, whole = P("data"), P()
+    in_specs = (mine, mine, mine, whole, whole)
+    # check_vma: the scan inside lax.map would want the block marked as varying.
+    return jax.jit(jax.shard_map(_merge_block, mesh=mesh, in_specs=in_specs, out_specs=(mine, mine), check_vma=False))
+
+
 def _merge_block(similarities, classes, queries, features, labels):
     """The best of what each test row remembers, [blocks, rows, k], and a block of training rows, [columns, F]."""
     features = _unit(features)
@@ -114,8 +141,17 @@ def _merge_block(similarities, classes, queries, features, labels):
     return jax.lax.map(merge, (similarities, classes, queries))
 
 
-@functools.partial(jax.jit, static_argnames=("ks", "classes"))
-def _vote(similarities, labels, *, ks, temperature, classes):
+@functools.cache
+def _voter(mesh, ks, classes):
+    """`_vote`, each device for its own test rows; the result is whole on every device."""
+    local = jax.shard_map(
+        functools.partial(_vote, ks=ks, classes=classes),
+        mesh=mesh, in_specs=(P("data"), P("data"), P()), out_specs=P(None, "data"),
+    )  # fmt: skip
+    return jax.jit(local, out_shardings=NamedSharding(mesh, P()))
+
+
+def _vote(similarities, labels, temperature, *, ks, classes):
     """[blocks, rows, k] -> [len(ks), blocks, rows] classes."""
 
     def vote(block):
@@ -138,8 +174,7 @@ def _unit(x):
 def _pad(x, length, fill=0):
     if len(x) == length:
         return x
-    xp = jnp if isinstance(x, jax.Array) else np
-    return xp.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+    return np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
 
 
 @jax.jit
@@ -203,8 +238,9 @@ def average_precision(scores, targets, *, method="area", mask=None):
 
     "area" is sum_n (R_n - R_{n-1}) P_n over the distinct scores, without interpolation, as scikit-learn defines it.
     "voc07" is the mean over the recalls 0, 0.1, .., 1 of the highest precision at that recall or above (Everingham et
-    al. 2010, section 4.2), which the literature reports on VOC2007. Equal scores count as one threshold, so that the
-    order of the rows does not matter.
+    al. 2010, section 4.2), the measure of VOC2007. "voc10" is the area below the same interpolated precision, the
+    measure from VOC2010 on, and of VISSL on VOC2007 too. Equal scores count as one threshold, so that the order of the
+    rows does not matter.
 
     Args:
       scores: [n] or [n, C]; larger is more likely.
@@ -213,8 +249,8 @@ def average_precision(scores, targets, *, method="area", mask=None):
     Returns:
       float, or [C]; nan for a class without positives.
     """
-    if method not in ("area", "voc07"):
-        raise UserError(f'method is "{method}"; take "area" or "voc07".')
+    if method not in ("area", "voc07", "voc10"):
+        raise UserError(f'method is "{method}"; take "area", "voc07" or "voc10".')
     scores, targets = np.asarray(scores, np.float64), np.asarray(targets) > 0
     mask = np.ones(scores.shape, bool) if mask is None else np.asarray(mask)
     if scores.ndim == 2:
@@ -228,7 +264,9 @@ def average_precision(scores, targets, *, method="area", mask=None):
     if not positives:
         return float("nan")
     precision = hits / (np.flatnonzero(last) + 1)
-    if method == "area":
+    if method == "voc10":
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+    if method in ("area", "voc10"):
         return float(np.sum(np.diff(hits, prepend=0) / positives * precision))
     # Recalls are compared as integers: hits / positives >= 0.3 is decided by rounding in floating point.
     return float(np.mean([precision[10 * hits >= tenth * positives].max() for tenth in range(11)]))

@@ -124,7 +124,14 @@ def make_train_step(
       (state, batch) -> (state, metrics); metrics are scalars on the device.
     """
 
+    state_sharding = replicated(mesh) if state_sharding is None else state_sharding
+    undivided = all(sharding.is_fully_replicated for sharding in jax.tree.leaves(state_sharding))
+
     def objective(z, head, features, label):
+        if undivided:
+            # The loss wants columns of z, and the partitioner would go back from there and split the projector's last
+            # product, the gradient and the update of its weights, which it then gathers in float32.
+            z = jax.lax.with_sharding_constraint(z, by_example(mesh))
         loss, terms = barlow_twins_loss(z[:, 0], z[:, 1], lambd=lambd, form=form, mesh=mesh, batch_size=batch_size)
         report = {"loss": loss, **terms, **metrics.embedding_stats(z[:, 0], z[:, 1])}
         total = scale_loss * loss
@@ -142,7 +149,10 @@ def make_train_step(
         scale = state.loss_scale.get("scale", 1)
         grads = jax.tree.map(lambda g: g / scale, pull_back(dz * scale)) if state.loss_scale else pull_back(dz)
 
+        # Whole on every device: where the state is split, the partitioner would spread the small arrays that `health`
+        # joins over the devices, and through them each BatchNorm's arithmetic, with 500 exchanges of 1 kB a step.
         squares = jax.tree.map(lambda g: jnp.square(g).sum(), grads)
+        batch_stats, squares = jax.lax.with_sharding_constraint((batch_stats, squares), replicated(mesh))
         report["grad_norm"] = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
         report |= {name: jnp.asarray(rate(state.step)) for name, rate in (schedules or {}).items()}
 
@@ -159,7 +169,6 @@ def make_train_step(
             report |= {"loss_scale": state.loss_scale["scale"], "overflows": state.loss_scale["overflows"]}
         return state, report
 
-    state_sharding = replicated(mesh) if state_sharding is None else state_sharding
     return jax.jit(
         train_step,
         donate_argnums=0,

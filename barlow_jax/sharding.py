@@ -52,7 +52,7 @@ def of_state(state, mesh, *, split=False):
         axes = [axis for axis in range(x.ndim) if x.shape[axis] % mesh.size == 0]
         if x.size < SPLIT_FROM or not axes:
             return replicated(mesh)
-        chosen = max(axes, key=lambda axis: x.shape[axis])
+        chosen = max(reversed(axes), key=lambda axis: x.shape[axis])
         return NamedSharding(mesh, P(*("data" if axis == chosen else None for axis in range(x.ndim))))
 
     projector = jax.tree.map(along_largest, state.params["projector"])

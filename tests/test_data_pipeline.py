@@ -288,6 +288,16 @@ def test_evaluation_shows_what_resize_and_center_crop_need(jpegs):
             assert np.abs(np.asarray(found).astype(int) - expected).max() <= 1
 
 
+def test_squashed_evaluation_shows_the_whole_image(jpegs):
+    for batch in data.eval_batches(jpegs, batch_size=8, canvas=160, crop=28, fit="squash", threads=2):
+        for row in np.flatnonzero(batch["mask"]):
+            image = pillow_image(jpegs.paths[batch["index"][row]])
+            assert batch["boxes"][row, 0].tolist() == [0, 0, image.height, image.width]
+            np.testing.assert_array_equal(batch["canvas"][row, : image.height, : image.width], image)
+    with pytest.raises(UserError, match="fit is 'stretch', but must be one of 'crop', 'squash'"):
+        data.eval_batches(jpegs, batch_size=8, canvas=160, fit="stretch")
+
+
 def test_evaluation_of_an_image_larger_than_the_canvas_comes_close(tmp_path):
     image = Image.fromarray(photograph(700, 900))
     image.save(tmp_path / "a.jpg", quality=95)

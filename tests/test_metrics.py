@@ -81,6 +81,16 @@ def test_knn_does_not_depend_on_the_block_or_the_place_of_the_data():
     assert rates == {k: (np.asarray(p) == test_labels).mean() for k, p in zip(options["k"], whole, strict=True)}
 
 
+@pytest.mark.parametrize("devices", [2, 8])
+def test_knn_is_the_same_on_any_number_of_devices(devices):
+    """700 test rows are two blocks, which neither 2 nor 8 devices share evenly without padding."""
+    (train, train_labels), (test, _) = clusters(203, 0), clusters(700, 1)
+    options = {"k": (1, 20, 203), "block": 64}
+    alone = metrics.knn_predict(train, train_labels, test, **options)
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    np.testing.assert_array_equal(metrics.knn_predict(train, train_labels, test, **options, mesh=mesh), alone)
+
+
 def test_knn_with_extremes():
     train = np.array([[1, 0], [0, 1], [-1, 0.0], [0, 0]])
     labels = np.array([3, 1, 2, 0])
@@ -146,7 +156,7 @@ def test_average_precision_leaves_out_masked_entries():
     assert metrics.average_precision(scores, targets, mask=np.array([False, True, True, True])) == pytest.approx(5 / 6)
     assert np.isnan(metrics.average_precision(scores, np.zeros(4)))
     assert np.isnan(metrics.average_precision(np.zeros(0), np.zeros(0)))
-    with pytest.raises(UserError, match='"area" or "voc07"'):
+    with pytest.raises(UserError, match='"area", "voc07" or "voc10"'):
         metrics.average_precision(scores, targets, method="voc12")
 
 

@@ -158,7 +158,7 @@ ENTRY %main.1 (a: bf16[4,8], b: f32[2]) -> f32[2] {
 @pytest.fixture(scope="module")
 def planned():
     """(config, images, machine, cost) of a tiny step for 8 GPUs; float32 gradients of 16 examples."""
-    config, machine = config_named("demo", **TINY), machines.parse("gpu:8xH100")
+    config, machine = config_named("demo", **TINY, shard_params=False), machines.parse("gpu:8xH100")
     return config, images(config), machine, plan.compile_step(config, images(config), machine)
 
 
@@ -196,7 +196,7 @@ def test_too_little_memory_says_what_to_change(planned):
 
 
 def test_a_state_that_is_too_large_is_not_even_compiled():
-    config = config_named("barlow_twins", projector=(65536, 65536, 65536))
+    config = config_named("barlow_twins", projector=(65536, 65536, 65536), shard_params=False)
     machine = machines.parse("gpu:8xA100-40")
     with pytest.raises(UserError, match=r"the state alone takes 70.00 GB of the 32.21 GB of every chip"):
         plan.compile_step(config, plan.images_of(config, 0), machine)

@@ -250,7 +250,7 @@ def test_float32_on_several_devices(on_one_device, devices, split):
             jax.device_get(getattr(got, kind)), jax.device_get(getattr(state, kind)),
         )  # fmt: skip
     kernel = got.params["projector"]["linears"]["1"]["kernel"]
-    assert kernel.sharding.shard_shape(kernel.shape) == ((32, 256) if split else (256, 256))
+    assert kernel.sharding.shard_shape(kernel.shape) == ((256, 32) if split else (256, 256))
 
 
 def collectives(text, kind):

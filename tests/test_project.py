@@ -13,19 +13,23 @@ import pytest
 from barlow_jax import experiment, model
 
 CONFIGS = sorted(p.stem for p in (commands.ROOT / "configs").glob("*.py") if p.stem != "__init__")
+FROZEN = {"frozen": "-m barlow_jax.knn", "voc07": "-m barlow_jax.transfer"}  # by the command that its page shows
+FROZEN_COMMANDS = ("knn", "probe", "transfer")
 PRETRAINING = commands.pretraining_configs()
 
 
-@pytest.mark.parametrize("module", ["loss", "model", "augment", "pretrain", "classify", "metrics", "optim"])
+@pytest.mark.parametrize(
+    "module", ["loss", "model", "augment", "pretrain", "classify", "metrics", "optim", "heads", "few_shot", "svm"]
+)
 def test_the_core_loads_neither_tensorflow_nor_torch(module):
     code = f"import sys, barlow_jax.{module}; print([m for m in ('tensorflow', 'torch') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=commands.ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
 
 
-@pytest.mark.parametrize("script", ["train.py", "linear_eval.py"])
+@pytest.mark.parametrize("script", ["train.py", "linear_eval.py", *(f"-m barlow_jax.{m}" for m in FROZEN_COMMANDS)])
 def test_help(script):
-    _, output = commands.run(script, "--help")
+    _, output = commands.run(*script.split(), "--help")
     assert "--config" in output and "--workdir" in output
     assert "Traceback" not in output
 
@@ -35,8 +39,9 @@ def test_a_config_is_a_page_of_a_notebook(name):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
     assert config.is_locked
-    script = "train.py" if name in PRETRAINING else "linear_eval.py"
-    assert f"python {script} --config=configs/{name}.py" in module.__doc__
+    script = FROZEN.get(name, "train.py" if name in PRETRAINING else "linear_eval.py")
+    named = "" if name == "frozen" else f" --config=configs/{name}.py"  # "frozen" is what is taken if none is named
+    assert f"python {script}{named}" in module.__doc__
 
     def no_lists(node):
         for value in node.values():
@@ -83,7 +88,9 @@ def test_single_gpu_learning_rates(batch_size, rate):
 
 def test_layers_import_downwards_only():
     """Layer 0 imports nothing of the project above it, and only data/ and checkpoint.py their outside systems."""
-    layer0 = ["resnet", "convnet", "model", "loss", "augment", "image_ops", "color_ops", "optim", "metrics"]
+    layer0 = [
+        "resnet", "convnet", "model", "loss", "augment", "image_ops", "color_ops", "optim", "metrics", "few_shot"
+    ]  # fmt: skip
     for file in (commands.ROOT / "barlow_jax").rglob("*.py"):
         text = file.read_text()
         ours = set(re.findall(r"(?:from barlow_jax import|import barlow_jax\.) ?([\w, ]+)", text))

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 TRIES = 16  # files in a row that may be unreadable
 DETOUR = 100  # steps read the careful way after an unreadable file, 0.6 ms per image slower
+FITS = ("crop", "squash")
 FIRST = 1000  # images before which a bad fraction is not judged: 1 of the first 64 is no evidence
 
 
@@ -235,7 +236,7 @@ def train_batches(
 
 
 def eval_batches(
-    source, *, batch_size, canvas, resize_short=256, crop=224, process_index=0, process_count=1,
+    source, *, batch_size, canvas, resize_short=256, crop=224, fit="crop", process_index=0, process_count=1,
     threads=None, max_bad_fraction=0.01, prefetch=2,
 ):  # fmt: skip
     """One pass over all examples in stored order, each exactly once, the same number of batches on all processes.
@@ -248,11 +249,14 @@ def eval_batches(
     Files: only the box and a filter's margin around it are read, at 1/2, 1/4 or 1/8 scale where they do not fit the
     canvas. To be exactly the official evaluation the canvas must hold that window at full scale, which for
     256 / 224 is 0.875 x the short side + 8 pixels (short side 576 at S = 512); larger images come close.
+    fit: "squash" shows the whole image instead, whatever its shape, resized to crop x crop at once.
     Other arguments and errors: see train_batches.
     """
     _check(source, canvas, max_bad_fraction)
     if not 0 < crop <= resize_short:
         raise UserError(f"crop is {crop}, but must lie between 1 and resize_short ({resize_short}).")
+    if fit not in FITS:
+        raise UserError(f"fit is {fit!r}, but must be one of {', '.join(map(repr, FITS))}.")
     rows = order.process_rows(batch_size, process_index, process_count)
 
     def plan(step):
@@ -260,6 +264,8 @@ def eval_batches(
         return index, np.zeros((rows.stop - rows.start, 1))
 
     def boxes_of(draws, height, width, xp):
+        if fit == "squash":
+            return xp.concat([0 * height, 0 * width, height, width], axis=-1)
         return boxes.center_crop(height, width, resize_short, crop, xp)
 
     def margin_of(found, xp):

@@ -1,0 +1,122 @@
+"""The fast probe: how well do linear classifiers tell the frozen features of a run apart? Minutes instead of days.
+
+    python -m barlow_jax.probe --checkpoint=runs/r50
+    python -m barlow_jax.probe --checkpoint=runs/r50 --config.passes=4 --config.seeds=3
+
+Features are computed once, and 40 heads are trained on them together, one for each pair of a learning rate and a weight
+decay in configs/frozen.py. The head that is best on a held-out part of train is the one that is judged, as it is.
+
+This is another protocol than the paper's: features of one view (or of `passes` augmented ones) instead of a new crop in
+every epoch, no image of the held-out part to train on, rates that are chosen. Use linear_eval.py to compare with the
+paper. The head is kept in fast_probe.npz (fast_probe_random.npz for --baseline=random); `heads.load` gives it back.
+"""
+
+import itertools
+import logging
+
+import jax
+import numpy as np
+from absl import flags
+
+from barlow_jax import experiment, frozen, heads, launch, linear_experiment, results, sharding
+from barlow_jax.errors import UserError
+
+FLAGS = frozen.define_flags("frozen.py")
+flags.adopt_module_key_flags(frozen)  # so that --help shows them
+FIELDS = (
+    "seed", "seeds", "learning_rates", "weight_decays", "momentum", "epochs", "batch_size", "standardize", "held_out",
+    "passes", "image_size", "crop_scale", "crop_ratio", "interpolation", "flip",
+)  # fmt: skip
+
+log = logging.getLogger("probe")
+
+
+def main():
+    judged = frozen.open_run(FLAGS, FIELDS, check)
+    config = judged.config
+    if config.passes:
+        sharding.check_batch_size(config.batch_size, judged.mesh)
+    train, val = frozen.splits(judged)
+    frozen.require_labels(train, val)
+    central, labels = frozen.known(frozen.features_of(judged, train))
+    queries, targets = frozen.known(frozen.features_of(judged, val))
+    if not len(queries):
+        raise UserError(f"No image of {val.name} has a label; name another split with --config.data.val.")
+    passes = [frozen.known(frozen.features_of(judged, train, draw=k)) for k in range(1, config.passes + 1)]
+    if any(not np.array_equal(given, labels) for _, given in passes):
+        raise UserError(f"Some images of {train.name} cannot be read; repair or delete them, or set config.passes=0.")
+    passes = [features for features, _ in passes] or [central]
+
+    grid = list(itertools.product(config.learning_rates, config.weight_decays))
+    outcomes = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        aside = heads.held_out(labels, config.held_out, seed)
+        if not aside.any():
+            raise UserError(f"No class of {train.name} has two labelled images, one to train on and one to choose by.")
+        trained = heads.fit(
+            passes, labels, np.flatnonzero(~aside), num_classes=train.num_classes, grid=grid,
+            epochs=config.epochs, batch_size=config.batch_size, momentum=config.momentum,
+            standardize=config.standardize, seed=seed, mesh=judged.mesh,
+            track=lambda epochs: frozen.tracked(epochs, len(epochs), f"epochs of {len(grid)} heads"),
+        )  # fmt: skip
+        options = {"batch_size": config.batch_size, "mesh": judged.mesh}
+        on_aside = heads.count_hits(trained, central, labels, np.flatnonzero(aside), **options) / aside.sum()
+        top1 = heads.count_hits(trained, queries, targets, **options) / len(targets)
+        best = int(on_aside[: len(grid)].argmax())
+        outcomes.append({"seed": seed, "grid": grid[best], "held_out": on_aside[best], "top1": top1[best]})
+        if seed == config.seed:
+            keep(judged, heads.chosen(trained, best, judged.mesh, train.class_names), train, outcomes[0])
+        log.info("seed %d: head %d of %d is best on %d held-out images", seed, best + 1, len(grid), aside.sum())
+
+    top1, seeds = [outcome["top1"] for outcome in outcomes], [outcome["seed"] for outcome in outcomes]
+    line = results.line(
+        judged.origin, protocol="fast probe", dataset=val.name, n=len(targets), classes=train.num_classes,
+        metric="top1", values=top1, seeds=seeds, heads=len(grid), epochs=config.epochs, passes=config.passes,
+        chosen=[outcome["grid"] for outcome in outcomes],
+    )  # fmt: skip
+    images = f"{len(labels)} images of {train.name}, {len(targets)} of {val.name}"
+    frozen.report(judged, [line], table(judged, outcomes, line, images))
+
+
+def check(config):
+    """Raises UserError at the first value that cannot work."""
+    experiment.check_at_least(config, {"epochs": 1, "batch_size": 1, "passes": 0, "seeds": 1, "image_size": 0})
+    experiment.check_one_of(config, {"interpolation": linear_experiment.INTERPOLATIONS})
+    if not 0 < config.held_out < 1:
+        raise UserError(f"config.held_out is {config.held_out}; it is a share of train, above 0 and below 1.")
+    for field in ("learning_rates", "weight_decays"):
+        if not config[field] or min(config[field]) < 0:
+            raise UserError(f"config.{field} is {tuple(config[field])}; give one or more, none below 0.")
+
+
+def keep(judged, head, train, outcome):
+    """Writes the head beside the results, on process 0."""
+    baseline = judged.origin.baseline
+    file = judged.workdir / f"fast_probe{'_' * bool(baseline)}{baseline}.npz"
+    if jax.process_index() == 0:
+        heads.save(
+            file, head, backbone=judged.origin.sha256, checkpoint=judged.origin.path, step=judged.origin.step,
+            train=train.name, seed=outcome["seed"], grid=outcome["grid"],
+        )  # fmt: skip
+    log.info("the head of seed %d is in %s", outcome["seed"], file)
+
+
+def table(judged, outcomes, line, images):
+    rows = [
+        frozen.title(judged, images),
+        "Fast probe: not the paper's protocol, see linear_eval.py for that.",
+        "",
+        f"{'seed':>4}{'rate':>10}{'decay':>10}{'held out %':>12}{'top-1 %':>10}",
+    ]
+    for outcome in outcomes:
+        rate, decay = outcome["grid"]
+        rows.append(
+            f"{outcome['seed']:4}{rate:10g}{decay:10g}{100 * outcome['held_out']:12.2f}{100 * outcome['top1']:10.2f}"
+        )
+    if len(outcomes) > 1:
+        rows.append(f"{'mean and standard deviation':36}{100 * line['value']:10.2f} +- {100 * line['spread']:.2f}")
+    return rows
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,129 @@
+"""VOC2007: the lists, the SVMs against scikit-learn's own cross-validation, and the command on images of our own."""
+
+import pathlib
+
+import commands
+import frozen_runs
+import numpy as np
+import pytest
+import sklearn.metrics
+import sklearn.model_selection
+import sklearn.svm
+from PIL import Image
+
+from barlow_jax import svm
+from barlow_jax.data.voc import VOC
+from barlow_jax.errors import UserError
+
+CLASSES = ("bird", "boat", "cow")
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    """A folder like VOC2007 whose classes are colours; every seventh image is difficult for the next class."""
+    root = tmp_path_factory.mktemp("voc") / "VOC2007"
+    (root / "JPEGImages").mkdir(parents=True)
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, numbers in (("trainval", range(0, 31)), ("test", range(31, 54))):
+        for c, name in enumerate(CLASSES):
+            told = [1 if n % 3 == c else 0 if n % 7 == 0 and (n + 1) % 3 == c else -1 for n in numbers]
+            text = "".join(f"{n:06} {t:2}\n" for n, t in zip(numbers, told, strict=True))
+            (root / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text(text)
+        for n in numbers:
+            colour = rng.uniform(0, 90, (3, 4, 3)) + 100 * (np.arange(3) == n % 3)
+            image = Image.fromarray(colour.astype(np.uint8)).resize((44, 33), Image.BICUBIC)
+            image.save(root / "JPEGImages" / f"{n:06}.jpg", quality=95)
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n:06}\n" for n in numbers))
+    return root
+
+
+def test_the_lists_are_read_as_they_are(voc):
+    source = VOC(voc, "test")
+    assert source.name == "VOC2007:test" and source.target_names == CLASSES and len(source) == 23
+    assert source.labels is None and source.num_classes is None
+    rows = [int(pathlib.Path(path).stem) for path in source.paths]
+    assert rows == list(range(31, 54))
+    assert source.targets[rows.index(35)].tolist() == [0, -1, 1]  # n = 35: class 2, difficult for class 0
+    assert source.targets[rows.index(36)].tolist() == [1, -1, -1]
+    assert source.take(np.array([4])).targets.tolist() == [[0, -1, 1]]
+
+
+def test_what_is_wrong_with_the_lists_is_one_sentence(voc, tmp_path):
+    with pytest.raises(UserError, match="no folder ImageSets/Main: point config.data.path"):
+        VOC(tmp_path, "test")
+    with pytest.raises(UserError, match="no list of a class, such as dog_val.txt"):
+        VOC(voc, "val")
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "cow_test.txt").write_text("000031 1\n000032 2\n")
+    with pytest.raises(UserError, match="Line 2 of .*cow_test.txt is '000032 2'"):
+        VOC(tmp_path, "test")
+    (lists / "cow_test.txt").write_text("000031 1\n000032 -1\n")
+    with pytest.raises(UserError, match="2 of the 2 images of .* are missing, .*000031.jpg for one"):
+        VOC(tmp_path, "test")
+    (lists / "cow_test.txt").write_text("")
+    with pytest.raises(UserError, match="cow_test.txt is empty"):
+        VOC(tmp_path, "test")
+
+
+def test_svms_equal_scikit_learns_cross_validation():
+    """Random features and targets, a tenth difficult: scores, costs and precisions of an independent loop."""
+    rng = np.random.default_rng(0)
+    costs = (0.01, 1.0, 10.0)
+    targets = np.where(rng.random((60, 4)) < 0.3, 1, -1)
+    targets[rng.random(targets.shape) < 0.1] = 0
+    train, test = (
+        rng.standard_normal((60, 8)) + 0.5 * targets[:, [0, 0, 1, 1, 2, 2, 3, 3]],
+        rng.standard_normal((40, 8)),
+    )
+    unit = [x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-5) for x in (train, test)]
+    np.testing.assert_allclose(svm.normalize(train), unit[0])
+    found = svm.judge(svm.normalize(train), targets, svm.normalize(test), costs=costs, class_names="abcd", workers=2)
+    for c, one in enumerate(found):
+        rows = targets[:, c] != 0
+        x, y = unit[0][rows], targets[rows, c]
+        models = [
+            sklearn.svm.LinearSVC(C=cost, class_weight={1: 2, -1: 1}, random_state=0, max_iter=2000, dual=True)
+            for cost in costs
+        ]
+        precisions = [
+            sklearn.model_selection.cross_val_score(m, x, y, cv=3, scoring="average_precision").mean() for m in models
+        ]
+        best = int(np.argmax(precisions))
+        assert one.cost == costs[best] and one.cross_validated == pytest.approx(precisions[best], abs=1e-12)
+        np.testing.assert_allclose(one.scores, models[best].fit(x, y).decision_function(unit[1]), rtol=1e-12)
+    assert len({one.cost for one in found}) > 1
+
+
+def test_a_class_with_too_few_images_is_one_sentence():
+    targets = np.array([[1], [1], [-1], [-1], [-1], [0]])
+    with pytest.raises(UserError, match="Class cow has 2 positive and 3 negative images, and 3 folds need 3"):
+        svm.judge(np.eye(6), targets, np.eye(6), costs=(1.0,), class_names=("cow",))
+
+
+def test_the_command(voc, tmp_path):
+    """Its precisions, from the scores it leaves; a class that one split lacks."""
+    run = frozen_runs.make(tmp_path / "run", frozen_runs.write_set(tmp_path / "set.npz"))
+    call = ("-m", "barlow_jax.transfer", f"--checkpoint={run}", "--config.eval.crop=24", "--config.eval.resize=24",
+            "--config.costs=(0.1,1.0,10.0)", "--config.eval.batch_size=8", "--config.data.threads=1")  # fmt: skip
+    status, output = commands.run(*call, f"--config.data.path={voc}", devices=2)
+    assert status == 0, output
+    lines = {line["metric"]: line for line in frozen_runs.lines(run / "eval")}
+    assert list(lines) == ["map_voc07", "map_area", "map_voc10"]
+    line = lines["map_area"]
+    assert (line["protocol"], line["dataset"], line["n"], line["classes"]) == ("voc07 svm", "VOC2007:test", 23, 3)
+    with np.load(run / "eval" / "voc_scores.npz") as file:
+        left = dict(file)
+    counted = left["targets"] != 0
+    assert (~counted).sum() == 3  # of the images 35, 42 and 49
+    areas = [
+        sklearn.metrics.average_precision_score(left["targets"][counted[:, c], c], left["scores"][counted[:, c], c])
+        for c in range(3)
+    ]
+    assert line["value"] == pytest.approx(np.mean(areas)) and line["value"] > 0.5
+    assert "cow" in output and "voc10 %" in output
+
+    (voc / "ImageSets" / "Main" / "dog_test.txt").write_text("000031 1\n")
+    status, output = commands.run(*call, f"--config.data.path={voc}")
+    assert status == 1 and "error: There is a list of class dog for one of" in output and "Traceback" not in output
