@@ -296,7 +296,7 @@ def _augmented(judged, source, draw):
     epoch = order.steps_per_epoch(len(source), config.batch_size, "wrap")
     batches = experiment.train_batches(
         config, source, draw * epoch, mesh, judged.process, last="wrap", crop_scale=tuple(config.crop_scale),
-        crop_ratio=tuple(config.crop_ratio),
+        crop_ratio=tuple(config.crop_ratio), views=1,
     )  # fmt: skip
     try:
         numbers = tracked(range(draw * epoch, (draw + 1) * epoch), epoch, f"augmented features of {source.name}")
