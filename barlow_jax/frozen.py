@@ -15,7 +15,6 @@ import logging
 import os
 import pathlib
 import sys
-import time
 import zipfile
 import zlib
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from barlow_jax import (
     features,
     launch,
     linear_experiment,
+    metric_writers,
     origin,
     results,
     sharding,
@@ -234,19 +234,8 @@ def check_finite(extracted, source, judged):
 
 
 def tracked(items, total, what):
-    """The items, with a progress bar; where there is no terminal, with a line a minute in the log."""
-    if jax.process_index() == 0 and sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, what, total, dynamic_ncols=True)
-        return
-    start = last = time.monotonic()
-    for done, item in enumerate(items):
-        now = time.monotonic()
-        if jax.process_index() == 0 and now - last >= 60:
-            log.info("%s: %d of %d, %.0f s left", what, done, total, (now - start) / done * (total - done))
-            last = now
-        yield item
+    """The items as they are, with `metric_writers.watched` on process 0."""
+    return metric_writers.watched(items, total, what, shown=jax.process_index() == 0)
 
 
 def report(judged, lines, table):
