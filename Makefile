@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-torch test-slow lint format bench clean
 
 # Installed once, and again when a list of requirements changes.
 $(VENV)/.run: requirements.txt
@@ -23,6 +23,16 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Against PyTorch, torchvision and timm themselves, in an environment of its own.
+$(VENV)-torch/.torch: requirements-torch.txt requirements-dev.txt requirements.txt
+	test -x $(VENV)-torch/bin/python || $(PYTHON) -m venv $(VENV)-torch
+	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(INDEX),--extra-index-url $(INDEX)) -r requirements-dev.txt -r requirements-torch.txt
+	touch $@
+
+test-torch: $(VENV)-torch/.torch
+	$(VENV)-torch/bin/python -m pytest -rs tests/test_torch.py
+
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m slow
 
@@ -40,4 +50,4 @@ bench: $(VENV)/.run
 	test -z "$(IMAGES)" || $(BIN)/python benchmarks/input_pipeline.py --images="$(IMAGES)"
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-torch runs

@@ -26,12 +26,14 @@ from barlow_jax import (
     pictures,
     pretrain,
     sharding,
+    weight_files,
 )
 from barlow_jax.checkpoint import FOLDER, Checkpoints
 from barlow_jax.data import order
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, such as configs/demo.py.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, pictures.")
+INIT = flags.DEFINE_string("init", "", "File of weights to begin with: an official checkpoint.pth, or a backbone.")
 ALLOW = flags.DEFINE_list("allow_changes", [], "Fields that may differ from those the run began with, or all.")
 STATUS = flags.DEFINE_integer("stopped_status", 0, "Exit status where a signal came before the end.")
 
@@ -45,14 +47,17 @@ def main():
         WORKDIR.value, config.to_dict(), free=experiment.FREE_FIELDS, allowed=ALLOW.value
     )  # fmt: skip
     stop = launch.StopSignals()
-    if train(config, workdir, stop):
+    if train(config, workdir, stop, INIT.value):
         return 0
     stop.requeue()
     return STATUS.value
 
 
-def train(config, workdir, stop):
-    """Trains, evaluates and saves until the last epoch, or until `stop.received`: then it returns False."""
+def train(config, workdir, stop, init=""):
+    """Trains, evaluates and saves until the last epoch, or until `stop.received`: then it returns False.
+
+    init: a file of weights to begin with where the work folder has no checkpoint.
+    """
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     experiment.check_microbatches(config, mesh)
@@ -102,6 +107,9 @@ def train(config, workdir, stop):
     # Where were we?
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="knn")
     meta = {"config": config.to_dict(), "channels": source.channels, "images": len(source)}
+    if init and checkpoints.latest_step() is None:
+        state = weight_files.begin(init, state, config, source.channels, steps_per_epoch)
+        state = jax.device_put(state, state_sharding)
     state, _ = launch.resume(checkpoints, state, source, total_steps)
     start_step = int(state.step)
 

@@ -35,6 +35,7 @@ from barlow_jax import (
     origin,
     results,
     sharding,
+    weight_files,
 )
 from barlow_jax.checkpoint import FOLDER as CHECKPOINTS
 from barlow_jax.data import Arrays, eval_steps, order
@@ -78,7 +79,7 @@ def define_flags(config):
         config,
         flags.DEFINE_string("checkpoint", "", "Work folder of the run to be judged, or one of its checkpoints."),
         flags.DEFINE_string("baseline", "", "Judge this in its place: random (not trained) or pixels (no network)."),
-        flags.DEFINE_string("workdir", "", f"Folder of features and results; {FOLDER}/ in the run if none is named."),
+        flags.DEFINE_string("workdir", "", f"Folder of features and results, if not {FOLDER}/ in the run."),
     )
 
 
@@ -100,7 +101,8 @@ def open_run(given, fields, check):
     check(config)
     found = origin.load(given.checkpoint.value, given.baseline.value)
     run = run_folder(found.path)
-    workdir = pathlib.Path(given.workdir.value or run / FOLDER).expanduser()
+    beside = run.with_name(f"{run.name}.{FOLDER}") if weight_files.is_file(run) else run / FOLDER
+    workdir = pathlib.Path(given.workdir.value or beside).expanduser()
     if workdir.resolve() in (run.resolve(), *run.resolve().parents):
         raise UserError(f"--workdir {workdir} holds the run that is judged; take a folder for it alone, or none.")
     workdir = launch.prepare_workdir(str(workdir), config.to_dict())

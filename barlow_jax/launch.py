@@ -190,7 +190,7 @@ def resume(checkpoints, state, source, total_steps):
       UserError: there are more or fewer now.
     """
     if checkpoints.latest_step() is None:
-        log.info("starting at step 0 of %d", total_steps)
+        log.info("starting at step %d of %d", int(state.step), total_steps)
         return state, {}
     state, saved = checkpoints.restore(state)
     if saved["images"] != len(source):

@@ -149,16 +149,43 @@ def adamw(rate_weights, rate_biases, *, weight_decay=1e-4, b1=0.9, b2=0.999, eps
     )
 
 
+_COUNTS = (optax.ScaleByScheduleState, TrustRatioState)  # states that count the steps for a schedule
+
+
 def withheld(old, new):
     """The optimiser state after a step whose update is not applied: `old`, with the counts of schedules from `new`.
 
     So a learning rate stays a function of the training step, as in the official code, where it goes on during skipped
     steps too. What belongs to the gradients stays as it was, Adam's own count included.
     """
-    counts = (optax.ScaleByScheduleState, TrustRatioState)
     return jax.tree.map(
-        lambda a, b: b if isinstance(b, counts) else a, old, new, is_leaf=lambda node: isinstance(node, counts)
+        lambda a, b: b if isinstance(b, _COUNTS) else a, old, new, is_leaf=lambda node: isinstance(node, _COUNTS)
     )
+
+
+def going_on(opt_state, momentum, step):
+    """A fresh optimiser state as it is after `step` steps.
+
+    Args:
+      momentum: like the parameters; None leaves it as it is.
+    Raises:
+      UserError: the optimiser has no such momentum.
+    """
+    seen = []
+
+    def moved(node):
+        if isinstance(node, _COUNTS):
+            return node._replace(count=step)
+        if isinstance(node, optax.TraceState) and momentum is not None:
+            seen.append(node)
+            return optax.TraceState(momentum)
+        return node
+
+    moved_state = jax.tree.map(moved, opt_state, is_leaf=lambda node: isinstance(node, (*_COUNTS, optax.TraceState)))
+    if momentum is not None and not seen:
+        raise UserError("The weights come with the momentum of LARS, which config.optimizer.name has no use for; take "
+                        "'lars' or 'sgd'.")  # fmt: skip
+    return moved_state
 
 
 OPTIMIZERS = {"lars": lars, "sgd": sgd, "adamw": adamw}

@@ -1,4 +1,4 @@
-"""The network that an evaluation judges: the backbone of a run of train.py, or a baseline to compare it with."""
+"""The network that an evaluation judges: the backbone of a run or of a file, or a baseline to compare it with."""
 
 import logging
 import pathlib
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 from ml_collections import ConfigDict
 
-from barlow_jax import classify, experiment, model
+from barlow_jax import classify, experiment, model, weight_files
 from barlow_jax.checkpoint import restore_params
 from barlow_jax.errors import UserError
 
@@ -37,22 +37,28 @@ def load(checkpoint, baseline=""):
     """The backbone of a checkpoint, or what stands in its place.
 
     Args:
-      checkpoint: work folder of a run of train.py, or one of its checkpoints.
+      checkpoint: work folder of a run of train.py, one of its checkpoints, or a file of weights, see `weight_files`.
       baseline: "" for the checkpoint itself. "random": its architecture as initialised from the run's seed. "pixels":
         the normalised pixels of the images, as they are. Both see the images as the checkpoint's network does.
     Raises:
       UserError: there is no such checkpoint, or it is not of pre-training.
     """
     if not checkpoint:
-        raise UserError("--checkpoint is missing; give the work folder of a run of train.py.")
+        raise UserError("--checkpoint is missing; give the work folder of a run of train.py, or a file of weights.")
     if baseline not in ("", *BASELINES):
         raise UserError(f"--baseline is {baseline!r}; it is one of {', '.join(BASELINES)}, or left out.")
     folder = pathlib.Path(checkpoint).expanduser()
-    params, batch_stats, meta = restore_params(folder)
-    if "backbone" not in params or "arch" not in meta.get("config", {}) or "classifier" in meta:
-        raise UserError(f"{folder} is no checkpoint of a pre-training run; give the --workdir of a run of train.py.")
-    params, batch_stats = params["backbone"], batch_stats.get("backbone", {})
-    config, channels, step = meta["config"], meta["channels"], meta["step"]
+    if weight_files.is_file(folder):
+        weights, config, channels = weight_files.restore(folder)
+        found, step = weight_files.single((weights.params, weights.batch_stats)), weights.step
+    else:
+        *found, meta = restore_params(folder)
+        if "backbone" not in found[0] or "arch" not in meta.get("config", {}) or "classifier" in meta:
+            raise UserError(
+                f"{folder} is no checkpoint of a pre-training run; give the --workdir of a run of train.py."
+            )
+        config, channels, step = meta["config"], meta["channels"], meta["step"]
+    params, batch_stats = (tree.get("backbone", {}) for tree in found)
     if baseline == "random":
         backbone = experiment.backbone(ConfigDict(config), channels)
         _, params, batch_stats = model.split(backbone(rngs=nnx.Rngs(config["seed"])))

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax import accumulate, augment, health, loss_scale, metrics, model
+from barlow_jax import accumulate, augment, health, loss_scale, metrics, model, optim
+from barlow_jax.errors import UserError
 from barlow_jax.loss import barlow_twins_loss, cross_correlation
-from barlow_jax.optim import withheld
 from barlow_jax.sharding import by_example, example_keys, replicated
 
 
@@ -61,6 +62,31 @@ def create_state(barlow_twins, tx, *, num_classes=None, probe_tx=None, scaled=Fa
     scale = loss_scale.create() if scaled else {}
     step = jnp.zeros([], jnp.int32)
     return graphdef, TrainState(step, params, batch_stats, tx.init(params), probe, health.create(), scale)
+
+
+def going_on(state, params, batch_stats, momentum, step):
+    """A fresh state with what another run has reached.
+
+    Args:
+      params, batch_stats: nested dicts like the state's.
+      momentum: of the optimiser, like params; None leaves it at 0.
+      step: training steps done.
+    Raises:
+      UserError: the arrays do not fit, or the optimiser has no momentum to take.
+    """
+    opt_state = optim.going_on(state.opt_state, momentum, step)
+    new = state._replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state)
+    wanted, given = (
+        {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (state, new))
+    )
+    for name in wanted | given:
+        here, there = (np.shape(found[name]) if name in found else "absent" for found in (wanted, given))
+        if here != there:
+            raise UserError(
+                f"The weights do not fit this run: {name} is {there} there and {here} here; take its config."
+            )
+    return jax.tree.map(lambda old, value: jnp.asarray(value, old.dtype), state, new)
 
 
 def make_views(recipe, seed, mesh, *, microbatches=1):
@@ -188,7 +214,7 @@ def accept(old, new, findings, give_up_after):
     # At scale 1 there is nothing left to halve: then an overflow is a fault like any other.
     overflow = only_gradients & (old.loss_scale["scale"] > 1) if scaled else jnp.zeros_like(found)
     record, given_up = health.record(old.health, old.step, found, overflow, tensor, give_up_after)
-    skipped = old._replace(opt_state=withheld(old.opt_state, new.opt_state))
+    skipped = old._replace(opt_state=optim.withheld(old.opt_state, new.opt_state))
     after = health.choose(found, skipped, new)
     if scaled:
         after = after._replace(loss_scale=loss_scale.update(old.loss_scale, ~found, overflow))

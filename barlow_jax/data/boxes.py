@@ -68,15 +68,15 @@ def random_crop(draws, height, width, ratio, xp=np):
 def center_crop(height, width, resize_short, crop, xp=np):
     """The box that Resize(resize_short) followed by CenterCrop(crop) shows: float64 [..., 4], fractional.
 
-    height, width: float64 [..., 1] of the stored image; the box is in its pixels. As torchvision does: the
+    height, width: float64 or int [..., 1] of the stored image; the box is in its pixels. As torchvision does: the
     long side becomes int(resize_short * long / short), the offsets are Python's round() (half to even).
     """
     short = xp.minimum(height, width)
-    resized_h = xp.floor(resize_short * height / short)
-    resized_w = xp.floor(resize_short * width / short)
+    resized_h, resized_w = resize_short * height // short, resize_short * width // short
     top, left = xp.round((resized_h - crop) / 2), xp.round((resized_w - crop) / 2)
-    scale_h, scale_w = height / resized_h, width / resized_w
-    return xp.concat([top * scale_h, left * scale_w, crop * scale_h, crop * scale_w], axis=-1)
+    # One rounding each, at the end: in float32, of integers, the same as in float64.
+    edges = top * height / resized_h, left * width / resized_w, crop * height / resized_h, crop * width / resized_w
+    return xp.concat(edges, axis=-1)
 
 
 def no_margin(boxes, xp=np):

@@ -1,0 +1,221 @@
+"""Features of your images: one row an image, with its path.
+
+    python -m barlow_jax.embed runs/r50 /my/photos --out=features.npz
+    python -m barlow_jax.embed resnet50.pth list.txt --out=features.parquet --neighbours=neighbours.png
+    python -m barlow_jax.embed runs/r50 imagenette:validation --out=features.npz
+
+The first argument is a run of train.py, one of its checkpoints, or a file of weights. The second is a folder of images
+at any depth, a text file that names image files, an .npz as train.py takes (`set.npz:test` names the split), or
+a data set of TFDS and its split. Images are seen as evaluations see them: short side resized, the centre cropped.
+
+Stopped or killed and started again with the same line, it goes on from the last minute.
+
+    import numpy as np
+    found = np.load("features.npz")         # features [n, F], paths [n], and labels, class_names where there are some
+"""
+
+import hashlib
+import logging
+import pathlib
+import time
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from barlow_jax import (
+    augment,
+    embeddings,
+    experiment,
+    features,
+    launch,
+    metric_writers,
+    origin,
+    pictures,
+    sharding,
+)
+from barlow_jax.data import eval_steps, open_source
+from barlow_jax.data.listed import ListedFiles
+from barlow_jax.data.sources import Arrays
+from barlow_jax.errors import UserError
+
+WRITERS = {".npz": embeddings.write_npz, ".parquet": embeddings.write_parquet}
+PART, SECONDS = 8192, 60  # a part is at most so many images, and so much time: what a kill can cost
+
+log = logging.getLogger(__name__)
+
+
+def define_flags():
+    """Here and not above, so that a program may import this and other commands, whose flags have the same names."""
+    flags.DEFINE_string("out", "", "The file to write, .npz or .parquet.")
+    flags.DEFINE_string("neighbours", "", "A picture to draw: some images and those nearest to them.")
+    flags.DEFINE_integer("batch_size", 256, "Images at a time, over all devices.")
+    flags.DEFINE_enum("precision", "float32", ("float32", "bfloat16"), "Of the network's arithmetic.")
+    flags.DEFINE_integer("threads", 0, "For decoding; 0 is one per core.")
+    flags.DEFINE_float("max_bad_fraction", 0.01, "More unreadable images than this end the run.")
+    flags.DEFINE_string("data_dir", "", "Where TFDS keeps its sets, if not at home.")
+
+
+def main(given):
+    wanted = flags.FLAGS
+    if len(given) != 2:
+        raise UserError(f"There are two arguments besides flags, a run or file of weights and the images, and here are "
+                        f"{len(given)}.")  # fmt: skip
+    out = pathlib.Path(wanted.out).expanduser()
+    if out.suffix not in WRITERS or not out.parent.is_dir():
+        raise UserError(f"--out is {wanted.out!r}; give a file in a folder that exists, ending in .npz or .parquet.")
+    if out.exists():
+        raise UserError(f"--out {out} exists; remove it, or give another.")
+    if jax.process_count() > 1:
+        raise UserError("This runs in one process; give each of several a part of the images, as a list of files.")
+    if out.suffix == ".parquet":
+        embeddings.parquet_library()
+    if wanted.batch_size < 1:
+        raise UserError(f"--batch_size is {wanted.batch_size}; it must be at least 1.")
+    judged = origin.load(given[0])
+    source, config = open_images(given[1], judged.channels, wanted.data_dir), settings(judged, wanted)
+    stop = launch.StopSignals()
+    parts = embed(judged, config, source, f"{out}.parts", stop)
+    if parts is None:
+        return 0
+    WRITERS[out.suffix](out, parts, path_in(source), source.class_names)
+    rows = len(parts.index())
+    if rows < len(source):
+        log.warning("%d images could not be read and have no row", len(source) - rows)
+    if wanted.neighbours:
+        draw_neighbours(config, source, parts, wanted.neighbours)
+    parts.remove()
+    print(f"{out}: {rows} images of {source.name}, by {judged.path}, step {judged.step}")
+    return 0
+
+
+def open_images(named, channels, data_dir=""):
+    """The source that the second argument names, for a network of images with so many channels.
+
+    data_dir: of TFDS.
+    """
+    path = pathlib.Path(named).expanduser()
+    before, _, after = named.rpartition(":")
+    if path.is_dir():
+        source = open_source("folder", named, "", channels=channels)
+    elif path.suffix == ".npz" or before.endswith(".npz"):
+        source = open_source("npz", *((named, "") if path.suffix == ".npz" else (before, after)))
+    elif path.is_file():
+        source = ListedFiles(path, channels=channels)
+    elif before and "/" not in after:
+        source = open_source("tfds", data_dir, after, name=before, channels=channels)
+    else:
+        raise UserError(f"{named} is no folder, no file and no NAME:SPLIT of TFDS; give the images to embed.")
+    if source.channels != channels:
+        raise UserError(f"{source.name} has images of {source.channels} channels and the network is for {channels}.")
+    return source
+
+
+def path_in(source):
+    """Place in the source -> what the row is called: the file's path, or the set and the number of the image."""
+    return (lambda place: f"{source.name}[{place}]") if isinstance(source, Arrays) else source.where
+
+
+def settings(judged, wanted):
+    """The config of the run with the flags in it."""
+    config = ConfigDict(judged.config).copy_and_resolve_references().unlock()
+    config.precision = wanted.precision
+    config.eval.batch_size = wanted.batch_size
+    config.data.threads, config.data.max_bad_fraction = wanted.threads, wanted.max_bad_fraction
+    return config
+
+
+def embed(judged, config, source, folder, stop):
+    """The features of all images, as embeddings.Parts in a folder; None if a signal came before."""
+    mesh = sharding.make_mesh()
+    about = {
+        "backbone": judged.sha256, "images": source.name, "count": len(source), "precision": config.precision,
+        "resize": config.eval.resize, "crop": config.eval.crop, "mean": config.views.mean, "std": config.views.std,
+        "paths": hashlib.sha256("\n".join(getattr(source, "paths", ())).encode()).hexdigest(),
+    }  # fmt: skip
+    parts = embeddings.Parts(folder, about)
+    first = parts.done
+    if first:
+        log.info("going on after %d of %d images", first, len(source))
+    if first >= len(source):
+        return parts
+    size = sharding.round_up(config.eval.batch_size, mesh)
+    feature_step, weights = encoder(judged, config, mesh)
+    batches = experiment.eval_batches(config, source.take(np.arange(first, len(source))), mesh, {})
+    total = eval_steps(len(source) - first, size)
+    progress = metric_writers.Progress(total)
+
+    def computed():
+        """The results of each batch while the devices are at work on the next."""
+        ahead = None
+        for batch in sharding.prefetch(batches, mesh):
+            now = batch["index"], feature_step(*weights, batch)
+            if ahead is not None:
+                yield ahead
+            ahead = now
+        yield ahead
+
+    waiting, saved = [], time.monotonic()
+    try:
+        for step, (index, found) in enumerate(computed(), 1):
+            mask = np.asarray(found["mask"])
+            rows = (np.asarray(index)[mask] + first, np.asarray(found["label"])[mask])
+            waiting.append((*rows, np.asarray(found["features"])[mask]))
+            progress.step(int(mask.sum()))
+            done = min(first + step * size, len(source))
+            stopping = stop.received is not None and done < len(source)
+            due = len(waiting) * size >= PART or time.monotonic() > saved + SECONDS
+            if stopping or due or done == len(source):
+                parts.add(done, *map(np.concatenate, zip(*waiting, strict=True)))
+                waiting, saved = [], time.monotonic()
+            if stopping:
+                log.info("stopped after %d of %d images; the same command goes on from there", done, len(source))
+                return None
+    finally:
+        launch.close(batches, progress)
+    return parts
+
+
+def encoder(judged, config, mesh):
+    """The jitted feature step, and the weights that it takes, on the devices."""
+    graphdef = features.encoder(experiment.backbone(config, judged.channels))
+    step = features.make_feature_step(
+        graphdef, size=config.eval.crop, mean=tuple(config.views.mean), std=tuple(config.views.std), mesh=mesh
+    )
+    trees = {"backbone": judged.params}, {"backbone": judged.batch_stats}
+    return step, jax.device_put(trees, sharding.replicated(mesh))
+
+
+def draw_neighbours(config, source, parts, path, queries=8, columns=8):
+    """Some images, evenly spaced over the set, each with those nearest to it by cosine."""
+    index = parts.index()
+    columns = min(columns, len(index) - 1)
+    if columns < 1:
+        raise UserError("There are too few images for --neighbours; it takes two or more.")
+    chosen = np.unique(np.linspace(0, len(index) - 1, queries).astype(int))
+    nearest = embeddings.nearest(parts, chosen, columns)
+    labels = np.concatenate([found for _, found, _ in parts])
+    known = np.all(labels[chosen] >= 0) and np.all(labels[nearest] >= 0)
+    correct = labels[nearest] == labels[chosen][:, None] if known else None
+    shown = np.concatenate([chosen[:, None], nearest], 1)
+    tiles = as_seen(config, source, index[shown.ravel()])
+    tiles = tiles.reshape(*shown.shape, *tiles.shape[1:])
+    pictures.neighbours_grid(tiles[:, 0], tiles[:, 1:], correct, path=pathlib.Path(path).expanduser())
+
+
+def as_seen(config, source, rows):
+    """These images as the network sees them, uint8 [m, S, S, C]."""
+    tiles = []
+    for batch in experiment.eval_batches(config, source.take(rows), sharding.make_mesh(), {}):
+        views = augment.eval_views(
+            batch["canvas"], batch["boxes"], batch["extent"], size=config.eval.crop,
+            mean=(0.0,) * source.channels, std=(1 / 255,) * source.channels,
+        )  # fmt: skip
+        tiles.append(np.asarray(views)[batch["mask"]].astype(np.uint8))
+    return np.concatenate(tiles)
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.run(main, arguments=True)

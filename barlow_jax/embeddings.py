@@ -1,0 +1,171 @@
+"""Features of many images on the disk: parts while they are computed, one file when they are complete.
+
+    parts = Parts("features.npz.parts", about)       # opened again after a kill, it knows what is done
+    parts.add(rows, index, labels, features)
+    write_npz("features.npz", parts, paths, class_names)
+
+No more than one part is in memory at a time, so that a set may be larger than it.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import zipfile
+
+import numpy as np
+
+from barlow_jax.errors import UserError
+
+ABOUT = "about.json"
+
+
+class Parts:
+    """Features of the first images of a source, in files of some thousand rows.
+
+    Args:
+      folder: made if it does not exist.
+      about: what the features depend on, a plain dict.
+    Raises:
+      UserError: the folder holds features of something else.
+    """
+
+    def __init__(self, folder, about):
+        self.folder = pathlib.Path(folder)
+        about = json.loads(json.dumps(about))  # as it will be read back
+        try:
+            self.folder.mkdir(exist_ok=True)
+            file = self.folder / ABOUT
+            if not file.exists():
+                file.write_text(json.dumps(about, indent=1))
+            other = [name for name, value in json.loads(file.read_text()).items() if about.get(name) != value]
+        except ValueError:
+            other = [ABOUT]
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written ({error.strerror}); give another --out.") from error
+        if other:
+            raise UserError(f"{self.folder} holds a part of other features ({', '.join(other)}); remove it, or give "
+                            "another --out.")  # fmt: skip
+
+    @property
+    def files(self):
+        return sorted(self.folder.glob("[0-9]*.npz"))
+
+    @property
+    def done(self):
+        """How many images of the source have been looked at."""
+        return max((int(file.stem) for file in self.files), default=0)
+
+    def add(self, done, index, labels, features):
+        """The rows of the images up to `done`; those that could not be read have none."""
+        unfinished = self.folder / "unfinished"
+        with unfinished.open("wb") as stream:
+            np.savez(stream, index=index, labels=labels, features=features)
+        os.replace(unfinished, self.folder / f"{done:012}.npz")
+
+    def __iter__(self):
+        """(index int [m], labels int32 [m], features float32 [m, F]) of each part, in order."""
+        for file in self.files:
+            with np.load(file) as part:
+                yield part["index"], part["labels"], part["features"]
+
+    def index(self):
+        """Places in the source of all rows."""
+        found = []
+        for file in self.files:
+            with np.load(file) as part:
+                found.append(part["index"])
+        return np.concatenate(found)
+
+    def remove(self):
+        shutil.rmtree(self.folder)
+
+
+def write_npz(path, parts, path_of, class_names):
+    """features float32 [n, F], paths [n] and, of labelled images, labels int32 [n] and class_names.
+
+    path_of: place in the source -> what to call the image.
+    """
+    index = parts.index()
+    labels = np.concatenate([found for _, found, _ in parts])
+    width = next(iter(parts))[2].shape[1]
+    small = {"paths": np.array([path_of(place) for place in index], np.str_)}
+    if np.any(labels >= 0):
+        small |= {"labels": labels, "class_names": np.array(class_names or (), np.str_)}
+    with _finished(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+        with archive.open("features.npy", "w", force_zip64=True) as member:
+            head = {"descr": "<f4", "fortran_order": False, "shape": (len(index), width)}
+            np.lib.format.write_array_header_2_0(member, head)
+            for _, _, features in parts:
+                member.write(features.astype("<f4").tobytes())
+        for name, array in small.items():
+            stream = io.BytesIO()
+            np.save(stream, array)
+            archive.writestr(f"{name}.npy", stream.getvalue())
+
+
+def write_parquet(path, parts, path_of, class_names):
+    """Columns path, features (a list of F float32) and, of labelled images, label and class."""
+    pyarrow, parquet = parquet_library()
+    labelled = any(np.any(labels >= 0) for _, labels, _ in parts)
+    with _finished(path) as unfinished, contextlib.ExitStack() as stack:
+        writer = None
+        for index, labels, features in parts:
+            flat = pyarrow.array(features.astype(np.float32).ravel())
+            columns = {
+                "path": pyarrow.array([path_of(place) for place in index], pyarrow.string()),
+                "features": pyarrow.FixedSizeListArray.from_arrays(flat, features.shape[1]),
+            }
+            if labelled:
+                columns["label"] = pyarrow.array(labels)
+                names = [class_names[k] if class_names and k >= 0 else None for k in labels]
+                columns["class"] = pyarrow.array(names, pyarrow.string())
+            table = pyarrow.table(columns)
+            writer = writer or stack.enter_context(parquet.ParquetWriter(unfinished, table.schema))
+            writer.write_table(table)
+
+
+def parquet_library():
+    """pyarrow and pyarrow.parquet; UserError where it is not installed."""
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise UserError("A .parquet file needs pyarrow; pip install pyarrow, or take --out=FILE.npz.") from None
+
+
+@contextlib.contextmanager
+def _finished(path):
+    """The name of a file that becomes `path` when all is written."""
+    path = pathlib.Path(path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def nearest(parts, rows, count):
+    """The `count` nearest rows by cosine of each of `rows`, itself left out: int [len(rows), count], nearest first."""
+
+    def unit(features):
+        return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+    queries, start = [], 0
+    for _, _, features in parts:
+        queries.append(features[rows[(rows >= start) & (rows < start + len(features))] - start])
+        start += len(features)
+    queries = unit(np.concatenate(queries))
+    best, places, start = np.zeros((len(rows), 0)), np.zeros((len(rows), 0), int), 0
+    for _, _, features in parts:
+        here = np.arange(start, start + len(features))
+        alike = np.where(here == rows[:, None], -np.inf, queries @ unit(features).T)
+        best = np.concatenate([best, alike], 1)
+        places = np.concatenate([places, np.broadcast_to(here, alike.shape)], 1)
+        order = np.argsort(-best, axis=1, kind="stable")[:, :count]
+        best, places = np.take_along_axis(best, order, 1), np.take_along_axis(places, order, 1)
+        start += len(features)
+    return places

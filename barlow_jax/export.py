@@ -1,0 +1,326 @@
+"""A trained network for others: PyTorch, detectron2, and any program that can run StableHLO.
+
+    python -m barlow_jax.export runs/r50 --format=torchvision --out=r50.pth
+
+The first argument is the work folder of a run (of train.py or linear_eval.py), one of its checkpoints, or a file of
+weights. The formats, and how each is loaded there, are in docs/pytorch.md:
+
+    torchvision, timm    a state_dict of the backbone, with fc if the run has one
+    detectron2           a pickle that its C4 models load
+    official             the full checkpoint, with projector, momentum and epoch, that the official main.py goes on from
+    safetensors          the backbone, with architecture, normalisation, step and config beside the arrays
+    stablehlo            the encoder as a program: uint8 images of any size in, features out; runs with jax alone
+
+Every file is read back and run on fixed images before it gets its name; FILE.json beside it says how far its features
+are from the network's own. A difference above BOUND is an error.
+"""
+
+import functools
+import hashlib
+import importlib
+import json
+import logging
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from barlow_jax import augment, launch, model, torch_names, torch_weights, weight_files
+from barlow_jax.checkpoint import restore_all, restore_params
+from barlow_jax.data import boxes, order
+from barlow_jax.errors import UserError
+
+FORMATS = (*torch_weights.LAYOUTS, "stablehlo")
+BOUND = 1e-4  # largest |a - b| / |b| of the features of any image, in float32
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that a StableHLO file runs on
+
+log = logging.getLogger(__name__)
+
+
+class Source(NamedTuple):
+    """What is exported."""
+
+    name: str
+    weights: torch_weights.Weights
+    config: dict  # of the pre-training run
+    channels: int
+
+
+def define_flags():
+    """Here and not above, so that a program may import this and other commands, whose flags have the same names."""
+    flags.DEFINE_enum("format", None, FORMATS, "What to write.")
+    flags.DEFINE_string("out", "", "The file to write.")
+
+
+def main(given):
+    layout, out = flags.FLAGS.format, pathlib.Path(flags.FLAGS.out).expanduser()
+    if len(given) != 1:
+        raise UserError(f"There is one argument besides flags, a run or a file of weights, and here are {len(given)}.")
+    if not layout or not flags.FLAGS.out:
+        raise UserError(f"--format and --out are needed; the formats are {', '.join(FORMATS)}.")
+    source = read(given[0], whole=layout == "official")
+    check(source, layout)
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out} is in a folder that does not exist; make it, or give another.")
+    report = export(source, layout, out)
+    for name, value in report.items():
+        text = f"{len(value)} arrays" if name == "shapes" else ", ".join(f"{k} {v:.1e}" for k, v in value.items()) if (
+            name == "differences") else value  # fmt: skip
+        print(f"{name:14}{text}")
+
+
+def read(given, *, whole=False):
+    """The Source that a folder or a file is; `whole` with momentum."""
+    path = pathlib.Path(given).expanduser()
+    if weight_files.is_file(path):
+        weights, config, channels = weight_files.restore(path, whole=whole)
+        params, batch_stats = weight_files.single((weights.params, weights.batch_stats))
+        return Source(str(path), weights._replace(params=params, batch_stats=batch_stats), config, channels)
+    momentum = None
+    if whole:
+        state, meta = restore_all(path)
+        params, batch_stats, momentum = state["params"], state["batch_stats"], _trace(state["opt_state"])
+    else:
+        params, batch_stats, meta = restore_params(path)
+    if "arch" not in meta.get("config", {}):
+        raise UserError(f"{path} is no run of train.py or linear_eval.py; give the --workdir of one.")
+    kind, epoch, config = "classifier" if "classifier" in meta else "pretraining", 0, meta["config"]
+    if kind == "pretraining":
+        epoch, rest = divmod(meta["step"], steps_per_epoch(config, meta["images"]))
+        if whole and rest:
+            log.warning("step %d is inside epoch %d, which the official code begins again", meta["step"], epoch)
+    weights = torch_weights.Weights(kind, params, batch_stats, momentum, epoch, meta["step"])
+    return Source(str(path), weights, config, meta["channels"])
+
+
+def steps_per_epoch(config, images):
+    """Of a run with this config on so many images."""
+    return order.steps_per_epoch(images, config["batch_size"], config["data"]["last"])
+
+
+def _trace(opt_state):
+    """The momentum in an optimiser state as it is restored: of LARS and SGD; None of others."""
+    parts = opt_state.values() if isinstance(opt_state, dict) else opt_state if isinstance(opt_state, list) else ()
+    if isinstance(opt_state, dict) and "trace" in opt_state:
+        return opt_state["trace"]
+    return next((found for found in map(_trace, parts) if found is not None), None)
+
+
+def check(source, layout):
+    """Raises UserError if the source cannot be written in this layout."""
+    arch = source.config["arch"]
+    if arch in model.OF_ONE_SIZE and layout not in ("safetensors", "stablehlo"):
+        raise UserError(f"{source.name} is a {arch}, which {layout} does not have; take safetensors or stablehlo.")
+    if layout == "official" and "projector" not in source.weights.params:
+        raise UserError(f"{source.name} has no projector, so no full checkpoint can be made of it; take "
+                        "--format=torchvision, which is what the official resnet50.pth is.")  # fmt: skip
+    if layout == "official" and source.config["stem"] != "imagenet":
+        raise UserError(f"{source.name} has the {source.config['stem']} stem, which the official code has not; take "
+                        "--format=torchvision.")  # fmt: skip
+
+
+def export(source, layout, out):
+    """Writes the file, verifies it, and then gives it its name; the report is returned and stands in OUT.json.
+
+    Raises:
+      UserError: the file gives other features than the source.
+    """
+    unverified = out.with_name(f"{out.name}.unverified")
+    write(source, layout, unverified)
+    differences = verify(source, layout, unverified)
+    config, weights = source.config, source.weights
+    shapes = {name: value.shape for name, value in torch_names.state_dict(*_backbone(weights)).items()}
+    report = {
+        "file": str(out), "format": layout, "of": source.name, "arch": config["arch"], "stem": config["stem"],
+        "channels": source.channels, "step": weights.step, "image_size": config["eval"]["crop"],
+        "mean": list(config["views"]["mean"]), "std": list(config["views"]["std"]), "bytes": unverified.stat().st_size,
+        "sha256": hashlib.sha256(unverified.read_bytes()).hexdigest(), "differences": differences, "bound": BOUND,
+        "shapes": {name: " x ".join(map(str, shape)) for name, shape in shapes.items()},
+    }  # fmt: skip
+    worst = max(differences, key=differences.get)
+    if not differences[worst] <= BOUND:
+        raise UserError(f"{unverified} gives features that are {differences[worst]:.1e} away ({worst}), above {BOUND}; "
+                        "do not use it, and report this with the versions of your packages.")  # fmt: skip
+    os.replace(unverified, out)
+    out.with_name(f"{out.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _backbone(weights):
+    return weights.params["backbone"], weights.batch_stats["backbone"]
+
+
+def write(source, layout, path):
+    """The file alone, as it has not been looked at."""
+    config, weights = source.config, source.weights
+    if layout == "stablehlo":
+        exported = jax.export.export(encoder(source), platforms=PLATFORMS)(image_shape(source))
+        path.write_bytes(exported.serialize())
+        return
+    about = torch_weights.about_of(config, source.channels, weights.step, weights.epoch)
+    torch_weights.save(path, layout, weights, groups=groups(config), about=about)
+
+
+def groups(config):
+    """The official optimiser's two parameter groups, without the parameters.
+
+    lr is the highest of the run; the official code sets it anew at every step.
+    """
+    optimizer = config["optimizer"]
+    return tuple(
+        {
+            "lr": optimizer[f"learning_rate_{group}"] * config["batch_size"] / 256,
+            "weight_decay": optimizer["weight_decay"], "momentum": optimizer["momentum"], "eta": optimizer["eta"],
+            "weight_decay_filter": True, "lars_adaptation_filter": True,
+        }
+        for group in ("weights", "biases")
+    )  # fmt: skip
+
+
+# The encoder as a program.
+
+
+def network(source):
+    """(params, batch_stats, normalised images [b, H, W, C]) -> features float32 [b, F], jitted."""
+    config = source.config
+    return _network(config["arch"], config["stem"], config["image_size"], source.channels)
+
+
+@functools.lru_cache
+def _network(arch, stem, image_size, channels):
+    make = model.make_backbone(arch, image_size=image_size, channels=channels, stem=stem)
+    graphdef, *_ = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+
+    def features(params, batch_stats, images):
+        with jax.default_matmul_precision("highest"):
+            return model.merge(graphdef, params, batch_stats)(images, train=False)
+
+    return jax.jit(features)
+
+
+def encoder(source):
+    """uint8 [b, h, w, C] -> features float32 [b, F], jitted, with the weights in it."""
+    size, crop, views = source.config["eval"]["resize"], source.config["eval"]["crop"], source.config["views"]
+    features, weights = network(source), _backbone(source.weights)
+
+    def encode(images):
+        # Resize and CenterCrop as one resampling, for whatever size the images have.
+        batch, shown = images.shape[0], jnp.asarray(images.shape[1:3], jnp.int32)
+        box = jnp.broadcast_to(boxes.center_crop(shown[:1], shown[1:], size, crop, xp=jnp), (batch, 1, 4))
+        extent = jnp.broadcast_to(shown, (batch, 2))
+        mean, std = tuple(views["mean"]), tuple(views["std"])
+        return features(*weights, augment.eval_views(images, box, extent, size=crop, mean=mean, std=std))
+
+    return jax.jit(encode)
+
+
+def image_shape(source):
+    """Of what an exported encoder takes: any number of images, all of any one size."""
+    return jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b, h, w"), source.channels), jnp.uint8)
+
+
+# Verification.
+
+
+def verify(source, layout, path):
+    """{reader: largest relative difference of features} of a written file, each reader on the same fixed images.
+
+    Raises:
+      UserError: an array is not what it was.
+    """
+    features, weights = network(source), _backbone(source.weights)
+    config, side = source.config, source.config["eval"]["crop"]
+    if layout == "stablehlo":
+        program = jax.export.deserialize(bytearray(path.read_bytes()))
+        resize, encode = config["eval"]["resize"], encoder(source)
+        # Where the short side is `resize` already nothing is resampled, and the program must see what evaluations see;
+        # elsewhere grey levels between two others may round either way, so there it is compared with itself.
+        as_evaluated = pixels(2, resize, resize + 77, source.channels)
+        resampled = pixels(3, resize + 33, 2 * resize + 8, source.channels)
+        found = [
+            difference(program.call(as_evaluated), features(*weights, evaluation_views(config, as_evaluated))),
+            difference(program.call(resampled), encode(resampled)),
+        ]
+        return {f"jax {jax.__version__}": max(found)}
+    sides = [(side, side)] if config["arch"] in model.OF_ONE_SIZE else [(side, side), (side + 13, side + 22)]
+    images = [normal(n, *hw, source.channels) for n, hw in enumerate(sides, 2)]
+    wanted = [features(*weights, x) for x in images]
+    back = torch_weights.load(path)
+    check_equal(path, source.weights, back)
+    again = [features(*_backbone(back), x) for x in images]
+    found = {"read back": max(difference(x, y) for x, y in zip(again, wanted, strict=True))}
+    return found | in_torch(source, layout, path, images, wanted)
+
+
+def check_equal(path, wanted, found):
+    """Raises UserError unless every array that was read back is what was written, to the bit."""
+    for tree in ("params", "batch_stats", "momentum"):
+        pairs = (getattr(wanted, tree), getattr(found, tree))
+        wanted_arrays, arrays = (torch_names.state_dict(pair or {}, {}) for pair in pairs)
+        for name in arrays:
+            if not np.array_equal(arrays[name], wanted_arrays[name], equal_nan=True):
+                raise UserError(f"{path} holds another {name} than the source; do not use it, and look at the disk.")
+
+
+def evaluation_views(config, images):
+    """uint8 [b, h, w, C] -> normalised [b, S, S, C], as evaluations see them, the boxes computed on the host."""
+    height, width = (np.full((len(images), 1, 1), side, np.float64) for side in images.shape[1:3])
+    box = boxes.center_crop(height, width, config["eval"]["resize"], config["eval"]["crop"])
+    extent = np.full((len(images), 2), images.shape[1:3], np.int32)
+    mean, std = (tuple(config["views"][field]) for field in ("mean", "std"))
+    return augment.eval_views(
+        images, box.astype(np.float32), extent, size=config["eval"]["crop"], mean=mean, std=std
+    )  # fmt: skip
+
+
+def pixels(n, height, width, channels):
+    """Fixed images, uint8."""
+    return np.random.RandomState(0).randint(0, 256, (n, height, width, channels)).astype(np.uint8)
+
+
+def normal(n, height, width, channels):
+    """Fixed images, normalised."""
+    return np.random.RandomState(0).standard_normal((n, height, width, channels)).astype(np.float32)
+
+
+def difference(found, wanted):
+    """Largest |found - wanted| / |wanted| of any row; nan where something is not finite."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    return float((np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)).max())
+
+
+def in_torch(source, layout, path, images, wanted):
+    """The same in torchvision's or timm's own network, where that is installed and the layout is one for it."""
+    if layout not in ("torchvision", "timm", "official"):
+        return {}
+    library = "timm" if layout == "timm" else "torchvision"
+    try:
+        torch, theirs = importlib.import_module("torch"), importlib.import_module(library)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: one that was built for another torch
+        log.info("not tried in %s, which cannot be imported here (%s)", library, error)
+        return {}
+    arch, stem, side = source.config["arch"], source.config["stem"], 7 if source.config["stem"] == "imagenet" else 3
+    network = theirs.create_model(arch) if library == "timm" else getattr(theirs.models, arch)()
+    network.fc = torch.nn.Identity()
+    network.conv1 = torch.nn.Conv2d(source.channels, 64, side, side // 3, side // 2, bias=False)
+    network.maxpool = network.maxpool if stem == "imagenet" else torch.nn.Identity()
+    arrays = torch.load(path, weights_only=True)
+    if layout == "official":
+        prefix = "module.backbone."
+        arrays = {name.removeprefix(prefix): v for name, v in arrays["model"].items() if name.startswith(prefix)}
+    network.load_state_dict({name: value for name, value in arrays.items() if not name.startswith("fc.")}, strict=True)
+    network.eval()
+    with torch.no_grad():
+        features = [network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy() for x in images]
+    found = max(difference(x, y) for x, y in zip(features, wanted, strict=True))
+    return {f"{library} {theirs.__version__}": found}
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch.run(main, arguments=True)

@@ -1,0 +1,165 @@
+"""`python -m barlow_jax.embed`: a row for each image, with its path, whatever happens on the way."""
+
+import types
+
+import commands
+import jax
+import numpy as np
+import pytest
+import tfds_sets
+from PIL import Image
+from saved_runs import a_config, save_run
+
+from barlow_jax import embed, embeddings, export, origin
+from barlow_jax.data import Arrays
+from barlow_jax.errors import UserError
+
+UNDISTURBED = types.SimpleNamespace(received=None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The work folder of a run of a small network on images of 24 pixels."""
+    folder = tmp_path_factory.mktemp("run")
+    config = a_config("convnet", image_size=24)
+    # The photographs are of 40 x 48 pixels: nothing is resampled, so no grey level is rounded one way or the other.
+    config.eval.resize, config.eval.crop, config.data.canvas = 40, 24, 64
+    save_run(folder, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return commands.photographs(tmp_path_factory.mktemp("images") / "set", each=9)
+
+
+@pytest.fixture(scope="module")
+def judged(run):
+    return origin.load(run)
+
+
+def config_of(judged, batch_size=8):
+    config = embed.ConfigDict(judged.config)
+    config.precision, config.eval.batch_size = "float32", batch_size
+    return config
+
+
+def by_hand(judged, paths):
+    """The features of image files, decoded by Pillow, one by one."""
+    source = export.Source("", None, judged.config, judged.channels)
+    images = []
+    for path in paths:
+        with Image.open(path) as image:
+            images.append(np.asarray(image.convert("RGB"))[None])
+    views = [export.evaluation_views(judged.config, image) for image in images]
+    return np.concatenate([export.network(source)(judged.params, judged.batch_stats, view) for view in views])
+
+
+def test_a_row_for_each_image_with_its_path(judged, photographs, tmp_path):
+    source = embed.open_images(str(photographs), 3)
+    parts = embed.embed(judged, config_of(judged), source, tmp_path / "parts", UNDISTURBED)
+    embeddings.write_npz(tmp_path / "x.npz", parts, embed.path_in(source), source.class_names)
+    with np.load(tmp_path / "x.npz") as found:
+        assert [*found["paths"]] == sorted(str(path) for path in photographs.rglob("*.jpg"))
+        assert [*found["labels"]] == [0] * 9 + [1] * 9 + [2] * 9 and found["class_names"][2] == "class2"
+        np.testing.assert_allclose(found["features"], by_hand(judged, found["paths"]), rtol=1e-4, atol=1e-5)
+        kept = found["features"]
+    embeddings.write_parquet(tmp_path / "x.parquet", parts, embed.path_in(source), source.class_names)
+    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "x.parquet").to_pydict()
+    np.testing.assert_array_equal(np.array(table["features"], np.float32), kept)
+    assert table["class"][-1] == "class2" and table["path"][0].endswith("class0/000.jpg") and table["label"][9] == 1
+
+
+def test_stopped_and_started_again(judged, photographs, tmp_path):
+    """The file is the one that an undisturbed run writes, to the bit; what belongs to other features is refused."""
+    source, config = embed.open_images(str(photographs), 3), config_of(judged)
+    for name in ("whole", "parts"):
+        stop = types.SimpleNamespace(received=None if name == "whole" else "SIGTERM")
+        stops = 0
+        while (parts := embed.embed(judged, config, source, tmp_path / name, stop)) is None:
+            stops += 1
+        embeddings.write_npz(tmp_path / f"{name}.npz", parts, embed.path_in(source), source.class_names)
+        assert stops == (0 if name == "whole" else 3)  # after 8, 16 and 24 of 27
+    whole, after_stops = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("whole", "parts"))
+    assert whole.keys() == after_stops.keys()
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], after_stops[name])
+    with pytest.raises(UserError, match=r"holds a part of other features \(images, count, paths\); remove it"):
+        embed.embed(judged, config, embed.open_images(str(photographs / "class1"), 3), tmp_path / "parts", UNDISTURBED)
+    (tmp_path / "parts" / embeddings.ABOUT).write_text("{")
+    with pytest.raises(UserError, match="holds a part of other features"):
+        embed.embed(judged, config, source, tmp_path / "parts", UNDISTURBED)
+
+
+def test_a_list_is_read_in_its_order_and_an_unreadable_image_has_no_row(judged, photographs, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    named = [photographs / "class2" / "003.jpg", "bad.jpg", photographs / "class0" / "001.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(map(str, named)) + "\n\n")
+    source, config = embed.open_images(str(tmp_path / "list.txt"), 3), config_of(judged)
+    assert source.paths == [str(tmp_path / name) for name in named]
+    parts = embed.embed(judged, config, source, tmp_path / "parts", UNDISTURBED)
+    assert [*parts.index()] == [0, 2] and next(iter(parts))[2].shape == (2, 256)
+    (tmp_path / "list.txt").write_text(f"{named[0]}\nnot_there.jpg\n")
+    with pytest.raises(UserError, match="not_there.jpg, which .*list.txt names, does not exist"):
+        embed.open_images(str(tmp_path / "list.txt"), 3)
+
+
+def test_nearest_rows_over_parts(tmp_path):
+    rng = np.random.default_rng(0)
+    features, sizes = rng.normal(size=(40, 6)).astype(np.float32), (13, 1, 26)
+    parts, start = embeddings.Parts(tmp_path / "parts", {}), 0
+    for size in sizes:
+        rows = np.arange(start, start + size)
+        parts.add(start + size, rows, np.full(size, -1, np.int32), features[rows])
+        start += size
+    chosen = np.array([0, 12, 13, 39])
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    alike = unit[chosen] @ unit.T
+    alike[np.arange(4), chosen] = -2
+    np.testing.assert_array_equal(embeddings.nearest(parts, chosen, 5), np.argsort(-alike, 1)[:, :5])
+
+
+def test_arrays_and_channels(tmp_path):
+    images = np.zeros((3, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "set.npz", x_test=images, y_test=[0, 1, 1], images=images)
+    for named, labelled in ((f"{tmp_path}/set.npz:test", True), (f"{tmp_path}/set.npz", False)):
+        source = embed.open_images(named, 1)
+        assert isinstance(source, Arrays) and (source.labels is not None) == labelled
+        assert embed.path_in(source)(2).endswith("[2]")
+    with pytest.raises(UserError, match="has images of 1 channels and the network is for 3"):
+        embed.open_images(f"{tmp_path}/set.npz", 3)
+    with pytest.raises(UserError, match="is no folder, no file and no NAME:SPLIT of TFDS"):
+        embed.open_images(f"{tmp_path}/nothing", 3)
+
+
+def test_the_command(run, photographs, tmp_path):
+    """A picture beside the rows; a second try does not overwrite them."""
+    line = ("-m", "barlow_jax.embed", run, photographs, f"--out={tmp_path / 'x.npz'}", "--batch_size=8",
+            f"--neighbours={tmp_path / 'near.png'}")  # fmt: skip
+    status, output = commands.run(*line)
+    assert status == 0 and "x.npz: 27 images of" in output, output
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["near.png", "x.npz"]
+    with Image.open(tmp_path / "near.png") as picture:
+        assert picture.width > 8 * 24
+    status, output = commands.run(*line)
+    assert status == 1 and "exists; remove it, or give another." in output and "Traceback" not in output
+
+
+def test_a_split_of_tfds(run, tmp_path):
+    prepared = tmp_path / "tfds"
+    tfds_sets.prepare("cifar10", prepared, "array_record", {"test": 5})
+    line = ("-m", "barlow_jax.embed", run, "cifar10:test", f"--out={tmp_path / 'x.parquet'}", f"--data_dir={prepared}")
+    status, output = commands.run(*line)
+    assert status == 0, output
+    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "x.parquet").to_pydict()
+    assert table["path"][4] == "cifar10:test, record 4" and sorted(table["label"]) == [0, 1, 2, 3, 4]
+
+
+def test_refusals(run, photographs, tmp_path):
+    for line, sentence in (
+        ((run,), "There are two arguments besides flags"),
+        ((run, photographs, f"--out={tmp_path / 'x.csv'}"), "ending in .npz or .parquet"),
+    ):
+        status, output = commands.run("-m", "barlow_jax.embed", *line)
+        assert status == 1 and sentence in output and "Traceback" not in output, output
+    assert jax.process_count() == 1
