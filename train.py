@@ -158,6 +158,7 @@ def train(config, workdir, stop, init=""):
                 writer.scalars(done, report | progress.rates())
             scores = {}
             if config.eval.every_epochs and (last or launch.due(done, config.eval.every_epochs * steps_per_epoch)):
+                jax.block_until_ready(state)  # steps on their way belong to training's time
                 with progress.paused():
                     scores = evaluate(state)
                 writer.scalars(done, scores)

@@ -15,7 +15,6 @@ import logging
 import os
 import pathlib
 import sys
-import time
 import zipfile
 import zlib
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from barlow_jax import (
     features,
     launch,
     linear_experiment,
+    metric_writers,
     origin,
     results,
     sharding,
@@ -236,19 +236,8 @@ def check_finite(extracted, source, judged):
 
 
 def tracked(items, total, what):
-    """The items, with a progress bar; where there is no terminal, with a line a minute in the log."""
-    if jax.process_index() == 0 and sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, what, total, dynamic_ncols=True)
-        return
-    start = last = time.monotonic()
-    for done, item in enumerate(items):
-        now = time.monotonic()
-        if jax.process_index() == 0 and now - last >= 60:
-            log.info("%s: %d of %d, %.0f s left", what, done, total, (now - start) / done * (total - done))
-            last = now
-        yield item
+    """The items as they are, with `metric_writers.watched` on process 0."""
+    return metric_writers.watched(items, total, what, shown=jax.process_index() == 0)
 
 
 def report(judged, lines, table):
@@ -298,7 +287,7 @@ def _augmented(judged, source, draw):
     epoch = order.steps_per_epoch(len(source), config.batch_size, "wrap")
     batches = experiment.train_batches(
         config, source, draw * epoch, mesh, judged.process, last="wrap", crop_scale=tuple(config.crop_scale),
-        crop_ratio=tuple(config.crop_ratio),
+        crop_ratio=tuple(config.crop_ratio), views=1,
     )  # fmt: skip
     try:
         numbers = tracked(range(draw * epoch, (draw + 1) * epoch), epoch, f"augmented features of {source.name}")

@@ -3,6 +3,7 @@
 import logging
 import pathlib
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -99,7 +100,9 @@ def find_origin(checkpoint, folders, baseline=""):
     """
     run, own = pathlib.Path(checkpoint).expanduser(), next(filter(holds_checkpoints, folders), None)
     if own is None:
-        return origin.load(checkpoint, baseline)
+        judged = origin.load(checkpoint, baseline)
+        _check_finite(judged)
+        return judged
     params, batch_stats, meta = restore_params(own)
     began = meta.get("origin", {})
     if (began.get("path"), began.get("baseline", "")) != (str(run), baseline):
@@ -111,6 +114,16 @@ def find_origin(checkpoint, folders, baseline=""):
     judged = origin.Origin(*parts, meta["config"], meta["channels"], **began)
     log.info("judging %s", judged)
     return judged
+
+
+def _check_finite(judged):
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"params": judged.params, "batch_stats": judged.batch_stats}):
+        if not np.all(np.isfinite(leaf)):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise UserError(
+                f"The backbone in {judged.path} has values in {name} that are not finite, so its features would be "
+                "NaN; give an earlier checkpoint, FOLDER/checkpoints/STEP."
+            )
 
 
 def _in_place(baseline):

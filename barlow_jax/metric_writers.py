@@ -217,19 +217,19 @@ def _number(value):
     return float(str(value[()]))
 
 
-def watched(batches, total, name, *, shown=True, after=10.0, stream=None, clock=time.perf_counter):
-    """The batches as they are; a pass of more than `after` seconds shows how many of `total` have come, as Progress."""
+def watched(items, total, name, *, shown=True, after=10.0, stream=None, clock=time.perf_counter):
+    """The items as they are; after `after` seconds it begins to show how many of `total` have come, as Progress."""
     stream = stream or sys.stderr
     if shown and stream.isatty():
         from tqdm import tqdm
 
-        batches, shown = tqdm(batches, name, total, leave=False, file=stream, delay=after, dynamic_ncols=True), False
+        items, shown = tqdm(items, name, total, leave=False, file=stream, delay=after, dynamic_ncols=True), False
     due = clock() + after
-    for number, batch in enumerate(batches, 1):
-        yield batch
+    for number, item in enumerate(items, 1):
+        yield item
         if shown and clock() >= due and number < total:
             due = clock() + 60
-            print(f"{name}: batch {number}/{total}", file=stream, flush=True)
+            print(f"{name}: {number}/{total}", file=stream, flush=True)
 
 
 Mark = collections.namedtuple("Mark", "time, steps, images, waited")

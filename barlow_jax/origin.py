@@ -4,8 +4,6 @@ import logging
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -67,16 +65,7 @@ def load(checkpoint, baseline=""):
         step = 0
     elif baseline == "pixels":
         config, params, batch_stats, step = config | {"arch": "pixels"}, {}, {}, 0
-    _check_finite(folder, {"params": params, "batch_stats": batch_stats})
     sha256 = classify.fingerprint({"backbone": params}, {"backbone": batch_stats})
     judged = Origin(params, batch_stats, config, channels, str(folder), step, sha256, baseline)
     log.info("judging %s", judged)
     return judged
-
-
-def _check_finite(folder, trees):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-        if not np.all(np.isfinite(leaf)):
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise UserError(f"The backbone in {folder} has values in {name} that are not finite, so its features "
-                            "would be NaN; give an earlier checkpoint, FOLDER/checkpoints/STEP.")  # fmt: skip

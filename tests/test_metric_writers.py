@@ -263,7 +263,7 @@ def test_a_pass_of_more_than_ten_seconds_shows_how_far_it_is():
 
     assert watch(3.0, shown=False) == watch(2.0) == [0, 1, 2, 3] and not shown.getvalue()
     assert watch(6.0) == [0, 1, 2, 3]
-    assert shown.getvalue() == "validation: batch 2/4\n"  # the next line is due after a minute
+    assert shown.getvalue() == "validation: 2/4\n"  # the next line is due after a minute
     shown = Terminal()
     assert watch(6.0, after=0.0) == [0, 1, 2, 3] and "validation" in shown.getvalue()
 
