@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-torch test-slow lint format bench clean
+.PHONY: demo test torch test-torch test-slow lint format bench clean
 
 # Installed once, and again when a list of requirements changes.
 $(VENV)/.run: requirements.txt
@@ -30,7 +30,9 @@ $(VENV)-torch/.torch: requirements-torch.txt requirements-dev.txt requirements.t
 		$(if $(INDEX),--extra-index-url $(INDEX)) -r requirements-dev.txt -r requirements-torch.txt
 	touch $@
 
-test-torch: $(VENV)-torch/.torch
+torch: $(VENV)-torch/.torch
+
+test-torch: torch
 	$(VENV)-torch/bin/python -m pytest -rs tests/test_torch.py
 
 test-slow: $(VENV)/.dev
