@@ -110,8 +110,9 @@ def train(config, workdir, stop, init=""):
     if init and checkpoints.latest_step() is None:
         state = weight_files.begin(init, state, config, source.channels, steps_per_epoch)
         state = jax.device_put(state, state_sharding)
-    state, _ = launch.resume(checkpoints, state, source, total_steps)
+    state, saved = launch.resume(checkpoints, state, source, total_steps)
     start_step = int(state.step)
+    meta["init"] = saved.get("init", init)
 
     writer = metric_writers.create(
         workdir,
@@ -140,10 +141,11 @@ def train(config, workdir, stop, init=""):
         for step in range(start_step, total_steps):
             with progress.waiting():
                 batch = next(batches)
-            if step == 0 or launch.due(step, config.picture_every_epochs * steps_per_epoch):
+            begins = step == start_step and not saved
+            if begins or launch.due(step, config.picture_every_epochs * steps_per_epoch):
                 with progress.paused():
                     look = inspect(state, batch)
-                    if step == 0:
+                    if begins:
                         draw_views(look, recipe, workdir, writer)
                     draw_correlation(look, step, workdir, writer)
 

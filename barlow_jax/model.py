@@ -59,7 +59,7 @@ class Projector(nnx.Module):
     def __init__(self, in_features, widths, *, dtype=jnp.float32, rngs):
         self.linears = nnx.List([])
         self.norms = nnx.List([resnet.BatchNorm(width) for width in widths[:-1]])
-        for fan_in, width in zip((in_features, *widths[:-1]), widths, strict=True):
+        for fan_in, width in zip((in_features, *widths), widths, strict=False):
             self.linears.append(
                 nnx.Linear(fan_in, width, use_bias=False, kernel_init=linear_init, dtype=dtype, rngs=rngs)
             )

@@ -116,7 +116,7 @@ def conv(in_features, out_features, kernel, stride=1, *, dtype, rngs):
         out_features,
         (kernel, kernel),
         strides=(stride, stride),
-        padding=[(kernel // 2, kernel // 2)] * 2,
+        padding=((kernel // 2, kernel // 2),) * 2,  # a tuple, so that the graphdef is hashable
         use_bias=False,
         kernel_init=conv_init,
         dtype=dtype,

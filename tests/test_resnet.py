@@ -202,6 +202,18 @@ def test_bfloat16_keeps_statistics_and_features_in_float32():
     assert {s.dtype for s in jax.tree.leaves(model.split(net)[1:])} == {jnp.dtype("float32")}
 
 
+def test_an_empty_projector_is_the_identity():
+    network = model.BarlowTwins(model.make_backbone("convnet", image_size=8), (), rngs=nnx.Rngs(0))
+    features, z = network(jnp.ones((2, 8, 8, 3)), train=False)
+    np.testing.assert_array_equal(features, z)
+
+
+def test_structures_of_equal_networks_are_equal():
+    """As keys, too: a compiled step is found again for the same structure."""
+    first, second = (nnx.eval_shape(lambda: resnet.resnet18(rngs=nnx.Rngs(0))) for _ in range(2))
+    assert len({model.split(network)[0] for network in (first, second)}) == 1
+
+
 def test_unknown_backbone_is_named():
     with pytest.raises(ValueError, match="config.arch is 'resnet51'"):
         model.make_backbone("resnet51", image_size=224)
