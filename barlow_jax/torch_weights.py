@@ -229,10 +229,10 @@ def save(path, layout, weights, *, groups=({}, {}), about=None):
     params = weights.params["backbone"] | ({"fc": weights.params["fc"]} if "fc" in weights.params else {})
     found = torch_names.state_dict(params, weights.batch_stats["backbone"], batches)
     if layout == "safetensors":
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save as in_bytes  # its save_file makes a file that only its owner can read
 
         contiguous = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in found.items()}
-        save_file(contiguous, path, metadata=about)
+        pathlib.Path(path).write_bytes(in_bytes(contiguous, metadata=about))
     elif layout == "detectron2":
         named = {torch_names.to_detectron2(name): value for name, value in found.items() if not name.startswith("fc.")}
         torch_save.save_pickle(path, {"model": named, "__author__": "barlow-jax", "matching_heuristics": True})
