@@ -74,6 +74,10 @@ def evaluate(config, origin, workdir, stop):
     total_steps = config.epochs * steps_per_epoch
     log.info("%s: %d images of %d classes, %d steps an epoch, %d in all; %s: %d images", source.name, len(source),
              num_classes, steps_per_epoch, total_steps, val_source.name, len(val_source))  # fmt: skip
+    left_over = len(source) % config.batch_size
+    if 0 < left_over < config.batch_size / 16:
+        log.warning("the last batch of an epoch has %d of %d images, and is a whole step, officially too; another "
+                    "config.batch_size makes it larger", left_over, config.batch_size)  # fmt: skip
 
     # Network, optimiser, state.
     recipe = linear_experiment.recipe(config, pretrained)

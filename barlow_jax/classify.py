@@ -111,7 +111,8 @@ def create_state(classifier, tx, *, backbone, weights):
     fc = jax.jit(lambda: model.split(classifier())[1]["fc"])()
     # Copies on the device: the train step donates its state, and the caller keeps the checkpoint's arrays.
     given, given_stats = jax.tree.map(jnp.array, backbone)
-    params, batch_stats = {"backbone": given, "fc": fc}, {"backbone": given_stats}
+    # As `model.split` has it: a backbone without BatchNorm has no entry.
+    params, batch_stats = {"backbone": given, "fc": fc}, {"backbone": given_stats} if given_stats else {}
     return graphdef, State(jnp.zeros([], jnp.int32), params, batch_stats, tx.init(trained(params, weights)))
 
 

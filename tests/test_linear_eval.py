@@ -283,10 +283,15 @@ def test_several_seeds_end_with_mean_and_spread(pretrained, undisturbed, tmp_pat
     assert "seed 0, 1" in output
 
 
-@pytest.mark.parametrize("baseline,features", [("random", 256), ("pixels", 24 * 24 * 3)])
-def test_baselines(pretrained, tmp_path, baseline, features):
+FINETUNED = ("--config.weights=finetune", "--config.optimizer.learning_rate_backbone=0.001")
+
+
+@pytest.mark.parametrize(
+    "baseline,features,more", [("random", 256, ()), ("pixels", 24 * 24 * 3, ()), ("pixels", 24 * 24 * 3, FINETUNED)]
+)
+def test_baselines(pretrained, tmp_path, baseline, features, more):
     """They resume as the run itself does, from another evaluation's folder not."""
-    line = (*arguments(pretrained, tmp_path, "--config.checkpoint_every_epochs=1"), f"--baseline={baseline}")
+    line = (*arguments(pretrained, tmp_path, "--config.checkpoint_every_epochs=1"), f"--baseline={baseline}", *more)
     status, output = commands.run("linear_eval.py", *line, "--config.epochs=2")
     assert status == 0 and f"judging {baseline} in place of {pretrained}" in output, output
     params, batch_stats, _ = restore_params(tmp_path)
