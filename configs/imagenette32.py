@@ -4,8 +4,8 @@
 
 imagenette32.npz holds train_images, train_labels, test_images, test_labels (uint8 [n, 32, 32, 3]): Imagenette's 12,894
 images that ImageNet has for training and 500 of its validation images, short side to 32, centre.
-docs/evaluation.md has the results of every protocol on this run, beside pixels and the network untrained. Seed 0: 20-NN 55.8 %,
-fast probe 63.1 %.
+docs/evaluation.md has the results of every protocol on this run, beside pixels and the network untrained. Seed 0: 20-NN
+55.8 %, fast probe 63.1 %.
 """
 
 from configs import barlow_twins
