@@ -179,12 +179,11 @@ def embed(judged, config, source, folder, stop):
 
 def encoder(judged, config, mesh):
     """The jitted feature step, and the weights that it takes, on the devices."""
-    graphdef = features.encoder(experiment.backbone(config, judged.channels))
+    graphdef, weights = origin.on_devices(judged, config, mesh)
     step = features.make_feature_step(
         graphdef, size=config.eval.crop, mean=tuple(config.views.mean), std=tuple(config.views.std), mesh=mesh
     )
-    trees = {"backbone": judged.params}, {"backbone": judged.batch_stats}
-    return step, jax.device_put(trees, sharding.replicated(mesh))
+    return step, weights
 
 
 def draw_neighbours(config, source, parts, path, queries=8, columns=8):

@@ -42,7 +42,6 @@ from barlow_jax.data import Arrays, eval_steps, order
 from barlow_jax.errors import UserError
 
 FOLDER = "eval"  # of the pre-training run, where the work folder is if none is named
-RANK_ROWS = 25_600  # images whose effective rank is taken, as in the paper of RankMe
 
 log = logging.getLogger(__name__)
 
@@ -257,9 +256,7 @@ def _backbone(judged, size):
     """The graphdef of the backbone for images of this size, and its parameters on the devices."""
     pretrained = ConfigDict(judged.origin.config).unlock()
     pretrained.image_size, pretrained.precision = size, judged.config.precision
-    graphdef = features.encoder(experiment.backbone(pretrained, judged.origin.channels))
-    trees = {"backbone": judged.origin.params}, {"backbone": judged.origin.batch_stats}
-    return graphdef, jax.device_put(trees, sharding.replicated(judged.mesh))
+    return origin.on_devices(judged.origin, pretrained, judged.mesh)
 
 
 def _central(judged, source, fit):

@@ -56,7 +56,7 @@ def check(config):
 
 def effective_rank(judged, source, extracted):
     """(lines, rows of the table) of the effective rank."""
-    sample = extracted.features[:: max(len(extracted.features) // frozen.RANK_ROWS, 1)]
+    sample = metrics.rank_sample(extracted.features)
     log.info("effective rank of %d features of width %d", *sample.shape)
     rank = float(metrics.effective_rank(sample))
     line = results.line(

@@ -177,6 +177,11 @@ def _pad(x, length, fill=0):
     return np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
 
 
+def rank_sample(features):
+    """Evenly spaced rows, from 25,600 on: as many as the paper of RankMe takes the effective rank of. A view."""
+    return features[:: max(len(features) // 25_600, 1)]
+
+
 @jax.jit
 def effective_rank(features):
     """RankMe: exp of the entropy of the singular values, from 1 (collapsed) to min(n, D) (isotropic).

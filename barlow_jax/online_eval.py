@@ -32,8 +32,7 @@ def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
 
     def evaluate(state):
         test, test_labels = extract(state, val_source or bank_source)
-        sample = test[:: max(len(test) // 25_600, 1)]  # as many as in the paper of RankMe
-        scores = {"effective_rank": float(metrics.effective_rank(sample))}
+        scores = {"effective_rank": float(metrics.effective_rank(metrics.rank_sample(test)))}
         if supervised:
             test, test_labels = known(test, test_labels)
             bank, bank_labels = known(*extract(state, bank_source))

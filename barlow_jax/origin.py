@@ -4,10 +4,11 @@ import logging
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from barlow_jax import classify, experiment, model, weight_files
+from barlow_jax import classify, experiment, features, model, sharding, weight_files
 from barlow_jax.checkpoint import restore_params
 from barlow_jax.errors import UserError
 
@@ -69,3 +70,14 @@ def load(checkpoint, baseline=""):
     judged = Origin(params, batch_stats, config, channels, str(folder), step, sha256, baseline)
     log.info("judging %s", judged)
     return judged
+
+
+def on_devices(judged, config, mesh):
+    """The backbone by itself: its graphdef, and (params, batch_stats) on every device, for `features`.
+
+    Args:
+      config: of the pre-training run, with the image size and the precision to compute with.
+    """
+    graphdef = features.encoder(experiment.backbone(config, judged.channels))
+    trees = {"backbone": judged.params}, {"backbone": judged.batch_stats}
+    return graphdef, jax.device_put(trees, sharding.replicated(mesh))

@@ -58,3 +58,16 @@ def two_processes(module, *arguments):
     return [
         commands.start("-m", module, *arguments, devices=2, JAX_PROCESS_ID=str(index), **place) for index in range(2)
     ]
+
+
+def on_devices_and_processes(module, run, folder, *options):
+    """A command on 2 and on 8 devices and on two processes of 2, each to its end; their work folders' names."""
+    started = {}
+    for name, devices in (("2", 2), ("8", 8)):
+        call = ("-m", module, f"--checkpoint={run}", f"--workdir={folder / name}", *options)
+        started[name] = [commands.start(*call, devices=devices)]
+    started["processes"] = two_processes(module, f"--checkpoint={run}", f"--workdir={folder / 'processes'}", *options)
+    for name, processes in started.items():
+        outputs = [process.communicate(timeout=250)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), outputs
+        yield name

@@ -72,16 +72,7 @@ def test_accuracies_are_scikit_learns(run, alone):
 def test_the_same_on_devices_and_processes(run, alone, tmp_path):
     """83 and 45 images on 2 and 8 devices, and on two processes of 2: every number is that of one device."""
     expected = frozen_runs.lines(alone[0])
-    started = {}
-    for name, devices in (("2", 2), ("8", 8)):
-        call = ("-m", "barlow_jax.knn", f"--checkpoint={run}", f"--workdir={tmp_path / name}", *SHORT)
-        started[name] = [commands.start(*call, devices=devices)]
-    started["processes"] = frozen_runs.two_processes(
-        "barlow_jax.knn", f"--checkpoint={run}", f"--workdir={tmp_path / 'processes'}", *SHORT
-    )
-    for name, processes in started.items():
-        outputs = [process.communicate(timeout=250)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    for name in frozen_runs.on_devices_and_processes("barlow_jax.knn", run, tmp_path, *SHORT):
         found = frozen_runs.lines(tmp_path / name)
         for one, other in zip(found, expected, strict=True):
             tolerance = 1e-5 if one["metric"] == "effective_rank" else 0

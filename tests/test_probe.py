@@ -64,16 +64,7 @@ def test_augmented_passes_show_every_image_once_and_never_alike(alone):
 def test_the_same_on_devices_and_processes(run, alone, tmp_path):
     """83 and 45 images, 6 heads: on 2 and 8 devices, and on two processes of 2, what one device finds."""
     expected = frozen_runs.lines(alone[0])
-    started = {}
-    for name, devices in (("2", 2), ("8", 8)):
-        call = ("-m", "barlow_jax.probe", f"--checkpoint={run}", f"--workdir={tmp_path / name}", *SHORT)
-        started[name] = [commands.start(*call, devices=devices)]
-    started["processes"] = frozen_runs.two_processes(
-        "barlow_jax.probe", f"--checkpoint={run}", f"--workdir={tmp_path / 'processes'}", *SHORT
-    )
-    for name, processes in started.items():
-        outputs = [process.communicate(timeout=250)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    for name in frozen_runs.on_devices_and_processes("barlow_jax.probe", run, tmp_path, *SHORT):
         assert frozen_runs.lines(tmp_path / name) == expected, name
         assert (tmp_path / name / "fast_probe.npz").exists()
 
