@@ -33,7 +33,7 @@ $(VENV)-torch/.torch: requirements-torch.txt requirements-dev.txt requirements.t
 torch: $(VENV)-torch/.torch
 
 test-torch: torch
-	$(VENV)-torch/bin/python -m pytest -rs tests/test_torch.py
+	$(VENV)-torch/bin/python -m pytest -rs tests/weights/test_in_torch.py
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m slow

@@ -4,7 +4,7 @@
 
 The same line on one device, on eight, and on every host of a pod. Stopped or killed at any moment and started again
 with the same line, it goes on from its last checkpoint and ends where an undisturbed run ends. Results go to
-results.jsonl in the work folder, the trained classifier is in its checkpoints; `barlow_jax.trained` loads it.
+results.jsonl in the work folder, the trained classifier is in its checkpoints; `evaluation.classifier` loads it.
 
 With --config.seeds=3 it is done for three seeds, each in a folder of its own, and ends with mean and spread.
 
@@ -17,9 +17,12 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from barlow_jax import classify, experiment, launch, linear_experiment, metric_writers, protocols, results, sharding
-from barlow_jax.checkpoint import FOLDER, Checkpoints
+from barlow_jax import experiment, results, sharding
 from barlow_jax.data import order
+from barlow_jax.evaluation import classify, linear_experiment
+from barlow_jax.results import protocols
+from barlow_jax.run import launch, metric_writers
+from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the evaluation, such as configs/linear.py.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Work folder of the run to be judged, or one of its checkpoints.")

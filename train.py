@@ -15,21 +15,13 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from barlow_jax import (
-    accumulate,
-    experiment,
-    health,
-    launch,
-    metric_writers,
-    metrics,
-    online_eval,
-    pictures,
-    pretrain,
-    sharding,
-    weight_files,
-)
-from barlow_jax.checkpoint import FOLDER, Checkpoints
+from barlow_jax import experiment, metrics, pretrain, sharding
 from barlow_jax.data import order
+from barlow_jax.evaluation import online
+from barlow_jax.run import launch, metric_writers, pictures
+from barlow_jax.run.checkpoint import FOLDER, Checkpoints
+from barlow_jax.training import microbatches, nonfinite
+from barlow_jax.weights import as_run
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, such as configs/demo.py.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, pictures.")
@@ -84,7 +76,7 @@ def train(config, workdir, stop, init=""):
     state_sharding = sharding.of_state(state, mesh, split=config.shard_params)
     state = jax.device_put(state, state_sharding)
     views_of = pretrain.make_views(recipe, config.seed, mesh, microbatches=config.microbatches)
-    embed = accumulate.make_embed(config.microbatches, config.microbatch_statistics)
+    embed = microbatches.make_embed(config.microbatches, config.microbatch_statistics)
     give_up_after = experiment.give_up_after(config)
     train_step = pretrain.make_train_step(
         graphdef,
@@ -102,13 +94,13 @@ def train(config, workdir, stop, init=""):
         state_sharding=state_sharding,
     )
     inspect = pretrain.make_inspect_step(graphdef, views_of, mesh=mesh, embed=embed)
-    evaluate = online_eval.make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
+    evaluate = online.make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
 
     # Where were we?
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="knn")
     meta = {"config": config.to_dict(), "channels": source.channels, "images": len(source)}
     if init and checkpoints.latest_step() is None:
-        state = weight_files.begin(init, state, config, source.channels, steps_per_epoch)
+        state = as_run.begin(init, state, config, source.channels, steps_per_epoch)
         state = jax.device_put(state, state_sharding)
     state, saved = launch.resume(checkpoints, state, source, total_steps)
     start_step = int(state.step)
@@ -156,7 +148,7 @@ def train(config, workdir, stop, init=""):
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
             progress.step(len(batch["index"]))
             if step == 0 or last or launch.due(done, config.log_every_steps):
-                health.check(state, give_up_after, checkpoints.latest_step)
+                nonfinite.check(state, give_up_after, checkpoints.latest_step)
                 writer.scalars(done, report | progress.rates())
             scores = {}
             if config.eval.every_epochs and (last or launch.due(done, config.eval.every_epochs * steps_per_epoch)):
@@ -168,7 +160,7 @@ def train(config, workdir, stop, init=""):
             if last:
                 draw_correlation(inspect(state, batch), done, workdir, writer)
             if scores or last or stopping or launch.due(done, config.checkpoint_every_steps):
-                health.check_all(state, give_up_after, checkpoints.latest_step)
+                nonfinite.check_all(state, give_up_after, checkpoints.latest_step)
                 checkpoints.save(done, state, meta, scores)
             if stopping and not last:
                 checkpoints.wait()

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from barlow_jax import color_ops, image_ops
 from barlow_jax.errors import UserError
+from barlow_jax.ops import color as color_ops
+from barlow_jax.ops import image as image_ops
 
 Array = jax.Array
 

@@ -15,8 +15,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, features, launch, metric_writers, metrics, model, pictures, sharding
-from barlow_jax.checkpoint import restore_params
+from barlow_jax import experiment, metrics, model, sharding
+from barlow_jax.evaluation import features
+from barlow_jax.run import launch, metric_writers, pictures
+from barlow_jax.run.checkpoint import restore_params
 
 CURVES = ("loss", "on_diag", "off_diag", "knn", "probe_accuracy", "effective_rank")
 

@@ -24,23 +24,15 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from barlow_jax import (
-    augment,
-    embeddings,
-    experiment,
-    features,
-    launch,
-    metric_writers,
-    origin,
-    pictures,
-    sharding,
-)
+from barlow_jax import augment, experiment, sharding
 from barlow_jax.data import eval_steps, open_source
 from barlow_jax.data.listed import ListedFiles
 from barlow_jax.data.sources import Arrays
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import embedding_files, features, subject
+from barlow_jax.run import launch, metric_writers, pictures
 
-WRITERS = {".npz": embeddings.write_npz, ".parquet": embeddings.write_parquet}
+WRITERS = {".npz": embedding_files.write_npz, ".parquet": embedding_files.write_parquet}
 PART, SECONDS = 8192, 60  # a part is at most so many images, and so much time: what a kill can cost
 
 log = logging.getLogger(__name__)
@@ -70,10 +62,10 @@ def main(given):
     if jax.process_count() > 1:
         raise UserError("This runs in one process; give each of several a part of the images, as a list of files.")
     if out.suffix == ".parquet":
-        embeddings.parquet_library()
+        embedding_files.parquet_library()
     if wanted.batch_size < 1:
         raise UserError(f"--batch_size is {wanted.batch_size}; it must be at least 1.")
-    judged = origin.load(given[0])
+    judged = subject.load(given[0])
     source, config = open_images(given[1], judged.channels, wanted.data_dir), settings(judged, wanted)
     stop = launch.StopSignals()
     parts = embed(judged, config, source, f"{out}.parts", stop)
@@ -134,7 +126,7 @@ def embed(judged, config, source, folder, stop):
         "resize": config.eval.resize, "crop": config.eval.crop, "mean": config.views.mean, "std": config.views.std,
         "paths": hashlib.sha256("\n".join(getattr(source, "paths", ())).encode()).hexdigest(),
     }  # fmt: skip
-    parts = embeddings.Parts(folder, about)
+    parts = embedding_files.Parts(folder, about)
     first = parts.done
     if first:
         log.info("going on after %d of %d images", first, len(source))
@@ -179,7 +171,7 @@ def embed(judged, config, source, folder, stop):
 
 def encoder(judged, config, mesh):
     """The jitted feature step, and the weights that it takes, on the devices."""
-    graphdef, weights = origin.on_devices(judged, config, mesh)
+    graphdef, weights = subject.on_devices(judged, config, mesh)
     step = features.make_feature_step(
         graphdef, size=config.eval.crop, mean=tuple(config.views.mean), std=tuple(config.views.std), mesh=mesh
     )
@@ -193,7 +185,7 @@ def draw_neighbours(config, source, parts, path, queries=8, columns=8):
     if columns < 1:
         raise UserError("There are too few images for --neighbours; it takes two or more.")
     chosen = np.unique(np.linspace(0, len(index) - 1, queries).astype(int))
-    nearest = embeddings.nearest(parts, chosen, columns)
+    nearest = embedding_files.nearest(parts, chosen, columns)
     labels = np.concatenate([found for _, found, _ in parts])
     known = np.all(labels[chosen] >= 0) and np.all(labels[nearest] >= 0)
     correct = labels[nearest] == labels[chosen][:, None] if known else None

@@ -7,10 +7,11 @@ import operator
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import accumulate, augment, loss, model, optim, sharding
+from barlow_jax import augment, loss, model, optim, sharding
 from barlow_jax.data import open_source, order, pipeline
 from barlow_jax.data.sources import NEED_PATH, Arrays
 from barlow_jax.errors import UserError
+from barlow_jax.training import microbatches
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def check(config):
     check_one_of(config, {
         "precision": PRECISIONS, "loss_form": loss.FORMS, "optimizer.name": optim.OPTIMIZERS, "arch": model.BACKBONES,
         "data.last": order.LAST, "remat": REMAT, "on_nonfinite": ON_NONFINITE,
-        "microbatch_statistics": accumulate.STATISTICS,
+        "microbatch_statistics": microbatches.STATISTICS,
     })  # fmt: skip
     if config.remat == "blocks" and config.arch in model.OF_ONE_SIZE:
         raise UserError(
@@ -261,7 +262,7 @@ def network(config, channels):
 
 
 def give_up_after(config):
-    """How many steps in a row may not be finite, see `health`."""
+    """How many steps in a row may not be finite, see `nonfinite`."""
     return config.max_skipped if config.on_nonfinite == "skip" else 1
 
 

@@ -30,12 +30,14 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from barlow_jax import augment, launch, model, torch_names, torch_weights, weight_files
-from barlow_jax.checkpoint import restore_all, restore_params
+from barlow_jax import augment, model
 from barlow_jax.data import boxes, order
 from barlow_jax.errors import UserError
+from barlow_jax.run import launch
+from barlow_jax.run.checkpoint import restore_all, restore_params
+from barlow_jax.weights import as_run, files, naming
 
-FORMATS = (*torch_weights.LAYOUTS, "stablehlo")
+FORMATS = (*files.LAYOUTS, "stablehlo")
 BOUND = 1e-4  # largest |a - b| / |b| of the features of any image, in float32
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that a StableHLO file runs on
 
@@ -46,7 +48,7 @@ class Source(NamedTuple):
     """What is exported."""
 
     name: str
-    weights: torch_weights.Weights
+    weights: files.Weights
     config: dict  # of the pre-training run
     channels: int
 
@@ -77,9 +79,9 @@ def main(given):
 def read(given, *, whole=False):
     """The Source that a folder or a file is; `whole` with momentum."""
     path = pathlib.Path(given).expanduser()
-    if weight_files.is_file(path):
-        weights, config, channels = weight_files.restore(path, whole=whole)
-        params, batch_stats = weight_files.single((weights.params, weights.batch_stats))
+    if as_run.is_file(path):
+        weights, config, channels = as_run.restore(path, whole=whole)
+        params, batch_stats = as_run.single((weights.params, weights.batch_stats))
         return Source(str(path), weights._replace(params=params, batch_stats=batch_stats), config, channels)
     momentum = None
     if whole:
@@ -94,7 +96,7 @@ def read(given, *, whole=False):
         epoch, rest = divmod(meta["step"], steps_per_epoch(config, meta["images"]))
         if whole and rest:
             log.warning("step %d is inside epoch %d, which the official code begins again", meta["step"], epoch)
-    weights = torch_weights.Weights(kind, params, batch_stats, momentum, epoch, meta["step"])
+    weights = files.Weights(kind, params, batch_stats, momentum, epoch, meta["step"])
     return Source(str(path), weights, config, meta["channels"])
 
 
@@ -134,7 +136,7 @@ def export(source, layout, out):
     write(source, layout, unverified)
     differences = verify(source, layout, unverified)
     config, weights = source.config, source.weights
-    shapes = {name: value.shape for name, value in torch_names.state_dict(*_backbone(weights)).items()}
+    shapes = {name: value.shape for name, value in naming.state_dict(*_backbone(weights)).items()}
     report = {
         "file": str(out), "format": layout, "of": source.name, "arch": config["arch"], "stem": config["stem"],
         "channels": source.channels, "step": weights.step, "image_size": config["eval"]["crop"],
@@ -162,8 +164,8 @@ def write(source, layout, path):
         exported = jax.export.export(encoder(source), platforms=PLATFORMS)(image_shape(source))
         path.write_bytes(exported.serialize())
         return
-    about = torch_weights.about_of(config, source.channels, weights.step, weights.epoch)
-    torch_weights.save(path, layout, weights, groups=groups(config), about=about)
+    about = files.about_of(config, source.channels, weights.step, weights.epoch)
+    files.save(path, layout, weights, groups=groups(config), about=about)
 
 
 def groups(config):
@@ -250,7 +252,7 @@ def verify(source, layout, path):
     sides = [(side, side)] if config["arch"] in model.OF_ONE_SIZE else [(side, side), (side + 13, side + 22)]
     images = [normal(n, *hw, source.channels) for n, hw in enumerate(sides, 2)]
     wanted = [features(*weights, x) for x in images]
-    back = torch_weights.load(path)
+    back = files.load(path)
     check_equal(path, source.weights, back)
     again = [features(*_backbone(back), x) for x in images]
     found = {"read back": max(difference(x, y) for x, y in zip(again, wanted, strict=True))}
@@ -261,7 +263,7 @@ def check_equal(path, wanted, found):
     """Raises UserError unless every array that was read back is what was written, to the bit."""
     for tree in ("params", "batch_stats", "momentum"):
         pairs = (getattr(wanted, tree), getattr(found, tree))
-        wanted_arrays, arrays = (torch_names.state_dict(pair or {}, {}) for pair in pairs)
+        wanted_arrays, arrays = (naming.state_dict(pair or {}, {}) for pair in pairs)
         for name in arrays:
             if not np.array_equal(arrays[name], wanted_arrays[name], equal_nan=True):
                 raise UserError(f"{path} holds another {name} than the source; do not use it, and look at the disk.")

@@ -14,9 +14,11 @@ import logging
 import numpy as np
 from absl import flags
 
-from barlow_jax import experiment, few_shot, frozen, launch, metrics, results
+from barlow_jax import experiment, metrics, results
 from barlow_jax.data import sources
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import few_shot, frozen
+from barlow_jax.run import launch
 
 FLAGS = frozen.define_flags("frozen.py")
 flags.adopt_module_key_flags(frozen)  # so that --help shows them

@@ -9,8 +9,8 @@ import functools
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import convnet, resnet
 from barlow_jax.errors import UserError
+from barlow_jax.networks import convnet, resnet
 
 BACKBONES = {
     "resnet18": resnet.resnet18,

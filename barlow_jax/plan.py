@@ -18,9 +18,13 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from barlow_jax import accumulate, compiled, experiment, launch, machines, metrics, optim, pretrain, published, sharding
+from barlow_jax import experiment, metrics, optim, pretrain, sharding
 from barlow_jax.data import open_source, order, sources
 from barlow_jax.errors import UserError
+from barlow_jax.planning import compiled, machines
+from barlow_jax.results import published
+from barlow_jax.run import launch
+from barlow_jax.training import microbatches
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, such as configs/barlow_twins.py.")
 TOPOLOGY = flags.DEFINE_string("topology", "", "Machine, such as v5e:16x16, v4:4x4x4 or gpu:8xH100.")
@@ -234,7 +238,7 @@ def compile_step(config, images, machine):
         scale_loss=config.scale_loss,
         schedules=schedules,
         probe_tx=probe_tx,
-        embed=accumulate.make_embed(config.microbatches, config.microbatch_statistics),
+        embed=microbatches.make_embed(config.microbatches, config.microbatch_statistics),
         give_up_after=experiment.give_up_after(config),
         state_sharding=state_sharding,
     )

@@ -7,8 +7,8 @@
 
 The step is one jitted program over the whole mesh; the gradient is that of the global batch.
 
-    accumulate    the network there and back, for the whole batch or for micro-batches
-    health        steps whose numbers are not finite
+    microbatches  the network there and back, for the whole batch or for micro-batches
+    nonfinite     steps whose numbers are not finite
     loss_scale    float16
 """
 
@@ -21,10 +21,11 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax import accumulate, augment, health, loss_scale, metrics, model, optim
+from barlow_jax import augment, metrics, model, optim
 from barlow_jax.errors import UserError
 from barlow_jax.loss import barlow_twins_loss, cross_correlation
 from barlow_jax.sharding import by_example, example_keys, replicated
+from barlow_jax.training import loss_scale, microbatches, nonfinite
 
 
 class TrainState(NamedTuple):
@@ -35,7 +36,7 @@ class TrainState(NamedTuple):
     batch_stats: Any  # nested dict: running statistics of every BatchNorm
     opt_state: Any  # of the optimiser
     probe: Any  # the online linear probe: {"params", "opt_state"}, or {} without labels
-    health: Any  # what `health` has found: {"skipped", "in_a_row", "step", "tensor"}
+    health: Any  # what `nonfinite` has found: {"skipped", "in_a_row", "step", "tensor"}
     loss_scale: Any  # of float16: {"scale", "good_steps", "overflows"}, or {} for other precisions
 
 
@@ -61,7 +62,7 @@ def create_state(barlow_twins, tx, *, num_classes=None, probe_tx=None, scaled=Fa
         probe = {"params": head, "opt_state": probe_tx.init(head)}
     scale = loss_scale.create() if scaled else {}
     step = jnp.zeros([], jnp.int32)
-    return graphdef, TrainState(step, params, batch_stats, tx.init(params), probe, health.create(), scale)
+    return graphdef, TrainState(step, params, batch_stats, tx.init(params), probe, nonfinite.create(), scale)
 
 
 def going_on(state, params, batch_stats, momentum, step):
@@ -126,7 +127,7 @@ def make_train_step(
     scale_loss=1.0,
     schedules=None,
     probe_tx=None,
-    embed=accumulate.whole,
+    embed=microbatches.whole,
     give_up_after=1,
     state_sharding=None,
 ):
@@ -143,8 +144,8 @@ def make_train_step(
         the optimiser is not scale-free.
       schedules: {name: schedule}, learning rates to report.
       probe_tx: optimiser of the online probe, if the state has one.
-      embed: the network there and back, see `accumulate`.
-      give_up_after: so many updates in a row that are not finite; see `health`. None of them is applied.
+      embed: the network there and back, see `microbatches`.
+      give_up_after: so many updates in a row that are not finite; see `nonfinite`. None of them is applied.
       state_sharding: of the state, see `sharding.of_state`; None replicates it.
     Returns:
       (state, batch) -> (state, metrics); metrics are scalars on the device.
@@ -175,8 +176,8 @@ def make_train_step(
         scale = state.loss_scale.get("scale", 1)
         grads = jax.tree.map(lambda g: g / scale, pull_back(dz * scale)) if state.loss_scale else pull_back(dz)
 
-        # Whole on every device: where the state is split, the partitioner would spread the small arrays that `health`
-        # joins over the devices, and through them each BatchNorm's arithmetic, with 500 exchanges of 1 kB a step.
+        # Whole on every device: where the state is split, the partitioner would spread the small arrays that
+        # `nonfinite` joins over the devices, and through them each BatchNorm's arithmetic, with 500 exchanges of 1 kB a step.
         squares = jax.tree.map(lambda g: jnp.square(g).sum(), grads)
         batch_stats, squares = jax.lax.with_sharding_constraint((batch_stats, squares), replicated(mesh))
         report["grad_norm"] = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
@@ -189,7 +190,7 @@ def make_train_step(
             updates, head_state = probe_tx.update(head_grads, probe["opt_state"], head)
             probe = {"params": optax.apply_updates(head, updates), "opt_state": head_state}
         new = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state, probe=probe)
-        state = accept(state, new, health.find(batch_stats, z, report["loss"], squares), give_up_after)
+        state = accept(state, new, nonfinite.find(batch_stats, z, report["loss"], squares), give_up_after)
         report["skipped"] = state.health["skipped"]
         if state.loss_scale:
             report |= {"loss_scale": state.loss_scale["scale"], "overflows": state.loss_scale["overflows"]}
@@ -213,13 +214,13 @@ def accept(old, new, findings, give_up_after):
     scaled = bool(old.loss_scale)
     # At scale 1 there is nothing left to halve: then an overflow is a fault like any other.
     overflow = only_gradients & (old.loss_scale["scale"] > 1) if scaled else jnp.zeros_like(found)
-    record, given_up = health.record(old.health, old.step, found, overflow, tensor, give_up_after)
+    record, given_up = nonfinite.record(old.health, old.step, found, overflow, tensor, give_up_after)
     skipped = old._replace(opt_state=optim.withheld(old.opt_state, new.opt_state))
-    after = health.choose(found, skipped, new)
+    after = nonfinite.choose(found, skipped, new)
     if scaled:
         after = after._replace(loss_scale=loss_scale.update(old.loss_scale, ~found, overflow))
     after = after._replace(step=old.step + 1, health=record)
-    return health.choose(given_up, old._replace(health=record), after)
+    return nonfinite.choose(given_up, old._replace(health=record), after)
 
 
 def linear_probe(head, features, label):
@@ -239,7 +240,7 @@ def linear_probe(head, features, label):
     return loss, {"probe_loss": loss, "probe_accuracy": hits / count}
 
 
-def make_inspect_step(graphdef, views_of, *, mesh, embed=accumulate.whole):
+def make_inspect_step(graphdef, views_of, *, mesh, embed=microbatches.whole):
     """A look at a batch without learning from it: the views and embeddings that the train step would see.
 
     Args:

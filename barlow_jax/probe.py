@@ -18,8 +18,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from barlow_jax import experiment, frozen, heads, launch, linear_experiment, results, sharding
+from barlow_jax import experiment, results, sharding
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import frozen, heads, linear_experiment
+from barlow_jax.run import launch
 
 FLAGS = frozen.define_flags("frozen.py")
 flags.adopt_module_key_flags(frozen)  # so that --help shows them

@@ -12,8 +12,10 @@ import pathlib
 
 from absl import flags
 
-from barlow_jax import launch, published, report_page, results
+from barlow_jax import results
 from barlow_jax.errors import UserError
+from barlow_jax.results import page, published
+from barlow_jax.run import launch
 
 HTML = flags.DEFINE_string("html", "", "Also write a self-contained page to this file.")
 
@@ -31,11 +33,11 @@ def main(folders):
     for note in notes:
         print(note)
     if HTML.value:
-        page = report_page.page([HEAD, *rows], notes, folders)
+        text = page.page([HEAD, *rows], notes, folders)
         file = pathlib.Path(HTML.value).expanduser()
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page)
-        print(f"\n{file}: {len(page) / 1e6:.1f} MB")
+        file.write_text(text)
+        print(f"\n{file}: {len(text) / 1e6:.1f} MB")
 
 
 def collect(folders):

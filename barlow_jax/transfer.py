@@ -13,10 +13,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from barlow_jax import experiment, frozen, launch, metrics, results, svm
+from barlow_jax import experiment, metrics, results
 from barlow_jax.data.pipeline import FITS
 from barlow_jax.data.voc import ABSENT, DIFFICULT, VOC
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import frozen, svm
+from barlow_jax.run import launch
 
 FLAGS = frozen.define_flags("voc07.py")
 flags.adopt_module_key_flags(frozen)  # so that --help shows them

@@ -28,8 +28,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from barlow_jax import metric_writers
-from barlow_jax.checkpoint import FOLDER, newest_step, restore_all
+from barlow_jax.run import metric_writers
+from barlow_jax.run.checkpoint import FOLDER, newest_step, restore_all
 
 EVERY = 20  # steps between checkpoints
 CLOCK = ("images_per_second", "data_wait")  # of metrics.jsonl

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from barlow_jax import heads, sharding
+from barlow_jax import sharding
+from barlow_jax.evaluation import heads
 
 ROWS = flags.DEFINE_integer("rows", 50_000, "Images.")
 WIDTH = flags.DEFINE_integer("width", 2048, "Width of the features.")

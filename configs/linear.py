@@ -22,7 +22,7 @@ def get_config():
     config.seeds = 1
 
     # The name that the numbers bear. "" is "linear" for "freeze", "fine-tuning" for "finetune". Where the config is not
-    # what barlow_jax/protocols.py lists under the name, the numbers say in which fields.
+    # what barlow_jax/results/protocols.py lists under the name, the numbers say in which fields.
     config.protocol = ""
     # "freeze": the backbone stays as it is, batch statistics included. "finetune": it is trained along, see
     # semi_supervised.py.

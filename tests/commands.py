@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
 
 # A run of seconds: a small network on small images, everything else as the config has it.
 SMALL = (

@@ -2,17 +2,15 @@
 
 import json
 import os
-import pathlib
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import commands
 import jax
 import numpy as np
 import pytest
-
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,8 +35,15 @@ def golden():
     """golden("loss") -> (arrays, description) of tests/fixtures; see ORIGIN.md there."""
 
     def load(name):
-        arrays = FIXTURES / f"{name}.npz"
-        described = json.loads((FIXTURES / f"{name}.json").read_text())
+        arrays = commands.FIXTURES / f"{name}.npz"
+        described = json.loads((commands.FIXTURES / f"{name}.json").read_text())
         return (dict(np.load(arrays)) if arrays.exists() else {}), described
 
     return load
+
+
+@pytest.fixture(scope="module")
+def pillow(golden):
+    """What Pillow makes of the fixtures of the views: (arrays as float32, parameters)."""
+    arrays, described = golden("augment")
+    return {name: array.astype(np.float32) for name, array in arrays.items()}, described

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from barlow_jax import experiment, pretrain
-from barlow_jax.checkpoint import FOLDER, Checkpoints
+from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from configs import cifar10
 
 CLASSES, TRAIN, VAL = 4, 83, 45  # uneven for any batch and any number of devices

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from barlow_jax import experiment, pretrain
-from barlow_jax.checkpoint import FOLDER, Checkpoints
+from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 
 STEP, IMAGES = 24, 100  # 12 steps an epoch
 

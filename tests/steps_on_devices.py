@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import accumulate, augment, cluster, health, model, optim, pretrain, sharding
+from barlow_jax import augment, model, optim, pretrain, sharding
+from barlow_jax.run import cluster
+from barlow_jax.training import microbatches, nonfinite
 
 ROWS = 32
 
@@ -32,7 +34,7 @@ def main(file, split=False):
     state = jax.device_put(state, state_sharding)
     views_of = pretrain.make_views(augment.Recipe(size=16), 0, mesh, microbatches=2)
     step = pretrain.make_train_step(
-        graphdef, tx, views_of, lambd=0.01, mesh=mesh, embed=accumulate.make_embed(2), state_sharding=state_sharding
+        graphdef, tx, views_of, lambd=0.01, mesh=mesh, embed=microbatches.make_embed(2), state_sharding=state_sharding
     )
     rng, losses = np.random.default_rng(0), []
     mine = slice(*(ROWS * (jax.process_index() + k) // jax.process_count() for k in (0, 1)))
@@ -44,7 +46,7 @@ def main(file, split=False):
         views = jax.jit(views_of)(state.step, batch)
         state, report = step(state, batch)
         losses.append(float(report["loss"]))
-    health.check_all(state, 1, lambda: None)
+    nonfinite.check_all(state, 1, lambda: None)
     state, views = jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((state, views)))
     if jax.process_index() == 0:
         leaves = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_image_ops import affine_crop, assert_levels, crop_resize
+from levels import affine_crop, assert_levels, crop_resize
 
-from barlow_jax import augment, color_ops
+from barlow_jax import augment
 from barlow_jax.errors import UserError
+from barlow_jax.ops import color as color_ops
 
 # Compiled once for all tests of the same shapes.
 apply = jax.jit(augment.apply, static_argnums=3)
@@ -24,13 +25,6 @@ random_boxes = jax.jit(augment.random_boxes, static_argnames=("views", "scale", 
 
 PIPE_RECIPE = augment.Recipe(size=40, solarize=(0.5, 0.5), invert=0.5)  # every operation present
 OFF = dict(flip=0.0, jitter=0.0, grayscale=0.0, blur=(0.0, 0.0), solarize=(0.0, 0.0))
-
-
-@pytest.fixture(scope="module")
-def pillow(golden):
-    """(arrays as float32, parameters)."""
-    arrays, described = golden("augment")
-    return {name: array.astype(np.float32) for name, array in arrays.items()}, described
 
 
 # ----------------------------------------------------------------------------------------------- whole views

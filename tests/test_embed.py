@@ -10,9 +10,10 @@ import tfds_sets
 from PIL import Image
 from saved_runs import a_config, save_run
 
-from barlow_jax import embed, embeddings, export, origin
+from barlow_jax import embed, export
 from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import embedding_files, subject
 
 UNDISTURBED = types.SimpleNamespace(received=None)
 
@@ -35,7 +36,7 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(run):
-    return origin.load(run)
+    return subject.load(run)
 
 
 def config_of(judged, batch_size=8):
@@ -58,13 +59,13 @@ def by_hand(judged, paths):
 def test_a_row_for_each_image_with_its_path(judged, photographs, tmp_path):
     source = embed.open_images(str(photographs), 3)
     parts = embed.embed(judged, config_of(judged), source, tmp_path / "parts", UNDISTURBED)
-    embeddings.write_npz(tmp_path / "x.npz", parts, embed.path_in(source), source.class_names)
+    embedding_files.write_npz(tmp_path / "x.npz", parts, embed.path_in(source), source.class_names)
     with np.load(tmp_path / "x.npz") as found:
         assert [*found["paths"]] == sorted(str(path) for path in photographs.rglob("*.jpg"))
         assert [*found["labels"]] == [0] * 9 + [1] * 9 + [2] * 9 and found["class_names"][2] == "class2"
         np.testing.assert_allclose(found["features"], by_hand(judged, found["paths"]), rtol=1e-4, atol=1e-5)
         kept = found["features"]
-    embeddings.write_parquet(tmp_path / "x.parquet", parts, embed.path_in(source), source.class_names)
+    embedding_files.write_parquet(tmp_path / "x.parquet", parts, embed.path_in(source), source.class_names)
     table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "x.parquet").to_pydict()
     np.testing.assert_array_equal(np.array(table["features"], np.float32), kept)
     assert table["class"][-1] == "class2" and table["path"][0].endswith("class0/000.jpg") and table["label"][9] == 1
@@ -78,7 +79,7 @@ def test_stopped_and_started_again(judged, photographs, tmp_path):
         stops = 0
         while (parts := embed.embed(judged, config, source, tmp_path / name, stop)) is None:
             stops += 1
-        embeddings.write_npz(tmp_path / f"{name}.npz", parts, embed.path_in(source), source.class_names)
+        embedding_files.write_npz(tmp_path / f"{name}.npz", parts, embed.path_in(source), source.class_names)
         assert stops == (0 if name == "whole" else 3)  # after 8, 16 and 24 of 27
     whole, after_stops = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("whole", "parts"))
     assert whole.keys() == after_stops.keys()
@@ -86,7 +87,7 @@ def test_stopped_and_started_again(judged, photographs, tmp_path):
         np.testing.assert_array_equal(whole[name], after_stops[name])
     with pytest.raises(UserError, match=r"holds a part of other features \(images, count, paths\); remove it"):
         embed.embed(judged, config, embed.open_images(str(photographs / "class1"), 3), tmp_path / "parts", UNDISTURBED)
-    (tmp_path / "parts" / embeddings.ABOUT).write_text("{")
+    (tmp_path / "parts" / embedding_files.ABOUT).write_text("{")
     with pytest.raises(UserError, match="holds a part of other features"):
         embed.embed(judged, config, source, tmp_path / "parts", UNDISTURBED)
 
@@ -107,7 +108,7 @@ def test_a_list_is_read_in_its_order_and_an_unreadable_image_has_no_row(judged, 
 def test_nearest_rows_over_parts(tmp_path):
     rng = np.random.default_rng(0)
     features, sizes = rng.normal(size=(40, 6)).astype(np.float32), (13, 1, 26)
-    parts, start = embeddings.Parts(tmp_path / "parts", {}), 0
+    parts, start = embedding_files.Parts(tmp_path / "parts", {}), 0
     for size in sizes:
         rows = np.arange(start, start + size)
         parts.add(start + size, rows, np.full(size, -1, np.int32), features[rows])
@@ -116,7 +117,7 @@ def test_nearest_rows_over_parts(tmp_path):
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     alike = unit[chosen] @ unit.T
     alike[np.arange(4), chosen] = -2
-    np.testing.assert_array_equal(embeddings.nearest(parts, chosen, 5), np.argsort(-alike, 1)[:, :5])
+    np.testing.assert_array_equal(embedding_files.nearest(parts, chosen, 5), np.argsort(-alike, 1)[:, :5])
 
 
 def test_arrays_and_channels(tmp_path):

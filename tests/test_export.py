@@ -17,18 +17,11 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from saved_runs import STEP, a_config, save_run
 
-from barlow_jax import (
-    export,
-    linear_experiment,
-    model,
-    origin,
-    torch_files,
-    torch_names,
-    torch_weights,
-    weight_files,
-)
+from barlow_jax import export, model
 from barlow_jax.data import boxes
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import linear_experiment, subject
+from barlow_jax.weights import as_run, files, naming, pickle_reader
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +45,13 @@ def test_a_backbone_comes_back_to_the_bit(run, tmp_path, layout):
     assert report["sha256"] == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
     assert report["differences"]["read back"] == 0 and report["step"] == STEP
     assert report["shapes"]["layer4.1.conv2.weight"] == "512 x 512 x 3 x 3"
-    found = origin.load(tmp_path / "x")
+    found = subject.load(tmp_path / "x")
     for mine, back in (
         (state.params["backbone"], found.params),
         (state.batch_stats["backbone"], found.batch_stats),
     ):
         jax.tree.map(np.testing.assert_array_equal, mine, back)
-    assert found.step == STEP and found.sha256 == origin.load(folder).sha256
+    assert found.step == STEP and found.sha256 == subject.load(folder).sha256
 
 
 def test_a_command_prints_its_report_and_writes_the_same_bytes_twice(run, tmp_path):
@@ -85,13 +78,13 @@ def test_the_file_of_detectron2_holds_plain_numpy_under_its_names(run, tmp_path)
 def test_the_official_full_checkpoint_goes_there_and_back(run, tmp_path):
     folder, state = run
     exported(folder, "official", tmp_path / "x.pth")
-    with torch_files.opened(tmp_path / "x.pth") as tree:
+    with pickle_reader.opened(tmp_path / "x.pth") as tree:
         weights, biases = tree["optimizer"]["param_groups"]
         assert tree["epoch"] == 2 and int(tree["model"]["module.bn.num_batches_tracked"].numpy()) == 2 * STEP
         assert weights["params"] + biases["params"] == [*range(len(weights["params"] + biases["params"]))]
         assert {len(tree["optimizer"]["state"][k]["mu"].shape) for k in biases["params"]} == {1}
         assert weights["lr"] == pytest.approx(0.3 * 8 / 256) and weights["lars_adaptation_filter"] is True
-    back = torch_weights.load(tmp_path / "x.pth")
+    back = files.load(tmp_path / "x.pth")
     momentum = state.opt_state[1][1].trace
     for mine, found in ((state.params, back.params), (state.batch_stats, back.batch_stats), (momentum, back.momentum)):
         jax.tree.map(np.testing.assert_array_equal, mine, found)
@@ -104,7 +97,7 @@ def test_safetensors_say_what_they_are(tmp_path):
     state = save_run(tmp_path, config)
     exported(tmp_path, "safetensors", tmp_path / "x.safetensors")
     assert load_file(tmp_path / "x.safetensors")["convs.0.weight"].shape == (32, 3, 3, 3)
-    found = origin.load(tmp_path / "x.safetensors")
+    found = subject.load(tmp_path / "x.safetensors")
     assert found.config["views"]["mean"] == [0.1, 0.2, 0.3] and found.step == STEP
     jax.tree.map(np.testing.assert_array_equal, found.params, state.params["backbone"])
     make = linear_experiment.classifier(ConfigDict(found.config), ConfigDict(found.config), 3, 4)
@@ -115,7 +108,7 @@ def test_a_trained_classifier_keeps_its_head(tmp_path):
     save_run(tmp_path, a_config(stem="cifar"), classifier=5)
     report = exported(tmp_path, "torchvision", tmp_path / "x.pth")
     assert report["differences"]["read back"] == 0 and report["stem"] == "cifar"
-    back = torch_weights.load(tmp_path / "x.pth")
+    back = files.load(tmp_path / "x.pth")
     assert back.kind == "classifier" and back.params["fc"]["kernel"].shape == (512, 5) and back.step == STEP
 
 
@@ -148,14 +141,14 @@ def test_the_program_sees_what_evaluations_see(size):
 
 def test_a_file_that_gives_other_features_is_not_given_its_name(run, tmp_path, monkeypatch):
     folder, _ = run
-    source, save = export.read(folder), torch_weights.save
+    source, save = export.read(folder), files.save
 
     def wrong(path, layout, weights, **more):
         params = jax.tree.map(np.array, weights.params)
         params["backbone"]["layer3"]["1"]["bn2"]["scale"][7] += 1e-3
         save(path, layout, weights._replace(params=params), **more)
 
-    monkeypatch.setattr(torch_weights, "save", wrong)
+    monkeypatch.setattr(files, "save", wrong)
     with pytest.raises(UserError, match="holds another backbone.layer3.1.bn2.weight than the source"):
         export.export(source, "torchvision", tmp_path / "x.pth")
     monkeypatch.setattr(export, "check_equal", lambda *_: None)
@@ -194,10 +187,10 @@ def test_every_architecture_is_told_by_its_arrays():
         make = model.make_backbone(arch, image_size=32, channels=channels, stem=stem)
         _, *shapes = model.split(nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0))))
         params, batch_stats = jax.tree.map(lambda a: np.broadcast_to(np.float32(0), a.shape), shapes)
-        weights = torch_weights.Weights("backbone", {"backbone": params}, {"backbone": batch_stats})
-        assert torch_weights.architecture(weights, "x") == (arch, stem, channels)
-        names = torch_names.state_dict(params, batch_stats)
-        back = {torch_names.path_of(name) for name in names if "batches" not in name}
+        weights = files.Weights("backbone", {"backbone": params}, {"backbone": batch_stats})
+        assert files.architecture(weights, "x") == (arch, stem, channels)
+        names = naming.state_dict(params, batch_stats)
+        back = {naming.path_of(name) for name in names if "batches" not in name}
         assert len(back) == len(jax.tree.leaves(shapes))
 
 
@@ -207,7 +200,7 @@ def test_a_file_of_ours_with_damaged_metadata(run, tmp_path):
     data = (tmp_path / "x.safetensors").read_bytes()
     (tmp_path / "y.safetensors").write_bytes(data.replace(b'"config":"{', b'"config":" ', 1))
     with pytest.raises(UserError, match="has damaged metadata"):
-        weight_files.restore(tmp_path / "y.safetensors")
+        as_run.restore(tmp_path / "y.safetensors")
     (tmp_path / "z.safetensors").write_bytes(data[:-1000])
     with pytest.raises(UserError, match="z.safetensors is damaged or cut off"):
-        weight_files.restore(tmp_path / "z.safetensors")
+        as_run.restore(tmp_path / "z.safetensors")

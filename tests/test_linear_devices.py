@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from barlow_jax import experiment, model
-from barlow_jax.checkpoint import Checkpoints
+from barlow_jax.run.checkpoint import Checkpoints
 
 CLASSES, TRAIN, VAL = 7, 45, 37  # 3 training batches of 16, the last one of 13 rows; 37 = 16 + 16 + 5
 

@@ -11,10 +11,13 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, linear_experiment, lock, model, protocols, published, trained
-from barlow_jax.checkpoint import Checkpoints, restore_params
+from barlow_jax import experiment, model
 from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import classifier, linear_experiment
+from barlow_jax.results import protocols, published
+from barlow_jax.run import lock
+from barlow_jax.run.checkpoint import Checkpoints, restore_params
 
 CLASSES, TRAIN, VAL = 6, 44, 30
 
@@ -100,15 +103,15 @@ def test_results_are_those_of_the_saved_classifier(pretrained, undisturbed):
 def test_the_trained_classifier_loads_and_reaches_its_results(pretrained, undisturbed):
     """The best one too, if it is another; from the uint8 images alone."""
     workdir, _ = undisturbed
-    classifier, data = trained.load(workdir), np.load(pretrained.parent / "set.npz")
-    assert (classifier.size, classifier.channels, classifier.class_names, classifier.step) == (24, 3, None, 15)
-    hits = np.asarray(classifier(data["x_test"])).argmax(1) == data["y_test"]
-    assert hits.mean() == pytest.approx(scores(workdir)["last", "top1"]) == classifier.results["last"]["top1"]
+    loaded, data = classifier.load(workdir), np.load(pretrained.parent / "set.npz")
+    assert (loaded.size, loaded.channels, loaded.class_names, loaded.step) == (24, 3, None, 15)
+    hits = np.asarray(loaded(data["x_test"])).argmax(1) == data["y_test"]
+    assert hits.mean() == pytest.approx(scores(workdir)["last", "top1"]) == loaded.results["last"]["top1"]
     for images in (data["x_test"][:, :20], data["x_test"] / 255):
         with pytest.raises(UserError, match=r"the classifier takes uint8 \[n, 24, 24, 3\], short side 24"):
-            classifier(images)
+            loaded(images)
     with pytest.raises(UserError, match="holds no trained classifier; give the --workdir of linear_eval.py"):
-        trained.load(pretrained)
+        classifier.load(pretrained)
 
 
 def test_results_say_what_was_judged_and_how(pretrained, undisturbed):
@@ -304,7 +307,7 @@ def test_baselines(pretrained, tmp_path, baseline, features, more):
     assert {(line["baseline"], line["checkpoint_step"]) for line in results(tmp_path)} == {(baseline, 0)}
     status, output = commands.run("linear_eval.py", *line, "--config.epochs=2")
     assert status == 0 and "going on from step 6 of 6" in output, output
-    assert trained.load(tmp_path)(np.zeros((2, 24, 24, 3), np.uint8)).shape == (2, CLASSES)
+    assert classifier.load(tmp_path)(np.zeros((2, 24, 24, 3), np.uint8)).shape == (2, CLASSES)
 
 
 def linear_config(**changes):

@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax import compiled, sharding
+from barlow_jax import sharding
 from barlow_jax.loss import barlow_twins_loss, cross_correlation
+from barlow_jax.planning import compiled
 
 CASES = [
     "tiny", "n_lt_d", "n_gt_d", "indep", "offset", "smallvar", "partial", "lambda39", "bigoffset", "d512_n_lt_d",

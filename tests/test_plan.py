@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax import compiled, machines, plan, published, sharding
+from barlow_jax import plan, sharding
 from barlow_jax.errors import UserError
+from barlow_jax.planning import compiled, machines
+from barlow_jax.results import published
 
 PRETRAINING = commands.pretraining_configs()
 

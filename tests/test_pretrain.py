@@ -1,74 +1,34 @@
 """The train step against the official model, optimiser and DDP, and against itself on several devices."""
 
-import functools
 import re
 
-import detw
 import jax
 import jax.numpy as jnp
 import numpy as np
+import official
 import optax
 import pytest
-import torch_names
 from flax import nnx
 
-from barlow_jax import accumulate, augment, model, optim, pretrain, sharding
-from barlow_jax.checkpoint import Checkpoints
+from barlow_jax import augment, model, optim, pretrain, sharding
 from barlow_jax.errors import UserError
+from barlow_jax.run.checkpoint import Checkpoints
+from barlow_jax.training import microbatches
 
 DTYPES = {"float64": jnp.float64, "float32": jnp.float32}
-
-
-def official_model(listing, projector, seed, dtype, **rule):
-    state_dict = detw.state_dict(listing, seed, fresh_stats=True, **rule)
-    params, batch_stats = torch_names.load(state_dict, dtype)
-    backbone = functools.partial(model.BACKBONES["resnet18"], dtype=dtype)
-    widths = tuple(int(w) for w in projector.split("-"))
-    network = model.BarlowTwins(backbone, widths, dtype=dtype, rngs=nnx.Rngs(0))
-    return network, params, batch_stats
-
-
-def two_views(seed, batch_size, noise, dtype):
-    views = detw.two_views(seed, batch_size, 32, 32, noise)
-    return np.stack([y.transpose(0, 2, 3, 1) for y in views], 1).astype(dtype)
-
-
-def run(network, params, batch_stats, tx, views, *, lambd, devices=1, split=False, **options):
-    """Trains on a list of view batches; returns losses, the last state."""
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    graphdef, state = pretrain.create_state(network, tx)
-    params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))  # copies: the step donates its state
-    state = state._replace(params=params, batch_stats=batch_stats, opt_state=tx.init(params))
-    shardings = sharding.of_state(state, mesh, split=split)
-    state = jax.device_put(state, shardings)
-    step = pretrain.make_train_step(
-        graphdef, tx, lambda _, batch: batch["views"], lambd=lambd, mesh=mesh, state_sharding=shardings, **options
-    )
-    losses, norms = [], []
-    for batch in views:
-        label = np.full(len(batch), -1, np.int32)
-        state, report = step(state, sharding.put({"views": batch, "label": label}, mesh))
-        losses.append(float(report["loss"]))
-        norms.append(float(report["grad_norm"]))
-    return np.array(losses), np.array(norms), state
-
-
-def norms_and_firsts(tree, names):
-    arrays = [torch_names.get(tree, n) for n in names]
-    return np.array([np.linalg.norm(a) for a in arrays]), np.array([a.ravel()[:4] for a in arrays])
 
 
 def minitrain(golden, name, dtype):
     arrays, described = golden("minitrain")
     config = described["configs"][name]
-    network, params, batch_stats = official_model(
+    network, params, batch_stats = official.official_model(
         described["state_dict_order"], described["projector"], config["weights_seed"], dtype, zero_init_residual=True
     )
     scale = config["B"] / 256
     rates = [optim.warmup_cosine(config[k] * scale, 10, described["epochs"]) for k in ("lw", "lb")]
     tx = optim.make_optimizer("lars", *rates, weight_decay=config["wd"])
-    views = [two_views(i["seed"], config["B"], config["noise"], dtype) for i in config["inputs"]]
-    losses, norms, state = run(network, params, batch_stats, tx, views, lambd=config["lambd"])
+    views = [official.two_views(i["seed"], config["B"], config["noise"], dtype) for i in config["inputs"]]
+    losses, norms, state = official.run(network, params, batch_stats, tx, views, lambd=config["lambd"])
     want = {k.removeprefix(f"{name}.f64."): v for k, v in arrays.items() if k.startswith(f"{name}.f64.")}
     return described, losses, norms, state, want
 
@@ -83,7 +43,7 @@ def test_fourteen_official_steps_in_float64(golden, x64, name):
         (state.params, "param_names", "param"), (momentum, "param_names", "mu"),
         (state.batch_stats, "buffer_names", "buffer"),
     ]:  # fmt: skip
-        got_norms, got_firsts = norms_and_firsts(tree, described[names])
+        got_norms, got_firsts = official.norms_and_firsts(tree, described[names])
         np.testing.assert_allclose(got_norms, want[f"{kind}_norms"], rtol=1e-8, atol=1e-12, err_msg=kind)
         np.testing.assert_allclose(got_firsts, want[f"{kind}_first4"], rtol=1e-6, atol=1e-9, err_msg=kind)
 
@@ -93,51 +53,28 @@ def test_fourteen_official_steps_in_float32(golden, name):
     described, losses, _, state, want = minitrain(golden, name, jnp.float32)
     np.testing.assert_allclose(losses[:8], want["losses"][:8], rtol=1e-4)
     np.testing.assert_allclose(losses, want["losses"], rtol=5e-2)
-    got, _ = norms_and_firsts(state.params, described["param_names"])
+    got, _ = official.norms_and_firsts(state.params, described["param_names"])
     np.testing.assert_allclose(got, want["param_norms"], rtol=1e-3, atol=1e-6)
-
-
-def ddp_setup(golden, world_size):
-    arrays, described = golden("ddp")
-    config = described["config"]
-    listing = golden("minitrain")[1]["state_dict_order"]
-    widths = [int(w) for w in config["proj"].split("-")]
-    shapes = {"projector.0.weight": (widths[0], 512), "projector.3.weight": (widths[1], widths[0]),
-              "projector.6.weight": (widths[2], widths[1])}  # fmt: skip
-
-    def shape(name, old):
-        small = name.startswith(("projector.1.", "projector.4.", "bn.")) and len(old) == 1
-        return shapes.get(name, (widths[0],) if small else tuple(old))
-
-    listing = [(n, shape(n, s)) for n, s in listing]
-    network, params, batch_stats = official_model(listing, config["proj"], config["seed"], jnp.float64)
-    rates = [jnp.asarray(config[k], jnp.float64) for k in ("lrw", "lrb")]
-    tx = optim.make_optimizer(
-        "lars", lambda s: rates[0][s], lambda s: rates[1][s],
-        weight_decay=config["wd"], reference_world_size=world_size,
-    )  # fmt: skip
-    views = [two_views(config["seed"] + 500 + t, config["B"], 0.4, jnp.float64) for t in range(5)]
-    return arrays, described, config, (network, params, batch_stats, tx, views)
 
 
 @pytest.mark.parametrize("world_size,devices", [(1, 8), (2, 1), (4, 2)])
 def test_five_official_ddp_steps(golden, x64, world_size, devices):
     """W official ranks, reproduced on any number of our devices through reference_world_size."""
-    arrays, described, config, setup = ddp_setup(golden, world_size)
-    losses, _, state = run(*setup, lambd=config["lambd"], devices=devices)
+    arrays, described, config, setup = official.ddp_setup(golden, world_size)
+    losses, _, state = official.run(*setup, lambd=config["lambd"], devices=devices)
     np.testing.assert_allclose(losses, arrays[f"W{world_size}.losses_5_steps"], rtol=1e-9)
-    norms, firsts = norms_and_firsts(state.params, described["param_names"])
+    norms, firsts = official.norms_and_firsts(state.params, described["param_names"])
     np.testing.assert_allclose(norms, arrays[f"W{world_size}.param_norms_after_5"], rtol=1e-8)
     np.testing.assert_allclose(firsts, arrays[f"W{world_size}.param_first4_after_5"], rtol=1e-6, atol=1e-9)
     if world_size > 1:
-        mu, _ = norms_and_firsts(state.opt_state[1][1].trace, described["param_names"])
+        mu, _ = official.norms_and_firsts(state.opt_state[1][1].trace, described["param_names"])
         np.testing.assert_allclose(mu, arrays[f"W{world_size}.mu_norms_after_5"], rtol=1e-8)
 
 
 def test_leaving_the_world_size_out_is_visible(golden, x64):
     """The check above can fail: without the division the official W = 4 run is not reproduced."""
-    arrays, _, config, setup = ddp_setup(golden, 1)
-    losses, *_ = run(*setup, lambd=config["lambd"])
+    arrays, _, config, setup = official.ddp_setup(golden, 1)
+    losses, *_ = official.run(*setup, lambd=config["lambd"])
     assert np.abs(losses / arrays["W4.losses_5_steps"] - 1).max() > 0.1
 
 
@@ -192,9 +129,11 @@ def test_a_smaller_batch_is_divided_by_the_nominal_size(x64, form, devices):
     network = model.BarlowTwins(Pixels, (32, 32), dtype=jnp.float64, rngs=nnx.Rngs(0))
     graphdef, *arrays = model.split(network)
     params, batch_stats = jax.tree.map(lambda a: a.astype(jnp.float64), arrays)
-    got, _, state = run(network, params, batch_stats, tx, views, lambd=0.01, devices=devices, form=form, batch_size=16)
+    got, _, state = official.run(
+        network, params, batch_stats, tx, views, lambd=0.01, devices=devices, form=form, batch_size=16
+    )
 
-    def official(params, batch_stats, views):
+    def written_out(params, batch_stats, views):
         network = model.merge(graphdef, params, batch_stats)
         _, z = network(views, train=True)
         z = (z - z.mean(0)) / jnp.sqrt(z.var(0) + 1e-5)
@@ -202,7 +141,7 @@ def test_a_smaller_batch_is_divided_by_the_nominal_size(x64, form, devices):
         on_diag = ((jnp.diagonal(c) - 1) ** 2).sum()
         return on_diag + 0.01 * (c**2 * (1 - jnp.eye(len(c)))).sum(), model.batch_stats_of(network)
 
-    opt_state, losses, gradient = tx.init(params), [], jax.jit(jax.value_and_grad(official, has_aux=True))
+    opt_state, losses, gradient = tx.init(params), [], jax.jit(jax.value_and_grad(written_out, has_aux=True))
     for batch in views:
         (loss, batch_stats), grads = gradient(params, batch_stats, batch)
         updates, opt_state = tx.update(grads, opt_state, params)
@@ -219,7 +158,7 @@ def test_scale_loss_scales_the_gradient_and_not_the_report():
     tx = optim.make_optimizer("sgd", 0.0, 0.0)
     network = small_network()
     _, params, batch_stats = model.split(network)
-    one, tenth = (run(network, params, batch_stats, tx, views, lambd=0.005, scale_loss=s) for s in (1.0, 0.1))
+    one, tenth = (official.run(network, params, batch_stats, tx, views, lambd=0.005, scale_loss=s) for s in (1.0, 0.1))
     np.testing.assert_allclose(one[0], tenth[0], rtol=1e-6)
     np.testing.assert_allclose(one[1], 10 * tenth[1], rtol=1e-5)
 
@@ -233,7 +172,7 @@ def on_one_device():
     _, params, batch_stats = model.split(network)
     tx = optim.make_optimizer("lars", 0.2, 0.01)
     args = (network, params, batch_stats, tx, views)
-    return args, run(*args, lambd=0.01)
+    return args, official.run(*args, lambd=0.01)
 
 
 @pytest.mark.parametrize(("devices", "split"), [(2, False), (8, True)])
@@ -241,7 +180,7 @@ def test_float32_on_several_devices(on_one_device, devices, split):
     """Stated tolerances after four steps: losses and gradient norms 1e-5, parameters and statistics 1e-4 of the largest
     of their tensor, with the state whole or split over the devices."""
     args, (losses, norms, state) = on_one_device
-    got_losses, got_norms, got = run(*args, lambd=0.01, devices=devices, split=split)
+    got_losses, got_norms, got = official.run(*args, lambd=0.01, devices=devices, split=split)
     np.testing.assert_allclose(got_losses, losses, rtol=1e-5)
     np.testing.assert_allclose(got_norms, norms, rtol=1e-5)
     for kind in ("params", "batch_stats", "opt_state"):
@@ -268,7 +207,7 @@ def test_nothing_large_travels_between_eight_devices():
     batch = {name: jax.ShapeDtypeStruct(*of) for name, of in batch.items()}
     for n in (1, 4):
         views_of = pretrain.make_views(augment.Recipe(size=16), 0, mesh, microbatches=n)
-        embed = accumulate.make_embed(n)
+        embed = microbatches.make_embed(n)
         step = pretrain.make_train_step(graphdef, tx, views_of, lambd=0.01, mesh=mesh, embed=embed)
         text = step.lower(state, batch).compile().as_text()
         reduced, gathered = collectives(text, "all-reduce"), collectives(text, "all-gather")

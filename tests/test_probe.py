@@ -5,7 +5,7 @@ import frozen_runs
 import numpy as np
 import pytest
 
-from barlow_jax import heads
+from barlow_jax.evaluation import heads
 
 SHORT = (
     "--config.eval.batch_size=16", "--config.batch_size=16", "--config.epochs=6", "--config.passes=2",

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from barlow_jax import published, report, report_page, results
+from barlow_jax import report, results
 from barlow_jax.errors import UserError
-from barlow_jax.origin import Origin
+from barlow_jax.evaluation.subject import Origin
+from barlow_jax.results import page, published
 
 ORIGIN = Origin({}, {}, {}, 3, "runs/r50", 625_000, "")
 IMAGENET = {"dataset": "imagenet2012:validation", "n": 50_000, "classes": 1000}
@@ -110,7 +111,7 @@ def test_the_command_collects_all_folders_and_writes_a_page(tmp_path):
 
 
 def test_text_of_others_cannot_become_markup():
-    assert "<b>" not in report_page.page([("a",), ("<b>",)], ["<b>"], [])
+    assert "<b>" not in page.page([("a",), ("<b>",)], ["<b>"], [])
 
 
 def test_bad_input_is_one_sentence(tmp_path):

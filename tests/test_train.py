@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, launch, online_eval, optim, pretrain, sharding
-from barlow_jax.checkpoint import restore_params
+from barlow_jax import experiment, optim, pretrain, sharding
 from barlow_jax.data import Arrays, order
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import online
+from barlow_jax.run import launch
+from barlow_jax.run.checkpoint import restore_params
 from configs import cifar10
 
 IMAGE_FOLDER = "--config=configs/image_folder.py"
@@ -267,7 +269,7 @@ def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
     def scores(label, *sides):
         source, val_source = (Arrays(images[rows], label[rows]) for rows in sides)
         recipe = experiment.recipe(config, 3)
-        return online_eval.make_evaluation(config, graphdef, source, val_source, recipe, mesh, {})(state)
+        return online.make_evaluation(config, graphdef, source, val_source, recipe, mesh, {})(state)
 
     partly, without = scores(np.where(known, label, -1), *sides), scores(label, *(side & known for side in sides))
     assert (partly["knn"], partly["probe"]) == (without["knn"], without["probe"])

@@ -11,9 +11,9 @@ import sklearn.model_selection
 import sklearn.svm
 from PIL import Image
 
-from barlow_jax import svm
 from barlow_jax.data.voc import VOC
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import svm
 
 CLASSES = ("bird", "boat", "cow")
 

@@ -1,0 +1,48 @@
+"""Watching a pre-training run learn: kNN and the online probe where labels exist, effective rank everywhere."""
+
+import jax
+
+from barlow_jax import experiment, metrics
+from barlow_jax.data import sources
+from barlow_jax.errors import UserError
+from barlow_jax.evaluation import features
+
+
+def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process):
+    """state -> scores: kNN and the online probe on the validation images, effective rank of their features.
+
+    Unlabelled images, on either side, count for the effective rank only. Without labels, or without validation images,
+    it is all that is left, of training images then.
+    """
+    step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
+    labelled = sources.labelled(source)
+    supervised = bool(val_source and val_source.num_classes and source.num_classes)
+    bank_source = sources.evenly_spaced(source, config.eval.knn_bank, among=labelled if supervised else None)
+    if supervised and config.eval.every_epochs and config.eval.knn_k > len(bank_source):
+        raise UserError(
+            f"config.eval.knn_k is {config.eval.knn_k}, and there are {len(bank_source)} labelled images to search; "
+            "lower it."
+        )
+
+    def extract(state, source):
+        batches = experiment.eval_batches(config, source, mesh, process)
+        return features.extract(step, state.params, state.batch_stats, batches, mesh)[:2]
+
+    def known(features, labels):
+        return features[labels >= 0], labels[labels >= 0]
+
+    def evaluate(state):
+        test, test_labels = extract(state, val_source or bank_source)
+        scores = {"effective_rank": float(metrics.effective_rank(metrics.rank_sample(test)))}
+        if supervised:
+            test, test_labels = known(test, test_labels)
+            bank, bank_labels = known(*extract(state, bank_source))
+            scores["knn"] = metrics.knn_accuracy(
+                bank, bank_labels, test, test_labels, k=config.eval.knn_k, temperature=config.eval.knn_temperature,
+                mesh=mesh,
+            )  # fmt: skip
+            head = jax.device_get(state.probe["params"])
+            scores["probe"] = float(((test @ head["kernel"] + head["bias"]).argmax(1) == test_labels).mean())
+        return scores
+
+    return evaluate

@@ -1,0 +1,287 @@
+"""ResNets as torchvision has them (v1.5), wide variants included, and a BatchNorm that knows about views.
+
+Attributes carry torchvision's names (conv1, bn1, layer1[0].conv2, downsample), so that weights map by one rule.
+
+In training every array has a *view axis*: images are [B, V, H, W, C] and one pass serves all V views of the B images,
+while BatchNorm keeps its statistics per view. That gives what V separate passes give, at fewer bytes. In evaluation
+there is no such axis: [B, H, W, C].
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from barlow_jax.errors import UserError
+
+# He initialisation by fan-out, plain normal (not truncated), as torchvision's.
+conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+STEMS = ("imagenet", "cifar")
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation with PyTorch's conventions and one set of batch statistics per view.
+
+    Normalises with the biased variance (eps 1e-5); the running variance takes the unbiased one, with the global count
+    (SyncBatchNorm). The running statistics move by `momentum` 0.1 for view 1, then for view 2, as two calls would.
+    Statistics are in float32 or wider; the result has the dtype of the input.
+
+    A batch may come in parts that share their statistics, see `microbatches`. Then `moments` holds those of the whole
+    batch before a call, [2, V, C] as `_moments` gives them, and those of the part after it; `parts` is how many parts
+    there are, all of one size.
+
+    Args:
+      features: size C of the last axis.
+      affine: learn a scale and an offset.
+    """
+
+    momentum = 0.1
+    eps = 1e-5
+
+    def __init__(self, features, *, affine=True):
+        self.scale = nnx.Param(jnp.ones(features)) if affine else None
+        self.bias = nnx.Param(jnp.zeros(features)) if affine else None
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+        self.moments, self.parts = nnx.data(None), 1
+
+    def __call__(self, x, *, train):
+        """x: [B, V, ..., C] in training, any [..., C] in evaluation."""
+        stats_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        if train:
+            mean, var = self._batch_statistics(x.astype(stats_dtype))
+            spatial = tuple(range(1, x.ndim - 2))
+            mean, var = jnp.expand_dims(mean, spatial), jnp.expand_dims(var, spatial)  # [V, 1, 1, C]
+        else:
+            mean, var = self.mean[...], self.var[...]
+        y = (x.astype(stats_dtype) - mean) * jax.lax.rsqrt(var + self.eps)
+        if self.scale is not None:
+            y = y * self.scale[...] + self.bias[...]
+        return y.astype(x.dtype)
+
+    def _batch_statistics(self, x):
+        """Mean and biased variance of each view, [V, C]; moves the running statistics."""
+        mean, square = self._moments(x)
+        if self.moments is not None:
+            own = jnp.stack([mean, square])
+            mean, square = self.moments[...]
+            self.moments.set_value(own)
+        var = jnp.maximum(square - jnp.square(mean), 0)
+        mean = mean + jax.lax.stop_gradient(self.mean[...])
+        count = self.parts * (x.size // (x.shape[1] * x.shape[-1]))
+        unbiased = var * (count / max(count - 1, 1))
+        for running, batch in ((self.mean, mean), (self.var, unbiased)):
+            value = running[...]
+            for view in range(x.shape[1]):
+                value += self.momentum * (jax.lax.stop_gradient(batch[view]) - value)
+            running.set_value(value)
+        return mean, var
+
+    def _moments(self, x):
+        """Mean and mean square of x - s for each view, each [V, C], with s the running mean."""
+        # One pass over x: E[(x - s)^2] - E[x - s]^2 is exact for any s, and keeps its digits for an s near the mean,
+        # where the usual s = 0 loses them. The running mean is near, and costs nothing.
+        axes = (0, *range(2, x.ndim - 1))
+        centred = x - jax.lax.stop_gradient(self.mean[...])
+        return centred.mean(axes), jnp.square(centred).mean(axes)
+
+
+class Conv(nnx.Conv):
+    """nnx.Conv, with a way around one slow spot of XLA on the CPU.
+
+    A 3x3 convolution of 2x2 maps, as in the last stage of a ResNet on 64-pixel images, takes a plain loop there:
+    1.1 s instead of 0.03 s for 64 maps of 512 channels (jaxlib 0.10.2). One more row and column of the zeros that pad
+    the map anyway, cut off again, give the same numbers by the fast path; without the barriers XLA undoes it.
+    """
+
+    def __call__(self, x):
+        if self.kernel_size != (3, 3) or x.shape[-3:-1] != (2, 2) or jax.default_backend() != "cpu":
+            return super().__call__(x)
+        widened = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, 1), (0, 1), (0, 0)])
+        y = jax.lax.optimization_barrier(super().__call__(jax.lax.optimization_barrier(widened)))
+        side = 2 // self.strides[0]
+        return y[..., :side, :side, :]
+
+
+def conv(in_features, out_features, kernel, stride=1, *, dtype, rngs):
+    """k x k convolution without bias, padded by k // 2 on every side.
+
+    The padding is spelled out because XLA's "SAME" pads strided convolutions of even sizes unevenly, and PyTorch does
+    not: features would be 60 % off.
+    """
+    return Conv(
+        in_features,
+        out_features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=((kernel // 2, kernel // 2),) * 2,  # a tuple, so that the graphdef is hashable
+        use_bias=False,
+        kernel_init=conv_init,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def max_pool_3x3(x):
+    """3x3 maximum with stride 2 and padding 1 over the two axes before the last, for any leading axes."""
+    # The leading axes as one, as the convolutions around it have them: with the view axis apart, XLA for TPUs copies
+    # the largest activation of the network into another layout and back, in float32.
+    maps = x.reshape(-1, *x.shape[-3:])
+    pooled = jax.lax.reduce_window(
+        maps,
+        -jnp.inf,
+        jax.lax.max,
+        window_dimensions=(1, 3, 3, 1),
+        window_strides=(1, 2, 2, 1),
+        padding=((0, 0), (1, 1), (1, 1), (0, 0)),
+    )
+    return pooled.reshape(*x.shape[:-3], *pooled.shape[1:])
+
+
+class Downsample(nnx.Module):
+    """1x1 convolution and BatchNorm on the shortcut, where a block changes the shape."""
+
+    def __init__(self, in_features, features, stride, *, dtype, rngs):
+        self.conv = conv(in_features, features, 1, stride, dtype=dtype, rngs=rngs)
+        self.bn = BatchNorm(features)
+
+    def __call__(self, x, *, train):
+        return self.bn(self.conv(x), train=train)
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions: the block of ResNet-18 and 34."""
+
+    expansion = 1
+
+    def __init__(self, in_features, width, stride, *, base_width, dtype, rngs):
+        del base_width  # torchvision widens bottlenecks only
+        self.conv1 = conv(in_features, width, 3, stride, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(width)
+        self.conv2 = conv(width, width, 3, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(width)
+        reshape = stride != 1 or in_features != width
+        self.downsample = Downsample(in_features, width, stride, dtype=dtype, rngs=rngs) if reshape else None
+
+    @property
+    def last_bn(self):
+        return self.bn2
+
+    def __call__(self, x, *, train):
+        y = nnx.relu(self.bn1(self.conv1(x), train=train))
+        y = self.bn2(self.conv2(y), train=train)
+        shortcut = x if self.downsample is None else self.downsample(x, train=train)
+        return nnx.relu(y + shortcut)
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1: the block of ResNet-50 and deeper. The stride sits in the 3x3 ("v1.5")."""
+
+    expansion = 4
+
+    def __init__(self, in_features, width, stride, *, base_width, dtype, rngs):
+        inner, out = width * base_width // 64, width * self.expansion
+        self.conv1 = conv(in_features, inner, 1, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(inner)
+        self.conv2 = conv(inner, inner, 3, stride, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(inner)
+        self.conv3 = conv(inner, out, 1, dtype=dtype, rngs=rngs)
+        self.bn3 = BatchNorm(out)
+        reshape = stride != 1 or in_features != out
+        self.downsample = Downsample(in_features, out, stride, dtype=dtype, rngs=rngs) if reshape else None
+
+    @property
+    def last_bn(self):
+        return self.bn3
+
+    def __call__(self, x, *, train):
+        y = nnx.relu(self.bn1(self.conv1(x), train=train))
+        y = nnx.relu(self.bn2(self.conv2(y), train=train))
+        y = self.bn3(self.conv3(y), train=train)
+        shortcut = x if self.downsample is None else self.downsample(x, train=train)
+        return nnx.relu(y + shortcut)
+
+
+class ResNet(nnx.Module):
+    """ResNet without its classifier: images to pooled features.
+
+    Args:
+      block: BasicBlock or Bottleneck.
+      depths: blocks in each of the four stages.
+      base_width: 64; 128 makes the bottlenecks of the wide variants twice as wide inside.
+      stem: "imagenet" (7x7 stride 2 and a max-pool) or "cifar" (3x3 stride 1, no pool) for images of about 32 pixels.
+      channels: of the images.
+      zero_init_residual: start each block as the identity (last BatchNorm scale 0), as the official code does.
+      remat: keep only the inputs of the residual blocks for the backward pass, and compute the rest again there.
+      dtype: compute dtype; parameters are float32.
+    """
+
+    def __init__(
+        self,
+        block,
+        depths,
+        *,
+        base_width=64,
+        stem="imagenet",
+        channels=3,
+        zero_init_residual=True,
+        remat=False,
+        dtype=jnp.float32,
+        rngs,
+    ):
+        if stem not in STEMS:
+            raise UserError(f"config.stem is {stem!r}; it is one of {', '.join(STEMS)}.")
+        self.stem, self.remat, self.dtype = stem, remat, dtype
+        self.num_features = 512 * block.expansion
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = conv(channels, 64, kernel, stride, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(64)
+
+        def stage(in_features, width, depth, stride):
+            blocks = [block(in_features, width, stride, base_width=base_width, dtype=dtype, rngs=rngs)]
+            for _ in range(depth - 1):
+                blocks.append(block(width * block.expansion, width, 1, base_width=base_width, dtype=dtype, rngs=rngs))
+            return nnx.List(blocks)
+
+        self.layer1 = stage(64, 64, depths[0], 1)
+        self.layer2 = stage(64 * block.expansion, 128, depths[1], 2)
+        self.layer3 = stage(128 * block.expansion, 256, depths[2], 2)
+        self.layer4 = stage(256 * block.expansion, 512, depths[3], 2)
+        if zero_init_residual:
+            for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+                for residual in layer:
+                    residual.last_bn.scale[...] = jnp.zeros_like(residual.last_bn.scale[...])
+
+    def __call__(self, images, *, train):
+        """Pooled features.
+
+        Args:
+          images: [B, V, H, W, C] in training, [B, H, W, C] in evaluation; normalised.
+        Returns:
+          [B, V, num_features] or [B, num_features], float32 or wider.
+        """
+        x = self.bn1(self.conv1(images.astype(self.dtype)), train=train)
+        if self.stem == "imagenet":
+            # Before the ReLU, with which it commutes, gradients included: the mask is then of the smaller maps.
+            x = max_pool_3x3(x)
+        x = nnx.relu(x)
+
+        def run(block, x):
+            return block(x, train=train)
+
+        run = nnx.remat(run) if self.remat and train else run
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                x = run(block, x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((-3, -2))
+
+
+resnet18 = functools.partial(ResNet, BasicBlock, (2, 2, 2, 2))
+resnet34 = functools.partial(ResNet, BasicBlock, (3, 4, 6, 3))
+resnet50 = functools.partial(ResNet, Bottleneck, (3, 4, 6, 3))
+resnet101 = functools.partial(ResNet, Bottleneck, (3, 4, 23, 3))
+resnet152 = functools.partial(ResNet, Bottleneck, (3, 8, 36, 3))
+wide_resnet50_2 = functools.partial(ResNet, Bottleneck, (3, 4, 6, 3), base_width=128)
+wide_resnet101_2 = functools.partial(ResNet, Bottleneck, (3, 4, 23, 3), base_width=128)

@@ -1,0 +1,1 @@
+"""The single operations of the views, equal to Pillow's 8-bit arithmetic."""

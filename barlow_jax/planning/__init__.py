@@ -1,0 +1,1 @@
+"""What a machine would make of a program."""

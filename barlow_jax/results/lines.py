@@ -1,0 +1,79 @@
+"""The numbers of evaluations: results.jsonl, a line of JSON for each number, in the work folder of the evaluation.
+
+    {"protocol": "linear", "dataset": "imagenet:val", "n": 50000, "classes": 1000, "metric": "top1", "value": 0.732,
+     "spread": null, "seeds": [0], "checkpoint": "runs/r50", "checkpoint_step": 625000, "baseline": "",
+     "settings": {"epochs": 100}, "command": "python linear_eval.py ..."}
+
+A file is only appended to; the same number is not written twice, by whichever command it came.
+"""
+
+import json
+import pathlib
+import shlex
+import sys
+
+import numpy as np
+
+from barlow_jax.errors import UserError
+
+FILE = "results.jsonl"
+KEYS = (
+    "protocol", "dataset", "n", "classes", "metric", "value", "spread", "seeds", "checkpoint", "checkpoint_step",
+    "baseline", "settings", "command",
+)  # fmt: skip
+
+
+def line(origin, *, protocol, dataset, n, classes, metric, values, seeds, **settings):
+    """One number as it goes into the file.
+
+    Args:
+      origin: `subject.Origin` of what was judged.
+      protocol: by which rules, such as "linear" or "knn"; see published.RESULTS.
+      dataset, n, classes: name of the test images, how many counted, of how many classes.
+      metric: such as "top1".
+      values: the number for each of `seeds`; several give their mean, and as spread their standard deviation (n - 1).
+      settings: whatever else tells this number from others by the same protocol.
+    """
+    values = np.asarray(values, np.float64)
+    return {
+        "protocol": protocol, "dataset": dataset, "n": n, "classes": classes, "metric": metric,
+        "value": float(values.mean()), "spread": float(values.std(ddof=1)) if len(values) > 1 else None,
+        "seeds": list(seeds), "checkpoint": origin.path, "checkpoint_step": origin.step, "baseline": origin.baseline,
+        "settings": settings, "command": shlex.join(["python", *_command()]),
+    }  # fmt: skip
+
+
+def append(workdir, lines):
+    """Adds those of the lines to workdir/results.jsonl that it does not have; call it on process 0."""
+    file = pathlib.Path(workdir) / FILE
+    there = [_without_command(line) for line in read(file)]
+    with file.open("a") as stream:
+        for new in lines:
+            if _without_command(json.loads(json.dumps(new))) not in there:
+                stream.write(json.dumps(new) + "\n")
+
+
+def read(file):
+    """The lines of a results.jsonl, [] if there is none; UserError names a line that is none of ours."""
+    file = pathlib.Path(file)
+    lines = file.read_text().splitlines() if file.exists() else []
+    for number, text in enumerate(lines, 1):
+        try:
+            lines[number - 1] = line = json.loads(text)
+        except ValueError:
+            line = None
+        if not (isinstance(line, dict) and line.keys() >= {*KEYS}):
+            raise UserError(f"Line {number} of {file} is no result; remove it.")
+    return lines
+
+
+def _without_command(line):
+    return {name: value for name, value in line.items() if name != "command"}
+
+
+def _command():
+    """What was typed after `python`; a module of ours as -m barlow_jax.NAME."""
+    program = pathlib.Path(sys.argv[0])
+    package = pathlib.Path(__file__).parents[1]
+    own = program.suffix == ".py" and program.resolve().parent == package
+    return ["-m", f"{package.name}.{program.stem}", *sys.argv[1:]] if own else sys.argv

@@ -1,0 +1,154 @@
+"""Operations on one image against Pillow's output and float64 references."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from levels import affine_crop, assert_levels, crop_resize
+
+from barlow_jax import augment
+from barlow_jax.ops import color as color_ops
+from barlow_jax.ops import image as image_ops
+
+# Compiled once for all tests of the same shapes.
+color_jitter = jax.jit(color_ops.color_jitter, static_argnames="with_hue")
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_colour_operations_equal_pillow(pillow, name):
+    arrays, parameters = pillow
+    operation = jax.jit(getattr(color_ops, name))
+    for k, factor in enumerate(parameters["factors"][name]):
+        assert_levels(operation(arrays["chart"], factor), arrays[f"{name}{k}"])
+
+
+def test_grayscale_solarize_invert_flip(pillow):
+    arrays, _ = pillow
+    chart = jnp.asarray(arrays["chart"])
+    assert_levels(color_ops.grayscale(chart), arrays["grayscale"])
+    assert_levels(color_ops.solarize(chart), arrays["solarize"])
+    assert_levels(color_ops.invert(chart), 255 - arrays["chart"])
+    assert_levels(image_ops.hflip(chart), np.fliplr(arrays["chart"]))
+
+
+def test_color_jitter_equals_pillow_in_every_order(pillow):
+    arrays, parameters = pillow
+    for k, (order, factors) in enumerate(parameters["jitters"]):
+        result = color_jitter(arrays["photo"], np.array(order), np.array(factors, np.float32))
+        assert_levels(result, arrays[f"jitter{k}"])
+    nothing = color_jitter(arrays["photo"], np.full(4, color_ops.NOTHING), np.array(factors, np.float32))
+    assert_levels(nothing, arrays["photo"])
+
+
+def test_color_jitter_without_hue_is_the_other_three(pillow):
+    arrays, _ = pillow
+    factors = np.array([1.3, 0.7, 1.15, 0.2], np.float32)
+    result = color_jitter(arrays["photo"], np.array([3, 1, 0, 2]), factors, with_hue=False)
+    nothing_for_hue = np.array([color_ops.NOTHING, 1, 0, 2])
+    assert_levels(result, np.asarray(color_jitter(arrays["photo"], nothing_for_hue, factors)))
+
+
+def test_one_channel_is_jittered_like_grey_rgb(pillow):
+    """Saturation and hue leave grey alone, so that grey RGB and one channel must agree in every order."""
+    luma = pillow[0]["grayscale"][:60, :80]
+    factors = np.array([1.2, 0.7, 1.2, 0.1], np.float32)
+    for order in ([0, 1, 2, 3], [3, 1, 2, 0]):
+        rgb = color_jitter(luma, np.array(order), factors)
+        assert_levels(color_jitter(luma[..., :1], np.array(order), factors), np.asarray(rgb)[..., :1])
+
+
+@pytest.mark.parametrize("name", ["saturation", "hue"])
+def test_colour_operations_refuse_one_channel(name):
+    with pytest.raises(ValueError, match=f"{name} needs images of 3 channels; got 1"):
+        getattr(color_ops, name)(jnp.zeros((4, 4, 1)), 0.1)
+    with pytest.raises(ValueError, match="grayscale needs images of 3 channels; got 2"):
+        color_ops.grayscale(jnp.zeros((4, 4, 2)))
+
+
+def test_normalize(pillow):
+    recipe = augment.Recipe()
+    expected = (pillow[0]["chart"].astype(np.float64) / 255 - recipe.mean) / np.array(recipe.std)
+    result = color_ops.normalize(jnp.asarray(pillow[0]["chart"]), recipe.mean, recipe.std)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_blur_equals_pillow(pillow):
+    arrays, parameters = pillow
+    blur = jax.jit(image_ops.gaussian_blur)
+    for k, sigma in enumerate(parameters["sigmas"]):
+        assert_levels(blur(arrays["photo"], sigma), arrays[f"blur{k}"], most=1, share=1e-3)
+    assert_levels(blur(arrays["photo"], 0.0), arrays["photo"])
+    assert_levels(blur(arrays["photo"], 9.0), np.asarray(blur(arrays["photo"], 2.0)))  # max_sigma
+
+
+def test_crop_resize_equals_pillow(pillow):
+    arrays, parameters = pillow
+    for k, (*box, size, interpolation) in enumerate(parameters["crops"]):
+        result = crop_resize(arrays["photo"], np.array(box, np.float32), size, interpolation=interpolation)
+        # Exact halves are common for simple ratios such as 60 to 32 pixels, see crop_resize.
+        tolerance = dict(most=1, share=0.005) if interpolation == "cubic" else dict(most=2, share=0.03)
+        assert_levels(result, arrays[f"crop{k}"], **tolerance)
+
+
+def test_crop_resize_ignores_pixels_outside_the_box(pillow):
+    photo = pillow[0]["photo"]
+    canvas = np.full((90, 100, 3), 255, np.float32)
+    canvas[:60, :84] = photo
+    whole = np.array([0, 0, 60, 84], np.float32)
+    assert_levels(crop_resize(canvas, whole, 32), np.asarray(crop_resize(photo, whole, 32)))
+    assert np.all(np.asarray(crop_resize(canvas, np.zeros(4, np.float32), 32)) == 0)
+    with pytest.raises(ValueError, match="interpolation must be one of cubic, linear; got 'nearest'"):
+        crop_resize(canvas, whole, 32, interpolation="nearest")
+
+
+def numpy_resize(plane, start, length, size, support, kernel):
+    """Rows of a plane resampled over a fractional interval, a loop in float64."""
+    result, scale = [], length / size
+    for k in range(size):
+        position, total, weighted = start + (k + 0.5) * scale, 0.0, 0.0
+        for i, row in enumerate(plane):
+            inside = max(0.0, min(i + 1, start + length) - max(i, start))
+            distance = abs(i + 0.5 - position) / max(scale, 1.0)
+            weight = inside * kernel(distance) if distance < support else 0.0
+            total, weighted = total + weight, weighted + weight * row
+        result.append(weighted / total)
+    return np.floor(np.clip(np.stack(result), 0, 255) + 0.5)
+
+
+def keys_cubic(d):
+    return 1.5 * d**3 - 2.5 * d**2 + 1 if d < 1 else -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+
+
+@pytest.mark.parametrize("box", [(3.25, 7.5, 41.75, 30.1), (10.4, 20.6, 5.3, 8.9), (30.2, 11.3, 0.4, 0.7)])
+def test_crop_resize_of_a_fractional_box(pillow, box):
+    photo = pillow[0]["photo"]
+    top, left, height, width = box
+    columns = numpy_resize(photo.transpose(1, 0, 2), left, width, 16, 2, keys_cubic).transpose(1, 0, 2)
+    expected = numpy_resize(columns, top, height, 16, 2, keys_cubic)
+    result = crop_resize(photo, np.array(box, np.float32), 16)
+    assert_levels(result, expected, most=1, share=0.01)
+
+
+def test_affine_crop_rotates_as_pillow(pillow):
+    arrays, parameters = pillow
+    left, top, right, bottom = parameters["square"]
+    square = arrays["photo"][top:bottom, left:right]
+    box = np.array([0, 0, *square.shape[:2]], np.float32)
+    result = affine_crop(square, box, parameters["angle"], 60)
+    inner = slice(14, 46)  # farther out Pillow fills with black, we with the edge
+    difference = np.asarray(result)[inner, inner] - arrays["rotate"][inner, inner]
+    assert set(np.unique(difference)) == {0, 1}  # Pillow truncates here, we round
+    assert 0.4 < difference.mean() < 0.6
+
+
+def test_affine_crop_beyond_the_image(pillow):
+    photo = pillow[0]["photo"][:20, :24]
+    top, left, height, width = box = np.array([-3.37, -4.21, 29.9, 36.3], np.float32)
+    row = np.clip(top + (np.arange(18) + 0.5) * height / 18 - 0.5, 0, 19)
+    column = np.clip(left + (np.arange(18) + 0.5) * width / 18 - 0.5, 0, 23)
+    between_rows = np.stack([np.interp(row, range(20), line) for line in photo.reshape(20, -1).T], 1).reshape(18, 24, 3)
+    lines = between_rows.transpose(0, 2, 1).reshape(-1, 24)
+    expected = np.stack([np.interp(column, range(24), line) for line in lines]).reshape(18, 3, 18).transpose(0, 2, 1)
+    assert_levels(affine_crop(photo, box, 0.0, 18), np.floor(expected + 0.5), most=1, share=1e-3)
+    turned = affine_crop(photo[:20, :20], np.array([0, 0, 20, 20], np.float32), 90.0, 20)
+    assert_levels(turned, np.rot90(photo[:20, :20]))

@@ -1,0 +1,293 @@
+"""Metrics on disk: valid JSON, the same file after a kill, TensorBoard events as TensorBoard reads them."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import types
+
+import commands
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from barlow_jax.errors import UserError
+from barlow_jax.run import metric_writers
+from barlow_jax.run.metric_writers import Progress
+
+
+def lines(workdir):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (workdir / "metrics.jsonl").read_text()
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def events(workdir):
+    """Every event of every file, oldest file first: length (8 bytes), its CRC (4), the event, its CRC (4)."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            found.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def run(workdir, start, stop, resume_step, last=None):
+    """Writes steps start < step <= stop as a training loop would; `last` half-writes another and is killed."""
+    with metric_writers.create(workdir, resume_step=resume_step) as writer:
+        for step in range(start + 1, stop + 1):
+            writer.scalars(step, {"loss": 1 / step})
+            if step % 4 == 0:
+                writer.scalars(step, {"knn": step / 100})
+    if last:
+        with (workdir / "metrics.jsonl").open("a") as file:
+            file.write(last)
+
+
+def test_a_killed_run_leaves_the_same_lines(tmp_path):
+    run(tmp_path / "whole", 0, 12, None)
+    run(tmp_path / "killed", 0, 7, None, last='{"step": 8, "lo')  # killed in mid-write; the checkpoint is of step 4
+    with_half = (tmp_path / "killed" / "metrics.jsonl").read_text()
+    run(tmp_path / "killed", 4, 10, 4)
+    run(tmp_path / "killed", 8, 12, 8)
+    assert with_half.count("\n") == 8
+    assert (tmp_path / "killed" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    assert [line["step"] for line in lines(tmp_path / "killed")].count(8) == 2  # loss and knn of the checkpoint's step
+
+
+def test_a_new_run_in_an_old_folder_starts_with_an_empty_file(tmp_path):
+    run(tmp_path, 0, 3, None)
+    run(tmp_path, 0, 1, None)
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+
+
+def test_half_written_line_is_named_and_dropped(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "a\xff\n{"step": 3}\n')
+    metric_writers.keep_until(path, 3)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
+    assert "Line 2 of" in caplog.text
+
+
+def test_numbers_of_every_kind_become_plain_json(tmp_path):
+    replicated = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), P())
+    with metric_writers.create(tmp_path) as writer:
+        writer.scalars(
+            jnp.int32(3),
+            {
+                "device": jax.device_put(jnp.float32(0.1), replicated),
+                "half": jnp.bfloat16(0.5),
+                "numpy": np.float64(0.1),
+                "count": jnp.int32(7),
+                "flag": np.bool_(True),
+                "plain": 2,
+                "nan": jnp.nan,
+                "inf": jnp.float32(-jnp.inf),
+            },
+        )
+    expected = {"device": 0.1, "half": 0.5, "numpy": 0.1, "count": 7, "flag": 1, "plain": 2, "nan": None, "inf": None}
+    assert lines(tmp_path) == [{"step": 3} | expected]
+
+
+def test_tensorboard_has_scalars_and_images_and_hides_what_is_written_again(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    with metric_writers.create(tmp_path) as writer:
+        writer.scalars(5, {"loss": 0.25})
+        writer.image(5, "views", picture)
+    written = events(tmp_path)
+    assert written[0].file_version == "brain.Event:2"
+    values = [(event.step, value) for event in written for value in event.summary.value]
+    assert [(step, v.tag) for step, v in values] == [(5, "loss"), (5, "views")]
+    assert values[0][1].simple_value == 0.25
+    from PIL import Image
+
+    decoded = np.asarray(Image.open(io.BytesIO(values[1][1].image.encoded_image_string)))
+    np.testing.assert_array_equal(decoded, picture)
+
+    with metric_writers.create(tmp_path, resume_step=3):
+        pass
+    starts = [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START]
+    assert starts == [0, 4]  # everything from step 4 on is hidden
+
+
+def test_only_process_0_writes(tmp_path):
+    with metric_writers.create(tmp_path / "run", 1, wandb=True) as writer:
+        writer.scalars(1, {"loss": 1.0})
+        writer.image(1, "views", np.zeros((2, 2, 3), np.uint8))
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_that_cannot_be_appended_to():
+    with pytest.raises(UserError, match="mount the bucket"):
+        metric_writers.create("gs://bucket/run")
+
+
+def test_wandb_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        metric_writers.create(tmp_path, wandb=True)
+    assert not list(tmp_path.iterdir())
+
+
+class FakeRun:
+    def __init__(self, options):
+        self.options, self.logged, self.axes, self.finished = options, [], [], False
+
+    def define_metric(self, name, step_metric=None):
+        self.axes.append((name, step_metric))
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self):
+        self.finished = True
+
+
+def test_wandb_is_one_run_over_restarts(tmp_path, monkeypatch):
+    runs = []
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **options: runs.append(FakeRun(options)) or runs[-1]
+    fake.Image = lambda pixels: ("image", pixels.shape)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for resume_step in (None, 4, None):
+        with metric_writers.create(tmp_path, wandb=True, resume_step=resume_step, config={"lambd": 0.0051}) as writer:
+            writer.scalars(5, {"loss": jnp.float32(0.1)})
+            writer.image(5, "views", np.zeros((2, 4, 3), np.uint8))
+    first, second, third = (r.options["id"] for r in runs)
+    assert first == second != third
+    assert runs[0].options["config"] == {"lambd": 0.0051} and runs[0].options["resume"] == "allow"
+    assert runs[0].axes == [("step", None), ("*", "step")]
+    assert runs[0].logged == [{"step": 5, "loss": 0.1}, {"step": 5, "views": ("image", (2, 4, 3))}]
+    assert all(r.finished for r in runs)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def train(progress, clock, steps, *, wait, work, images=32):
+    for _ in range(steps):
+        with progress.waiting():
+            clock.now += wait
+        clock.now += work
+        progress.step(images)
+
+
+def test_rates_leave_out_the_compilation_and_the_pauses():
+    clock = Clock()
+    progress = Progress(1000, start=100, shown=False, clock=clock)
+    assert progress.rates() == {}
+    train(progress, clock, 1, wait=5, work=100)  # reads the first batch and compiles
+    assert progress.rates() == {}
+    train(progress, clock, 10, wait=0.5, work=1.5)
+    with progress.paused():
+        clock.now += 300  # an evaluation
+    assert progress.rates() == pytest.approx({"images_per_second": 16, "data_wait": 0.25})
+    train(progress, clock, 10, wait=0, work=1)
+    assert progress.rates() == pytest.approx({"images_per_second": 32, "data_wait": 0})
+    assert progress.rates() == {}
+    # 20 steps in 30 s, 879 steps to go
+    assert progress.text() == "21 images/s, 17% waiting for data, 21:58 left"
+
+
+def test_a_log_file_gets_a_plain_line_now_and_then():
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(500, shown=True, every=60, stream=stream, clock=clock)
+    train(progress, clock, 301, wait=0.1, work=0.4)
+    progress.close()
+    printed = stream.getvalue().splitlines()
+    assert printed[0] == "step 1/500"
+    assert printed[1] == "step 121/500, 64 images/s, 20% waiting for data, 3:10 left"
+    assert [line.split(",")[0] for line in printed] == ["step 1/500", "step 121/500", "step 241/500", "step 301/500"]
+    assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
+
+
+def test_speed_is_that_of_the_last_minute():
+    clock = Clock()
+    progress = Progress(10_000, shown=False, clock=clock)
+    train(progress, clock, 100, wait=0, work=10)
+    train(progress, clock, 200, wait=0, work=0.5)
+    assert progress.text().startswith("64 images/s, 0% waiting")
+
+
+def test_a_terminal_gets_a_bar():
+    clock, stream = Clock(), Terminal()
+    progress = Progress(200, start=100, stream=stream, clock=clock)
+    train(progress, clock, 50, wait=0.1, work=0.9)
+    progress.close()
+    last = [part for part in stream.getvalue().replace("\n", "\r").split("\r") if part.strip()][-1]
+    assert "75%" in last and "150/200, 32 images/s, 10% waiting for data, 0:50 left" in last
+
+
+def test_nothing_is_shown_by_other_processes():
+    for stream in (io.StringIO(), Terminal()):
+        clock = Clock()
+        progress = Progress(10, shown=False, stream=stream, clock=clock)
+        train(progress, clock, 10, wait=1, work=1)
+        progress.close()
+        assert stream.getvalue() == ""
+
+
+def test_a_pass_of_more_than_ten_seconds_shows_how_far_it_is():
+    now, shown = [0.0], io.StringIO()
+
+    def batches(seconds):
+        for number in range(4):
+            now[0] += seconds
+            yield number
+
+    def watch(seconds, **options):
+        passed = metric_writers.watched(
+            batches(seconds), 4, "validation", stream=shown, clock=lambda: now[0], **options
+        )
+        return list(passed)
+
+    assert watch(3.0, shown=False) == watch(2.0) == [0, 1, 2, 3] and not shown.getvalue()
+    assert watch(6.0) == [0, 1, 2, 3]
+    assert shown.getvalue() == "validation: 2/4\n"  # the next line is due after a minute
+    shown = Terminal()
+    assert watch(6.0, after=0.0) == [0, 1, 2, 3] and "validation" in shown.getvalue()
+
+
+def test_a_run_that_never_steps_closes_quietly():
+    stream = io.StringIO()
+    Progress(10, stream=stream).close()
+    assert stream.getvalue() == ""
+
+
+def test_durations():
+    assert [metric_writers.duration(s) for s in (0, 42.4, 62, 3600, 11262, 90000)] == [
+        "0:00",
+        "0:42",
+        "1:02",
+        "1:00:00",
+        "3:07:42",
+        "1 d 01:00",
+    ]
+
+
+def test_importing_it_is_light():
+    code = (
+        "import sys, barlow_jax.run.metric_writers; print({'torch', 'tensorflow', 'tensorboardX'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=commands.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -1,0 +1,244 @@
+"""Weights in and out, against PyTorch, torchvision and timm themselves; `make test-torch` installs and runs this."""
+
+import argparse
+import importlib
+import re
+import sys
+import warnings
+
+import commands
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from barlow_jax import export, model, optim, pretrain, sharding
+from barlow_jax.weights import as_run, files, pickle_writer
+from configs import barlow_twins
+
+
+def imported():
+    """torch and torchvision, or a reason to skip.
+
+    torchvision registers what it compiled and then looks for it in torch; a build for another torch finds nothing and
+    gives up, although its networks, which are plain Python, would run. So what it looks for is declared here.
+    """
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed; run `make test-torch`")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(50):
+            try:
+                return torch, importlib.import_module("torchvision")
+            except ImportError:
+                pytest.skip("torchvision is not installed; run `make test-torch`", allow_module_level=True)
+            except RuntimeError as error:
+                name = re.search(r"operator (torchvision::\w+) does not exist", str(error))
+                torch.library.define(name[1], "(Tensor x) -> Tensor")
+                for part in [part for part in sys.modules if part.startswith("torchvision")]:
+                    del sys.modules[part]
+    raise RuntimeError("torchvision cannot be imported")
+
+
+torch, torchvision = imported()
+sys.path.insert(0, str(commands.ROOT / "benchmarks"))
+import torch_step  # networks and optimiser of the official code, written anew
+
+SIZES = ((64, 64), (65, 97))
+
+
+def shaken(network, seed=0):
+    """A fresh network with running statistics and scales as after some training."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in network.state_dict().items():
+        if value.ndim == 1 and value.is_floating_point():
+            noise = 0.2 * torch.rand(value.shape, generator=generator, dtype=value.dtype)
+            value.copy_(noise + (0.9 if name.endswith(("weight", "var")) else -0.1))
+    return network.eval()
+
+
+def theirs(network, images):
+    with torch.no_grad():
+        return network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+
+def ours(arch, weights, images, dtype):
+    make = model.make_backbone(arch, image_size=64, dtype=dtype)
+    graphdef, *_ = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    trees = jax.tree.map(lambda a: a.astype(dtype), (weights.params["backbone"], weights.batch_stats["backbone"]))
+    features = jax.jit(lambda trees, x: model.merge(graphdef, *trees)(x, train=False))
+    return np.asarray(features(trees, images))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2"])
+def test_features_of_torchvisions_networks(arch, tmp_path):
+    """In: their weights here. Out: written again by us, they load there strictly and are the same to the bit."""
+    network = shaken(getattr(torchvision.models, arch)(zero_init_residual=False).double())
+    network.fc = torch.nn.Identity()
+    torch.save(network.state_dict(), tmp_path / "in.pth")
+    weights = files.load(tmp_path / "in.pth")
+    assert files.architecture(weights, "x") == (arch, "imagenet", 3)
+    images = [np.random.default_rng(n).normal(size=(2, *size, 3)) for n, size in enumerate(SIZES)]
+    with jax.enable_x64(True):
+        for shown in images:
+            assert export.difference(ours(arch, weights, shown, jnp.float64), theirs(network, shown)) < 1e-9
+    files.save(tmp_path / "out.pth", "torchvision", weights)
+    again = getattr(torchvision.models, arch)().double()
+    again.fc = torch.nn.Identity()
+    again.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    network = network.float()
+    for shown in images:
+        shown = shown.astype(np.float32)
+        assert export.difference(ours(arch, weights, shown, jnp.float32), theirs(network, shown)) < 1e-4
+
+
+def test_ours_in_theirs(tmp_path, monkeypatch):
+    """The other direction from the start: weights that were made here, features there, by the lines of the docs."""
+    monkeypatch.chdir(tmp_path)
+    make = model.make_backbone("resnet50", image_size=64, zero_init_residual=False)
+    with jax.enable_x64(True):
+        _, *trees = model.split(make(rngs=nnx.Rngs(3)))
+        rng = np.random.default_rng(0)
+        trees = jax.tree.map(lambda a: np.float64(a) + (a.ndim < 2) * rng.uniform(0.1, 0.2, a.shape), trees)
+        weights = files.Weights("backbone", {"backbone": trees[0]}, {"backbone": trees[1]})
+        files.save("r50.pth", "torchvision", weights)
+        scope = {"torch": torch, "torchvision": torchvision}
+        torch.set_default_dtype(torch.float64)
+        exec(commands.documented("torchvision.models"), scope)
+        torch.set_default_dtype(torch.float32)
+        network = scope["network"].eval()
+        for n, size in enumerate(SIZES):
+            shown = np.random.default_rng(n).normal(size=(2, *size, 3))
+            assert export.difference(ours("resnet50", weights, shown, jnp.float64), theirs(network, shown)) < 1e-9
+
+
+def test_timm(tmp_path):
+    """Its files here, as .pth and safetensors, and ours there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timm = pytest.importorskip("timm")
+    from safetensors.torch import save_file
+
+    network = shaken(timm.create_model("resnet34", num_classes=7))
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    save_file(network.state_dict(), tmp_path / "x.safetensors")
+    found = [files.load(tmp_path / name) for name in ("x.pth", "x.safetensors")]
+    assert [weights.kind for weights in found] == ["classifier"] * 2
+    jax.tree.map(np.testing.assert_array_equal, found[0].params, found[1].params)
+    shown = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    features = ours("resnet34", found[0], shown, jnp.float32)
+    head = found[0].params["fc"]
+    assert export.difference(features @ head["kernel"] + head["bias"], theirs(network, shown)) < 1e-4
+    files.save(tmp_path / "back.pth", "timm", found[0])
+    again = timm.create_model("resnet34", num_classes=7, checkpoint_path=str(tmp_path / "back.pth")).eval()
+    assert np.array_equal(theirs(again, shown), theirs(network, shown))
+
+
+def test_what_torch_save_writes(tmp_path):
+    """Old and new formats, half precision, memory formats, Parameters, Namespaces; and it reads what we write."""
+    network = torchvision.models.resnet18().to(memory_format=torch.channels_last)
+    state = network.state_dict()
+    probe = {"epoch": 2, "best_acc": argparse.Namespace(top1=1.0, top5=2.0), "scheduler": {}, "optimizer": {}}
+    probe["model"] = {f"module.{name}": torch.nn.Parameter(value, False) for name, value in state.items()}
+    torch.save(state, tmp_path / "new.pth")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save(probe, tmp_path / "probe.pth")
+    torch.save({name: value.bfloat16() if value.ndim else value for name, value in state.items()}, tmp_path / "b.pth")
+    want = files.load(tmp_path / "new.pth")
+    np.testing.assert_array_equal(want.params["backbone"]["conv1"]["kernel"], state["conv1.weight"].permute(2, 3, 1, 0))
+    for name, kind in (("old.pth", "classifier"), ("probe.pth", "probe")):
+        found = files.load(tmp_path / name)
+        assert found.kind == kind
+        jax.tree.map(np.testing.assert_array_equal, found.params, want.params)
+    half = files.load(tmp_path / "b.pth").params["fc"]["kernel"]
+    np.testing.assert_array_equal(half, state["fc.weight"].bfloat16().float().T)
+    tree = {"a": [np.arange(6.0).reshape(2, 3), (np.array(3), {"b": np.float32([1]) > 0})], "c": (1, 2.5, None, "é")}
+    pickle_writer.save(tmp_path / "ours.pth", tree)
+    for how in ({}, {"mmap": True}):
+        read = torch.load(tmp_path / "ours.pth", weights_only=True, **how)
+        assert read["c"] == tree["c"] and torch.equal(read["a"][0], torch.from_numpy(tree["a"][0]))
+        assert read["a"][1][0].item() == 3 and read["a"][1][1]["b"].item() is True
+
+
+BATCH, SIZE, WIDTHS, RATES, DECAY, LAMBD = 8, 32, (16, 16, 12), (0.2, 0.05), 1e-4, 0.01
+
+
+def views_of(step):
+    rng = np.random.default_rng(step)
+    base = rng.normal(size=(BATCH, 1, SIZE, SIZE, 3))
+    return base + 0.4 * rng.normal(size=(BATCH, 2, SIZE, SIZE, 3))
+
+
+def official_run(seed=0):
+    """The official network and optimiser, in double precision."""
+    torch.manual_seed(seed)
+    network = torch_step.BarlowTwins("resnet18", WIDTHS, LAMBD).double().train()
+    groups = [[p for p in network.parameters() if (p.ndim == 1) == bias] for bias in (False, True)]
+    optimizer = torch_step.Lars([{"params": group} for group in groups], weight_decay=DECAY)
+    for group, rate in zip(optimizer.param_groups, RATES, strict=True):
+        group["lr"] = rate
+    return network, optimizer
+
+
+def official_steps(network, optimizer, steps):
+    losses = []
+    for step in steps:
+        y1, y2 = (torch.from_numpy(view.transpose(0, 3, 1, 2).copy()) for view in np.moveaxis(views_of(step), 1, 0))
+        optimizer.zero_grad()
+        loss = network(y1, y2)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def save_official(path, network, optimizer, epoch):
+    wrapped = torch.nn.Module()
+    wrapped.module = network  # the prefix that DistributedDataParallel gives
+    torch.save({"epoch": epoch, "model": wrapped.state_dict(), "optimizer": optimizer.state_dict()}, path)
+
+
+def test_a_run_goes_on_here_and_there_again(tmp_path):
+    """Three official steps, five here, two there: the losses of ten official steps."""
+    network, optimizer = official_run()
+    wanted = official_steps(network, optimizer, range(10))
+    network, optimizer = official_run()
+    losses = official_steps(network, optimizer, range(3))
+    save_official(tmp_path / "3.pth", network, optimizer, 3)
+
+    config = barlow_twins.get_config().unlock()
+    config.arch, config.projector = "resnet18", WIDTHS
+    with jax.enable_x64(True):
+        make = model.make_backbone("resnet18", image_size=SIZE, dtype=jnp.float64)
+        tx = optim.make_optimizer("lars", *(lambda _, r=r: jnp.float64(r) for r in RATES), weight_decay=DECAY)
+        graphdef, state = pretrain.create_state(
+            model.BarlowTwins(make, WIDTHS, dtype=jnp.float64, rngs=nnx.Rngs(0)), tx
+        )
+        state = jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype.kind == "f" else a, state)
+        state = as_run.begin(tmp_path / "3.pth", state, config, 3, 1)
+        assert state.step == 3
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        step = pretrain.make_train_step(graphdef, tx, lambda _, batch: batch["views"], lambd=LAMBD, mesh=mesh)
+        state = jax.device_put(state, sharding.replicated(mesh))
+        for k in range(3, 8):
+            batch = sharding.put({"views": views_of(k), "label": np.full(BATCH, -1, np.int32)}, mesh)
+            state, report = step(state, batch)
+            losses.append(float(report["loss"]))
+        momentum = state.opt_state[1][1].trace
+        reached = files.Weights("pretraining", state.params, state.batch_stats, momentum, 8, 8)
+        files.save(tmp_path / "8.pth", "official", reached, groups=[{"lr": r} for r in RATES])
+    np.testing.assert_allclose(losses, wanted[:8], rtol=1e-9)
+
+    network, optimizer = official_run(seed=1)
+    read = torch.load(tmp_path / "8.pth", weights_only=True)
+    wrapped = torch.nn.Module()
+    wrapped.module = network
+    wrapped.load_state_dict(read["model"], strict=True)
+    read["optimizer"]["param_groups"] = [
+        {**group, "weight_decay": DECAY, "momentum": 0.9, "eta": 0.001} for group in read["optimizer"]["param_groups"]
+    ]
+    optimizer.load_state_dict(read["optimizer"])
+    assert read["epoch"] == 8 and int(network.bn.num_batches_tracked) == 16
+    np.testing.assert_allclose(official_steps(network, optimizer, range(8, 10)), wanted[8:], rtol=1e-9)
