@@ -75,12 +75,24 @@ def evaluate(config, origin, workdir, stop):
     source, val_source, num_classes = linear_experiment.sources(config, origin.channels)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, "wrap")
     total_steps = config.epochs * steps_per_epoch
-    log.info("%s: %d images of %d classes, %d steps an epoch, %d in all; %s: %d images", source.name, len(source),
-             num_classes, steps_per_epoch, total_steps, val_source.name, len(val_source))  # fmt: skip
+    log.info(
+        "%s: %d images of %d classes, %d steps an epoch, %d in all; %s: %d images",
+        source.name,
+        len(source),
+        num_classes,
+        steps_per_epoch,
+        total_steps,
+        val_source.name,
+        len(val_source),
+    )
     left_over = len(source) % config.batch_size
     if 0 < left_over < config.batch_size / 16:
-        log.warning("the last batch of an epoch has %d of %d images, and is a whole step, officially too; another "
-                    "config.batch_size makes it larger", left_over, config.batch_size)  # fmt: skip
+        log.warning(
+            "the last batch of an epoch has %d of %d images, and is a whole step, officially too; another "
+            "config.batch_size makes it larger",
+            left_over,
+            config.batch_size,
+        )
 
     # Network, optimiser, state.
     recipe = linear_experiment.recipe(config, pretrained)
@@ -172,9 +184,12 @@ def evaluate(config, origin, workdir, stop):
     if config.weights == "freeze":
         check_frozen(state, origin)
     return scores | {
-        "dataset": val_source.name, "classes": num_classes, "train": source.name, "train_images": len(source),
+        "dataset": val_source.name,
+        "classes": num_classes,
+        "train": source.name,
+        "train_images": len(source),
         "departures": protocols.departures(config),
-    }  # fmt: skip
+    }
 
 
 def with_scores(scores, fresh, epoch):
@@ -203,8 +218,10 @@ def report(config, origin, outcomes, seeds, folder):
     lines = linear_experiment.result_lines(config, origin, outcomes, seeds)
     results.append(folder, lines)
     first, departures = lines[0], outcomes[0]["departures"]
-    print(f"\n{first['protocol']}, {first['dataset']}: {first['n']} images of {first['classes']} classes; "
-          f"{origin}; seed {', '.join(map(str, seeds))}")  # fmt: skip
+    print(
+        f"\n{first['protocol']}, {first['dataset']}: {first['n']} images of {first['classes']} classes; "
+        f"{origin}; seed {', '.join(map(str, seeds))}"
+    )
     if departures:
         print(f"not as {first['protocol']} has it: {', '.join(departures)}")
     for line in lines:

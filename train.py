@@ -35,9 +35,7 @@ log = logging.getLogger("train")
 def main():
     config = launch.config_of(CONFIG)
     experiment.check(config)
-    workdir = launch.prepare_workdir(
-        WORKDIR.value, config.to_dict(), free=experiment.FREE_FIELDS, allowed=ALLOW.value
-    )  # fmt: skip
+    workdir = launch.prepare_workdir(WORKDIR.value, config.to_dict(), free=experiment.FREE_FIELDS, allowed=ALLOW.value)
     stop = launch.StopSignals()
     if train(config, workdir, stop, INIT.value):
         return 0
@@ -126,8 +124,12 @@ def train(config, workdir, stop, init=""):
         crop_ratio=tuple(config.views.crop_ratio),
     )
     expected = metrics.expected_at_init(config.batch_size, state.batch_stats["bn"]["mean"].size, config.lambd)
-    log.info("loss of unrelated views: %.4g (on_diag %.4g, off_diag %.4g)",
-             expected["loss"], expected["on_diag"], expected["off_diag"])  # fmt: skip
+    log.info(
+        "loss of unrelated views: %.4g (on_diag %.4g, off_diag %.4g)",
+        expected["loss"],
+        expected["on_diag"],
+        expected["off_diag"],
+    )
 
     try:
         for step in range(start_step, total_steps):

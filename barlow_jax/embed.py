@@ -52,8 +52,10 @@ def define_flags():
 def main(given):
     wanted = flags.FLAGS
     if len(given) != 2:
-        raise UserError(f"There are two arguments besides flags, a run or file of weights and the images, and here are "
-                        f"{len(given)}.")  # fmt: skip
+        raise UserError(
+            f"There are two arguments besides flags, a run or file of weights and the images, and here are "
+            f"{len(given)}."
+        )
     out = pathlib.Path(wanted.out).expanduser()
     if out.suffix not in WRITERS or not out.parent.is_dir():
         raise UserError(f"--out is {wanted.out!r}; give a file in a folder that exists, ending in .npz or .parquet.")
@@ -122,10 +124,16 @@ def embed(judged, config, source, folder, stop):
     """The features of all images, as embeddings.Parts in a folder; None if a signal came before."""
     mesh = sharding.make_mesh()
     about = {
-        "backbone": judged.sha256, "images": source.name, "count": len(source), "precision": config.precision,
-        "resize": config.eval.resize, "crop": config.eval.crop, "mean": config.views.mean, "std": config.views.std,
+        "backbone": judged.sha256,
+        "images": source.name,
+        "count": len(source),
+        "precision": config.precision,
+        "resize": config.eval.resize,
+        "crop": config.eval.crop,
+        "mean": config.views.mean,
+        "std": config.views.std,
         "paths": hashlib.sha256("\n".join(getattr(source, "paths", ())).encode()).hexdigest(),
-    }  # fmt: skip
+    }
     parts = embedding_files.Parts(folder, about)
     first = parts.done
     if first:
@@ -200,9 +208,13 @@ def as_seen(config, source, rows):
     tiles = []
     for batch in experiment.eval_batches(config, source.take(rows), sharding.make_mesh(), {}):
         views = augment.eval_views(
-            batch["canvas"], batch["boxes"], batch["extent"], size=config.eval.crop,
-            mean=(0.0,) * source.channels, std=(1 / 255,) * source.channels,
-        )  # fmt: skip
+            batch["canvas"],
+            batch["boxes"],
+            batch["extent"],
+            size=config.eval.crop,
+            mean=(0.0,) * source.channels,
+            std=(1 / 255,) * source.channels,
+        )
         tiles.append(np.asarray(views)[batch["mask"]].astype(np.uint8))
     return np.concatenate(tiles)
 

@@ -21,29 +21,58 @@ ON_NONFINITE = ("stop", "skip")
 
 # Fields that change what is shown or how fast, and not the result: they may differ when a run goes on.
 FREE_FIELDS = (
-    "data.path", "data.threads", "eval.every_epochs", "eval.batch_size", "log_every_steps",
-    "picture_every_epochs", "checkpoint_every_steps", "keep_checkpoints", "wandb",
-    "remat", "shard_params", "on_nonfinite", "max_skipped",
-)  # fmt: skip
+    "data.path",
+    "data.threads",
+    "eval.every_epochs",
+    "eval.batch_size",
+    "log_every_steps",
+    "picture_every_epochs",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "wandb",
+    "remat",
+    "shard_params",
+    "on_nonfinite",
+    "max_skipped",
+)
 
 
 def check(config):
     """Raises UserError at the first value that cannot work, before anything is opened or compiled."""
-    check_at_least(config, {
-        "epochs": 1, "warmup_epochs": 0, "batch_size": 2, "image_size": 8, "reference_world_size": 1,
-        "log_every_steps": 1, "picture_every_epochs": 0, "checkpoint_every_steps": 1, "keep_checkpoints": 1,
-        "microbatches": 1, "max_skipped": 1,
-    })  # fmt: skip
+    check_at_least(
+        config,
+        {
+            "epochs": 1,
+            "warmup_epochs": 0,
+            "batch_size": 2,
+            "image_size": 8,
+            "reference_world_size": 1,
+            "log_every_steps": 1,
+            "picture_every_epochs": 0,
+            "checkpoint_every_steps": 1,
+            "keep_checkpoints": 1,
+            "microbatches": 1,
+            "max_skipped": 1,
+        },
+    )
     if config.epochs <= config.warmup_epochs:
         raise UserError(
             f"config.epochs is {config.epochs}, no more than config.warmup_epochs ({config.warmup_epochs}); "
             "the run would end inside its warm-up: train longer or set config.warmup_epochs lower."
         )
-    check_one_of(config, {
-        "precision": PRECISIONS, "loss_form": loss.FORMS, "optimizer.name": optim.OPTIMIZERS, "arch": model.BACKBONES,
-        "data.last": order.LAST, "remat": REMAT, "on_nonfinite": ON_NONFINITE,
-        "microbatch_statistics": microbatches.STATISTICS,
-    })  # fmt: skip
+    check_one_of(
+        config,
+        {
+            "precision": PRECISIONS,
+            "loss_form": loss.FORMS,
+            "optimizer.name": optim.OPTIMIZERS,
+            "arch": model.BACKBONES,
+            "data.last": order.LAST,
+            "remat": REMAT,
+            "on_nonfinite": ON_NONFINITE,
+            "microbatch_statistics": microbatches.STATISTICS,
+        },
+    )
     if config.remat == "blocks" and config.arch in model.OF_ONE_SIZE:
         raise UserError(
             f"config.remat is 'blocks', and config.arch {config.arch!r} has no residual blocks; take 'none'."
@@ -51,8 +80,10 @@ def check(config):
     if any(width < 1 for width in config.projector):
         raise UserError(f"config.projector is {tuple(config.projector)}; all its widths must be at least 1.")
     if config.arch == "convnet" and config.image_size > 64:
-        raise UserError(f"config.arch 'convnet' is for images up to 64 pixels, and config.image_size is "
-                        f"{config.image_size}; take a resnet.")  # fmt: skip
+        raise UserError(
+            f"config.arch 'convnet' is for images up to 64 pixels, and config.image_size is "
+            f"{config.image_size}; take a resnet."
+        )
     if config.views.crop_scale[1] > 1 and not config.views.rotation:
         raise UserError(
             f"config.views.crop_scale is {tuple(config.views.crop_scale)}; crops larger than the image need "
@@ -129,8 +160,14 @@ def _resident(config, source):
     if arrays is None:
         return source
     height, width = arrays.images.shape[1:3]
-    log.info("%s lives on the devices: %d images of at most %d x %d pixels, %.1f MB", source.name, len(source), height,
-             width, arrays.images.nbytes / 1e6)  # fmt: skip
+    log.info(
+        "%s lives on the devices: %d images of at most %d x %d pixels, %.1f MB",
+        source.name,
+        len(source),
+        height,
+        width,
+        arrays.images.nbytes / 1e6,
+    )
     return arrays
 
 
@@ -168,7 +205,7 @@ def canvas(config, source):
 
 def train_batches(
     config, source, start_step, mesh, process, *, last, reference_world_size=1, crop_scale, crop_ratio, views=2
-):  # fmt: skip
+):
     """Training batches on the devices, from `start_step` on, without end.
 
     Args:
@@ -179,14 +216,25 @@ def train_batches(
     """
     if fits_on_devices(config, source):
         resident = sharding.ResidentSet(
-            source.images, source.labels, mesh, seed=config.seed, scale=crop_scale, ratio=crop_ratio, views=views,
+            source.images,
+            source.labels,
+            mesh,
+            seed=config.seed,
+            scale=crop_scale,
+            ratio=crop_ratio,
+            views=views,
             sizes=source.sizes,
-        )  # fmt: skip
+        )
         for step in itertools.count(start_step):
             _, index = order.batch_indices(
-                len(source), config.batch_size, config.seed, step, last,
-                reference_world_size=reference_world_size, **process,
-            )  # fmt: skip
+                len(source),
+                config.batch_size,
+                config.seed,
+                step,
+                last,
+                reference_world_size=reference_world_size,
+                **process,
+            )
             yield resident.batch(index, step)
     batches = pipeline.train_batches(
         source,

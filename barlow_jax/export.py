@@ -71,8 +71,13 @@ def main(given):
         raise UserError(f"--out {out} is in a folder that does not exist; make it, or give another.")
     report = export(source, layout, out)
     for name, value in report.items():
-        text = f"{len(value)} arrays" if name == "shapes" else ", ".join(f"{k} {v:.1e}" for k, v in value.items()) if (
-            name == "differences") else value  # fmt: skip
+        text = (
+            f"{len(value)} arrays"
+            if name == "shapes"
+            else ", ".join(f"{k} {v:.1e}" for k, v in value.items())
+            if (name == "differences")
+            else value
+        )
         print(f"{name:14}{text}")
 
 
@@ -119,11 +124,15 @@ def check(source, layout):
     if arch in model.OF_ONE_SIZE and layout not in ("safetensors", "stablehlo"):
         raise UserError(f"{source.name} is a {arch}, which {layout} does not have; take safetensors or stablehlo.")
     if layout == "official" and "projector" not in source.weights.params:
-        raise UserError(f"{source.name} has no projector, so no full checkpoint can be made of it; take "
-                        "--format=torchvision, which is what the official resnet50.pth is.")  # fmt: skip
+        raise UserError(
+            f"{source.name} has no projector, so no full checkpoint can be made of it; take "
+            "--format=torchvision, which is what the official resnet50.pth is."
+        )
     if layout == "official" and source.config["stem"] != "imagenet":
-        raise UserError(f"{source.name} has the {source.config['stem']} stem, which the official code has not; take "
-                        "--format=torchvision.")  # fmt: skip
+        raise UserError(
+            f"{source.name} has the {source.config['stem']} stem, which the official code has not; take "
+            "--format=torchvision."
+        )
 
 
 def export(source, layout, out):
@@ -138,16 +147,28 @@ def export(source, layout, out):
     config, weights = source.config, source.weights
     shapes = {name: value.shape for name, value in naming.state_dict(*_backbone(weights)).items()}
     report = {
-        "file": str(out), "format": layout, "of": source.name, "arch": config["arch"], "stem": config["stem"],
-        "channels": source.channels, "step": weights.step, "image_size": config["eval"]["crop"],
-        "mean": list(config["views"]["mean"]), "std": list(config["views"]["std"]), "bytes": unverified.stat().st_size,
-        "sha256": hashlib.sha256(unverified.read_bytes()).hexdigest(), "differences": differences, "bound": BOUND,
+        "file": str(out),
+        "format": layout,
+        "of": source.name,
+        "arch": config["arch"],
+        "stem": config["stem"],
+        "channels": source.channels,
+        "step": weights.step,
+        "image_size": config["eval"]["crop"],
+        "mean": list(config["views"]["mean"]),
+        "std": list(config["views"]["std"]),
+        "bytes": unverified.stat().st_size,
+        "sha256": hashlib.sha256(unverified.read_bytes()).hexdigest(),
+        "differences": differences,
+        "bound": BOUND,
         "shapes": {name: " x ".join(map(str, shape)) for name, shape in shapes.items()},
-    }  # fmt: skip
+    }
     worst = max(differences, key=differences.get)
     if not differences[worst] <= BOUND:
-        raise UserError(f"{unverified} gives features that are {differences[worst]:.1e} away ({worst}), above {BOUND}; "
-                        "do not use it, and report this with the versions of your packages.")  # fmt: skip
+        raise UserError(
+            f"{unverified} gives features that are {differences[worst]:.1e} away ({worst}), above {BOUND}; "
+            "do not use it, and report this with the versions of your packages."
+        )
     os.replace(unverified, out)
     out.with_name(f"{out.name}.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
@@ -177,11 +198,14 @@ def groups(config):
     return tuple(
         {
             "lr": optimizer[f"learning_rate_{group}"] * config["batch_size"] / 256,
-            "weight_decay": optimizer["weight_decay"], "momentum": optimizer["momentum"], "eta": optimizer["eta"],
-            "weight_decay_filter": True, "lars_adaptation_filter": True,
+            "weight_decay": optimizer["weight_decay"],
+            "momentum": optimizer["momentum"],
+            "eta": optimizer["eta"],
+            "weight_decay_filter": True,
+            "lars_adaptation_filter": True,
         }
         for group in ("weights", "biases")
-    )  # fmt: skip
+    )
 
 
 # The encoder as a program.
@@ -275,9 +299,7 @@ def evaluation_views(config, images):
     box = boxes.center_crop(height, width, config["eval"]["resize"], config["eval"]["crop"])
     extent = np.full((len(images), 2), images.shape[1:3], np.int32)
     mean, std = (tuple(config["views"][field]) for field in ("mean", "std"))
-    return augment.eval_views(
-        images, box.astype(np.float32), extent, size=config["eval"]["crop"], mean=mean, std=std
-    )  # fmt: skip
+    return augment.eval_views(images, box.astype(np.float32), extent, size=config["eval"]["crop"], mean=mean, std=std)
 
 
 def pixels(n, height, width, channels):

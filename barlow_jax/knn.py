@@ -62,9 +62,15 @@ def effective_rank(judged, source, extracted):
     log.info("effective rank of %d features of width %d", *sample.shape)
     rank = float(metrics.effective_rank(sample))
     line = results.line(
-        judged.origin, protocol="effective rank", dataset=source.name, n=len(sample), classes=None,
-        metric="effective_rank", values=[rank], seeds=[],
-    )  # fmt: skip
+        judged.origin,
+        protocol="effective rank",
+        dataset=source.name,
+        n=len(sample),
+        classes=None,
+        metric="effective_rank",
+        values=[rank],
+        seeds=[],
+    )
     return [line], [f"effective rank {rank:.1f} of {sample.shape[1]} (RankMe, {len(sample)} images)"]
 
 
@@ -77,16 +83,30 @@ def nearest_neighbours(judged, bank, queries, dataset, classes):
     if not ks or not len(queries[0]):
         raise UserError(f"{n} labelled training and {len(queries[0])} labelled test images are too few for config.k.")
     accuracy = metrics.knn_accuracy(
-        *bank, *queries, k=ks, temperature=config.temperature, num_classes=classes, mesh=judged.mesh,
+        *bank,
+        *queries,
+        k=ks,
+        temperature=config.temperature,
+        num_classes=classes,
+        mesh=judged.mesh,
         track=lambda starts: frozen.tracked(starts, len(starts), "nearest neighbours"),
-    )  # fmt: skip
+    )
     lines = [
         results.line(
-            judged.origin, protocol="knn", dataset=dataset, n=len(queries[0]), classes=classes, metric="top1",
-            values=[accuracy[k]], seeds=[], k=k, temperature=config.temperature, bank=n,
+            judged.origin,
+            protocol="knn",
+            dataset=dataset,
+            n=len(queries[0]),
+            classes=classes,
+            metric="top1",
+            values=[accuracy[k]],
+            seeds=[],
+            k=k,
+            temperature=config.temperature,
+            bank=n,
         )
         for k in ks
-    ]  # fmt: skip
+    ]
     return lines, ["", f"{'nearest neighbours':24}{'top-1 %':>8}"] + [
         f"{f'k = {k}':24}{100 * accuracy[k]:8.2f}" for k in ks
     ]
@@ -112,10 +132,18 @@ def few_labels(judged, bank, queries, dataset, classes):
             values.append((predicted == queries[1]).mean())
         lines.append(
             results.line(
-                judged.origin, protocol="few-shot", dataset=dataset, n=len(queries[0]), classes=classes,
-                metric="top1", values=values, seeds=seeds, shots=count, classifier=name,
+                judged.origin,
+                protocol="few-shot",
+                dataset=dataset,
+                n=len(queries[0]),
+                classes=classes,
+                metric="top1",
+                values=values,
+                seeds=seeds,
+                shots=count,
+                classifier=name,
             )
-        )  # fmt: skip
+        )
         spread = f" +- {100 * lines[-1]['spread']:.2f}" if len(seeds) > 1 else ""
         table.append(f"{f'{count}, {name}':24}{100 * np.mean(values):8.2f}{spread}")
     return lines, [*table, f"(mean of {len(seeds)} draws, and standard deviation over them)"]

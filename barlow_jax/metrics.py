@@ -61,9 +61,17 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, **opt
 
 
 def knn_predict(
-    train_features, train_labels, test_features, *, k=20, temperature=0.07, num_classes=None, block=4096, mesh=None,
+    train_features,
+    train_labels,
+    test_features,
+    *,
+    k=20,
+    temperature=0.07,
+    num_classes=None,
+    block=4096,
+    mesh=None,
     track=lambda starts: starts,
-):  # fmt: skip
+):
     """Classes by a weighted vote of the k nearest training rows, exactly.
 
     Each of the k rows of largest cosine similarity s votes for its class with weight exp(s / temperature): the protocol
@@ -146,8 +154,10 @@ def _voter(mesh, ks, classes):
     """`_vote`, each device for its own test rows; the result is whole on every device."""
     local = jax.shard_map(
         functools.partial(_vote, ks=ks, classes=classes),
-        mesh=mesh, in_specs=(P("data"), P("data"), P()), out_specs=P(None, "data"),
-    )  # fmt: skip
+        mesh=mesh,
+        in_specs=(P("data"), P("data"), P()),
+        out_specs=P(None, "data"),
+    )
     return jax.jit(local, out_shardings=NamedSharding(mesh, P()))
 
 

@@ -31,7 +31,7 @@ linear_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 def make_backbone(
     arch, *, image_size, channels=3, stem="imagenet", zero_init_residual=True, remat=False, dtype=jnp.float32
-):  # fmt: skip
+):
     """A constructor of the named backbone, rngs -> module.
 
     Args:

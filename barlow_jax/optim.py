@@ -183,8 +183,10 @@ def going_on(opt_state, momentum, step):
 
     moved_state = jax.tree.map(moved, opt_state, is_leaf=lambda node: isinstance(node, (*_COUNTS, optax.TraceState)))
     if momentum is not None and not seen:
-        raise UserError("The weights come with the momentum of LARS, which config.optimizer.name has no use for; take "
-                        "'lars' or 'sgd'.")  # fmt: skip
+        raise UserError(
+            "The weights come with the momentum of LARS, which config.optimizer.name has no use for; take "
+            "'lars' or 'sgd'."
+        )
     return moved_state
 
 

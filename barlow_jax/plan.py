@@ -187,8 +187,18 @@ def _groups(config, params):
         if weight and o.name == "lars":
             adaptation += ", clipped" * o.clip + ", separate norms" * o.separate_norms
         decay = f"{o.weight_decay:g}" if weight else "0"
-        rows.append((name, len(counts[weight]), f"{sum(counts[weight]):,}", f"{base:g} x {config.batch_size}/256",
-                     f"{peak:g}", f"{peak * o.final:g}", decay, adaptation))  # fmt: skip
+        rows.append(
+            (
+                name,
+                len(counts[weight]),
+                f"{sum(counts[weight]):,}",
+                f"{base:g} x {config.batch_size}/256",
+                f"{peak:g}",
+                f"{peak * o.final:g}",
+                decay,
+                adaptation,
+            )
+        )
     head = ("group", "tensors", "parameters", "base rate", "peak", "floor", "decay", f"adaptation ({o.name})")
     note = "Biases are all parameters with one axis, BatchNorm's among them. Gradients are first divided by {}."
     return [*table(head, rows), note.format(f"reference_world_size {config.reference_world_size}")]

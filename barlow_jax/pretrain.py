@@ -177,7 +177,8 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / scale, pull_back(dz * scale)) if state.loss_scale else pull_back(dz)
 
         # Whole on every device: where the state is split, the partitioner would spread the small arrays that
-        # `nonfinite` joins over the devices, and through them each BatchNorm's arithmetic, with 500 exchanges of 1 kB a step.
+        # `nonfinite` joins over the devices, and through them the arithmetic of each BatchNorm, with 500 exchanges
+        # of 1 kB a step.
         squares = jax.tree.map(lambda g: jnp.square(g).sum(), grads)
         batch_stats, squares = jax.lax.with_sharding_constraint((batch_stats, squares), replicated(mesh))
         report["grad_norm"] = jnp.sqrt(jax.tree.reduce(jnp.add, squares))

@@ -26,9 +26,22 @@ from barlow_jax.run import launch
 FLAGS = frozen.define_flags("frozen.py")
 flags.adopt_module_key_flags(frozen)  # so that --help shows them
 FIELDS = (
-    "seed", "seeds", "learning_rates", "weight_decays", "momentum", "epochs", "batch_size", "standardize", "held_out",
-    "passes", "image_size", "crop_scale", "crop_ratio", "interpolation", "flip",
-)  # fmt: skip
+    "seed",
+    "seeds",
+    "learning_rates",
+    "weight_decays",
+    "momentum",
+    "epochs",
+    "batch_size",
+    "standardize",
+    "held_out",
+    "passes",
+    "image_size",
+    "crop_scale",
+    "crop_ratio",
+    "interpolation",
+    "flip",
+)
 
 log = logging.getLogger("probe")
 
@@ -56,11 +69,19 @@ def main():
         if not aside.any():
             raise UserError(f"No class of {train.name} has two labelled images, one to train on and one to choose by.")
         trained = heads.fit(
-            passes, labels, np.flatnonzero(~aside), num_classes=train.num_classes, grid=grid,
-            epochs=config.epochs, batch_size=config.batch_size, momentum=config.momentum,
-            standardize=config.standardize, seed=seed, mesh=judged.mesh,
+            passes,
+            labels,
+            np.flatnonzero(~aside),
+            num_classes=train.num_classes,
+            grid=grid,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            momentum=config.momentum,
+            standardize=config.standardize,
+            seed=seed,
+            mesh=judged.mesh,
             track=lambda epochs: frozen.tracked(epochs, len(epochs), f"epochs of {len(grid)} heads"),
-        )  # fmt: skip
+        )
         options = {"batch_size": config.batch_size, "mesh": judged.mesh}
         on_aside = heads.count_hits(trained, central, labels, np.flatnonzero(aside), **options) / aside.sum()
         top1 = heads.count_hits(trained, queries, targets, **options) / len(targets)
@@ -72,10 +93,19 @@ def main():
 
     top1, seeds = [outcome["top1"] for outcome in outcomes], [outcome["seed"] for outcome in outcomes]
     line = results.line(
-        judged.origin, protocol="fast probe", dataset=val.name, n=len(targets), classes=train.num_classes,
-        metric="top1", values=top1, seeds=seeds, heads=len(grid), epochs=config.epochs, passes=config.passes,
+        judged.origin,
+        protocol="fast probe",
+        dataset=val.name,
+        n=len(targets),
+        classes=train.num_classes,
+        metric="top1",
+        values=top1,
+        seeds=seeds,
+        heads=len(grid),
+        epochs=config.epochs,
+        passes=config.passes,
         chosen=[outcome["grid"] for outcome in outcomes],
-    )  # fmt: skip
+    )
     images = f"{len(labels)} images of {train.name}, {len(targets)} of {val.name}"
     frozen.report(judged, [line], table(judged, outcomes, line, images))
 
@@ -97,9 +127,15 @@ def keep(judged, head, train, outcome):
     file = judged.workdir / f"fast_probe{'_' * bool(baseline)}{baseline}.npz"
     if jax.process_index() == 0:
         heads.save(
-            file, head, backbone=judged.origin.sha256, checkpoint=judged.origin.path, step=judged.origin.step,
-            train=train.name, seed=outcome["seed"], grid=outcome["grid"],
-        )  # fmt: skip
+            file,
+            head,
+            backbone=judged.origin.sha256,
+            checkpoint=judged.origin.path,
+            step=judged.origin.step,
+            train=train.name,
+            seed=outcome["seed"],
+            grid=outcome["grid"],
+        )
     log.info("the head of seed %d is in %s", outcome["seed"], file)
 
 

@@ -43,10 +43,14 @@ def main():
 
     names = train.target_names
     found = svm.judge(
-        svm.normalize(bank.features), targets, svm.normalize(queries.features), costs=tuple(config.costs),
-        class_names=names, workers=config.data.threads or None,
+        svm.normalize(bank.features),
+        targets,
+        svm.normalize(queries.features),
+        costs=tuple(config.costs),
+        class_names=names,
+        workers=config.data.threads or None,
         track=lambda classes: frozen.tracked(classes, len(names), "classes"),
-    )  # fmt: skip
+    )
     unfinished, fits = sum(one.unfinished for one in found), len(names) * (svm.FOLDS * len(config.costs) + 1)
     if unfinished:
         log.warning("%d of %d SVMs came to %d iterations before they converged", unfinished, fits, svm.MAX_ITER)
@@ -63,12 +67,20 @@ def main():
         np.savez(judged.workdir / "voc_scores.npz", scores=scores, targets=truth, classes=np.asarray(names))
     lines = [
         results.line(
-            judged.origin, protocol="voc07 svm", dataset=test.name, n=len(truth), classes=len(names),
-            metric=f"map_{measure}", values=[precision[measure].mean()], seeds=[], difficult=config.difficult,
-            fit=config.eval.fit, crop=config.eval.crop,
+            judged.origin,
+            protocol="voc07 svm",
+            dataset=test.name,
+            n=len(truth),
+            classes=len(names),
+            metric=f"map_{measure}",
+            values=[precision[measure].mean()],
+            seeds=[],
+            difficult=config.difficult,
+            fit=config.eval.fit,
+            crop=config.eval.crop,
         )
         for measure in MEASURES
-    ]  # fmt: skip
+    ]
     images = f"{len(targets)} images of {train.name}, {len(truth)} of {test.name}"
     frozen.report(judged, lines, table(judged, images, names, found, precision))
 

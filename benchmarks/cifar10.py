@@ -79,9 +79,12 @@ def train(line, workdir, clock, steps_per_epoch):
             for values in lines:
                 rate |= {key: values[key] for key in ("images_per_second", "data_wait") if key in values}
                 if "knn" in values:
-                    print(f"{clock.seconds() / 60:8.1f}{values['step'] // steps_per_epoch:8}"
-                          f"{rate.get('images_per_second', float('nan')):10.0f}{100 * rate.get('data_wait', 0):8.0f}%"
-                          f"{100 * values['knn']:9.2f}{100 * values['probe']:9.2f}", flush=True)  # fmt: skip
+                    print(
+                        f"{clock.seconds() / 60:8.1f}{values['step'] // steps_per_epoch:8}"
+                        f"{rate.get('images_per_second', float('nan')):10.0f}{100 * rate.get('data_wait', 0):8.0f}%"
+                        f"{100 * values['knn']:9.2f}{100 * values['probe']:9.2f}",
+                        flush=True,
+                    )
             clock.save()
         return process.returncode
 
@@ -110,15 +113,29 @@ def main():
         steps_per_epoch = len(arrays["x_train"]) // 256
     clock = Clock(workdir / "clock.json")
     precision = ["--config.precision=float32"] if cpu else []
-    line = [sys.executable, "train.py", "--config=configs/cifar10.py", f"--workdir={workdir}", *precision,
-            f"--config.data.path={data}", f"--config.seed={chosen.seed}",
-            f"--config.epochs={epochs}", f"--config.warmup_epochs={min(10, epochs - 1)}",
-            f"--config.eval.every_epochs={max(epochs // 40, 1)}"]  # fmt: skip
+    line = [
+        sys.executable,
+        "train.py",
+        "--config=configs/cifar10.py",
+        f"--workdir={workdir}",
+        *precision,
+        f"--config.data.path={data}",
+        f"--config.seed={chosen.seed}",
+        f"--config.epochs={epochs}",
+        f"--config.warmup_epochs={min(10, epochs - 1)}",
+        f"--config.eval.every_epochs={max(epochs // 40, 1)}",
+    ]
     if status := train(line, workdir, clock, steps_per_epoch):
         sys.exit(status)
     print(f"\npre-training took {clock.seconds() / 60:.1f} minutes; linear evaluation, frozen backbone:", flush=True)
-    line = [sys.executable, "linear_eval.py", "--config=configs/linear_cifar10.py", f"--checkpoint={workdir}",
-            f"--workdir={workdir / 'linear'}", f"--config.epochs={4 if cpu else 100}"]  # fmt: skip
+    line = [
+        sys.executable,
+        "linear_eval.py",
+        "--config=configs/linear_cifar10.py",
+        f"--checkpoint={workdir}",
+        f"--workdir={workdir / 'linear'}",
+        f"--config.epochs={4 if cpu else 100}",
+    ]
     sys.exit(subprocess.run(line, cwd=ROOT).returncode)
 
 

@@ -88,8 +88,9 @@ def main(_):
     whole = host_milliseconds(train, wait, STEPS.value)
     parts = [("flatten", host_milliseconds(flatten, wait, STEPS.value))]
 
-    leaves = jax.device_put([np.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(held["state"])],
-                            sharding.replicated(mesh))  # fmt: skip
+    leaves = jax.device_put(
+        [np.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(held["state"])], sharding.replicated(mesh)
+    )
     nothing = jax.jit(lambda arrays: [a + 1 for a in arrays], donate_argnums=0)
     held["leaves"] = leaves
 
@@ -103,8 +104,10 @@ def main(_):
 
     parts.append(("batch", host_milliseconds(put, wait, STEPS.value)))
 
-    print(f"jax {jax.__version__}, {os.cpu_count()} cores, {jax.devices()[0].platform}; {STEPS.value} calls, "
-          f"state of {len(leaves)} arrays\n")  # fmt: skip
+    print(
+        f"jax {jax.__version__}, {os.cpu_count()} cores, {jax.devices()[0].platform}; {STEPS.value} calls, "
+        f"state of {len(leaves)} arrays\n"
+    )
     print(f"{'milliseconds of the host':40}{'median':>10}{'lowest':>10}")
     for name, (median, lowest) in (("train step, until the call returns", whole), *parts):
         print(f"{name:40}{median:10.3f}{lowest:10.3f}")

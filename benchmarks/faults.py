@@ -40,13 +40,29 @@ def command(images, workdir, steps):
     """A run of that many steps, at least; some 50 a second on one core."""
     per_epoch = 8
     return (
-        sys.executable, str(ROOT / "train.py"), "--config=configs/cifar10.py", f"--config.data.path={images}",
-        "--config.data.val=", f"--workdir={workdir}", "--config.arch=convnet", "--config.projector=(64,64)",
-        "--config.precision=float32", "--config.image_size=24", "--config.batch_size=16", "--config.data.canvas=24",
-        "--config.data.resident_bytes=0", f"--config.epochs={-(-steps // per_epoch)}", "--config.warmup_epochs=1",
-        "--config.eval.every_epochs=10", "--config.eval.resize=24", "--config.eval.crop=24", "--config.eval.knn_k=5",
-        "--config.log_every_steps=1", "--config.picture_every_epochs=0", f"--config.checkpoint_every_steps={EVERY}",
-    )  # fmt: skip
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--config=configs/cifar10.py",
+        f"--config.data.path={images}",
+        "--config.data.val=",
+        f"--workdir={workdir}",
+        "--config.arch=convnet",
+        "--config.projector=(64,64)",
+        "--config.precision=float32",
+        "--config.image_size=24",
+        "--config.batch_size=16",
+        "--config.data.canvas=24",
+        "--config.data.resident_bytes=0",
+        f"--config.epochs={-(-steps // per_epoch)}",
+        "--config.warmup_epochs=1",
+        "--config.eval.every_epochs=10",
+        "--config.eval.resize=24",
+        "--config.eval.crop=24",
+        "--config.eval.knn_k=5",
+        "--config.log_every_steps=1",
+        "--config.picture_every_epochs=0",
+        f"--config.checkpoint_every_steps={EVERY}",
+    )
 
 
 def write_images(path, n=128):

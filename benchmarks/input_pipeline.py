@@ -200,9 +200,16 @@ def time_bare(encoded, wanted):
 
 def open_ours(source):
     return train_batches(
-        source, batch_size=BATCH_SIZE, seed=SEED, canvas=CANVAS.value, scale=SCALE, ratio=RATIO, last="wrap",
-        threads=THREADS.value or None, prefetch=PREFETCH,
-    )  # fmt: skip
+        source,
+        batch_size=BATCH_SIZE,
+        seed=SEED,
+        canvas=CANVAS.value,
+        scale=SCALE,
+        ratio=RATIO,
+        last="wrap",
+        threads=THREADS.value or None,
+        prefetch=PREFETCH,
+    )
 
 
 def time_ours(reader, batches):

@@ -72,8 +72,10 @@ def main(_):
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     print(f"{jax.devices()[0].device_kind}, {mesh.size} devices, jax {jax.__version__}")
     print(f"{len(bank)} x {len(queries)} features of width {WIDTH.value}: {wall:.1f} s, {cpu:.1f} s of CPU")
-    print(f"peak {peak_bytes() / 1e6:.0f} MB, {(peak_bytes() - before) / 1e6:.0f} MB more than before; "
-          f"all features together are {4e-6 * WIDTH.value * (len(bank) + len(queries)):.0f} MB")  # fmt: skip
+    print(
+        f"peak {peak_bytes() / 1e6:.0f} MB, {(peak_bytes() - before) / 1e6:.0f} MB more than before; "
+        f"all features together are {4e-6 * WIDTH.value * (len(bank) + len(queries)):.0f} MB"
+    )
     if CHECK.value:
         nearest = nearest_labels(bank, labels, queries[:50].astype(np.float64), 1)
         print(f"nearest neighbour equal to numpy's in {(nearest[:, 0] == predicted[0, :50]).sum()} of 50 rows")

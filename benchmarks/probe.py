@@ -37,9 +37,15 @@ def main(_):
     def fit(count):
         start, cpu = time.perf_counter(), time.process_time()
         trained = heads.fit(
-            [features], labels, num_classes=CLASSES.value, grid=[(0.1, 1e-6)] * count, epochs=EPOCHS.value,
-            batch_size=BATCH.value, standardize=False, mesh=mesh,
-        )  # fmt: skip
+            [features],
+            labels,
+            num_classes=CLASSES.value,
+            grid=[(0.1, 1e-6)] * count,
+            epochs=EPOCHS.value,
+            batch_size=BATCH.value,
+            standardize=False,
+            mesh=mesh,
+        )
         jax.block_until_ready(trained)
         return time.perf_counter() - start, time.process_time() - cpu
 
@@ -50,8 +56,10 @@ def main(_):
     for _ in range(3):
         for count in counts:
             runs[count].append(fit(count))
-    print(f"{jax.devices()[0].device_kind}, {mesh.size} devices, jax {jax.__version__}; {ROWS.value} x {WIDTH.value} "
-          f"features, {CLASSES.value} classes, {EPOCHS.value} epochs of batches of {BATCH.value}")  # fmt: skip
+    print(
+        f"{jax.devices()[0].device_kind}, {mesh.size} devices, jax {jax.__version__}; {ROWS.value} x {WIDTH.value} "
+        f"features, {CLASSES.value} classes, {EPOCHS.value} epochs of batches of {BATCH.value}"
+    )
     print(f"{'heads':>6}{'s':>10}{'CPU s':>10}")
     medians = {}
     for count in counts:

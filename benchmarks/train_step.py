@@ -30,9 +30,19 @@ LAMBD = 0.0051
 
 # Dense TFLOP/s of the matrix units in bfloat16 (V100: float16), from the makers' data sheets; TPU v2 and v3 by core.
 PEAKS = {
-    "V100": 125, "A100": 312, "H100": 989, "H200": 989, "L4": 121, "RTX 4090": 165, "TPU v2": 22.5, "TPU v3": 61.5,
-    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v6 lite": 918,
-}  # fmt: skip
+    "V100": 125,
+    "A100": 312,
+    "H100": 989,
+    "H200": 989,
+    "L4": 121,
+    "RTX 4090": 165,
+    "TPU v2": 22.5,
+    "TPU v3": 61.5,
+    "TPU v4": 275,
+    "TPU v5 lite": 197,
+    "TPU v5": 459,
+    "TPU v6 lite": 918,
+}
 
 FULL = {"arch": "resnet50", "batch_size": 512, "image_size": 224, "canvas": 512, "projector": "8192,8192,8192"}
 SMALL = {"arch": "resnet18", "batch_size": 16, "image_size": 64, "canvas": 96, "projector": "256,256,256"}
@@ -71,9 +81,13 @@ def make_step(chosen):
     graphdef, state = pretrain.create_state(network, tx)
     recipe = augment.Recipe(size=chosen.image_size)
     step = pretrain.make_train_step(
-        graphdef, tx, pretrain.make_views(recipe, 0, mesh), lambd=LAMBD, mesh=mesh,
+        graphdef,
+        tx,
+        pretrain.make_views(recipe, 0, mesh),
+        lambd=LAMBD,
+        mesh=mesh,
         batch_size=chosen.batch_size,
-    )  # fmt: skip
+    )
     state = jax.device_put(state, sharding.replicated(mesh))
     batch = sharding.put(random_batch(chosen), mesh)
     flops = count_flops(jax.make_jaxpr(step)(state, batch).jaxpr)
@@ -140,9 +154,11 @@ def row(name, seconds, batch_size, extra=""):
 def main():
     chosen = arguments()
     device, count = jax.devices()[0], len(jax.devices())
-    print(f"{count} x {device.device_kind}, jax {jax.__version__}, {chosen.arch}, {chosen.image_size} pixels from a "
-          f"canvas of {chosen.canvas}, projector {'-'.join(map(str, chosen.projector))}, batch {chosen.batch_size}, "
-          f"{chosen.precision}")  # fmt: skip
+    print(
+        f"{count} x {device.device_kind}, jax {jax.__version__}, {chosen.arch}, {chosen.image_size} pixels from a "
+        f"canvas of {chosen.canvas}, projector {'-'.join(map(str, chosen.projector))}, batch {chosen.batch_size}, "
+        f"{chosen.precision}"
+    )
     if device.platform == "cpu":
         print("No accelerator here: these are a CPU's figures, for a check that everything runs.")
     start = time.perf_counter()

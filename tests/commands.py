@@ -18,11 +18,19 @@ FIXTURES = ROOT / "tests" / "fixtures"
 
 # A run of seconds: a small network on small images, everything else as the config has it.
 SMALL = (
-    "--config.arch=convnet", "--config.projector=(32,32)", "--config.precision=float32", "--config.image_size=24",
-    "--config.batch_size=16", "--config.warmup_epochs=1", "--config.data.canvas=64", "--config.eval.resize=24",
-    "--config.eval.crop=24", "--config.eval.batch_size=16", "--config.log_every_steps=1",
+    "--config.arch=convnet",
+    "--config.projector=(32,32)",
+    "--config.precision=float32",
+    "--config.image_size=24",
+    "--config.batch_size=16",
+    "--config.warmup_epochs=1",
+    "--config.data.canvas=64",
+    "--config.eval.resize=24",
+    "--config.eval.crop=24",
+    "--config.eval.batch_size=16",
+    "--config.log_every_steps=1",
     "--config.data.resident_bytes=0",
-)  # fmt: skip
+)
 
 
 def pretraining_configs():
@@ -41,8 +49,12 @@ def start(*command, devices=1, **more):
     """The command (script and arguments, or -m and module), running."""
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
-        cwd=ROOT, env=environment(devices, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment(devices, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def run(*command, devices=1, timeout=300, **more):

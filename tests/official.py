@@ -68,8 +68,11 @@ def ddp_setup(golden, world_size):
     config = described["config"]
     listing = golden("minitrain")[1]["state_dict_order"]
     widths = [int(w) for w in config["proj"].split("-")]
-    shapes = {"projector.0.weight": (widths[0], 512), "projector.3.weight": (widths[1], widths[0]),
-              "projector.6.weight": (widths[2], widths[1])}  # fmt: skip
+    shapes = {
+        "projector.0.weight": (widths[0], 512),
+        "projector.3.weight": (widths[1], widths[0]),
+        "projector.6.weight": (widths[2], widths[1]),
+    }
 
     def shape(name, old):
         small = name.startswith(("projector.1.", "projector.4.", "bn.")) and len(old) == 1
@@ -79,8 +82,11 @@ def ddp_setup(golden, world_size):
     network, params, batch_stats = official_model(listing, config["proj"], config["seed"], jnp.float64)
     rates = [jnp.asarray(config[k], jnp.float64) for k in ("lrw", "lrb")]
     tx = optim.make_optimizer(
-        "lars", lambda s: rates[0][s], lambda s: rates[1][s],
-        weight_decay=config["wd"], reference_world_size=world_size,
-    )  # fmt: skip
+        "lars",
+        lambda s: rates[0][s],
+        lambda s: rates[1][s],
+        weight_decay=config["wd"],
+        reference_world_size=world_size,
+    )
     views = [two_views(config["seed"] + 500 + t, config["B"], 0.4, jnp.float64) for t in range(5)]
     return arrays, described, config, (network, params, batch_stats, tx, views)

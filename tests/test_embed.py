@@ -135,8 +135,15 @@ def test_arrays_and_channels(tmp_path):
 
 def test_the_command(run, photographs, tmp_path):
     """A picture beside the rows; a second try does not overwrite them."""
-    line = ("-m", "barlow_jax.embed", run, photographs, f"--out={tmp_path / 'x.npz'}", "--batch_size=8",
-            f"--neighbours={tmp_path / 'near.png'}")  # fmt: skip
+    line = (
+        "-m",
+        "barlow_jax.embed",
+        run,
+        photographs,
+        f"--out={tmp_path / 'x.npz'}",
+        "--batch_size=8",
+        f"--neighbours={tmp_path / 'near.png'}",
+    )
     status, output = commands.run(*line)
     assert status == 0 and "x.npz: 27 images of" in output, output
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["near.png", "x.npz"]

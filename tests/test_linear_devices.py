@@ -27,10 +27,17 @@ def judged(tmp_path_factory):
     np.savez(folder / "set.npz", **arrays)
     config = importlib.import_module("configs.cifar10").get_config()
     with config.unlocked():
-        config.update_from_flattened_dict({
-            "arch": "convnet", "projector": (16,), "precision": "float32", "image_size": 24, "eval.resize": 24,
-            "eval.crop": 24, "data.path": str(folder / "set.npz"),
-        })  # fmt: skip
+        config.update_from_flattened_dict(
+            {
+                "arch": "convnet",
+                "projector": (16,),
+                "precision": "float32",
+                "image_size": 24,
+                "eval.resize": 24,
+                "eval.crop": 24,
+                "data.path": str(folder / "set.npz"),
+            }
+        )
     _, params, batch_stats = model.split(experiment.network(config, 3))
     with Checkpoints(folder / "run" / "checkpoints", asynchronous=False) as checkpoints:
         meta = {"config": config.to_dict(), "channels": 3, "images": TRAIN}
@@ -40,11 +47,21 @@ def judged(tmp_path_factory):
 
 def line(judged, workdir, *more):
     return (
-        "linear_eval.py", "--config=configs/linear_cifar10.py", f"--checkpoint={judged}", f"--workdir={workdir}",
-        "--config.epochs=3", "--config.batch_size=16", "--config.image_size=0", "--config.eval.resize=0",
-        "--config.eval.crop=0", "--config.eval.batch_size=16", "--config.log_every_steps=1",
-        "--config.data.resident_bytes=0", "--config.optimizer.learning_rate_classifier=0.05", *more,
-    )  # fmt: skip
+        "linear_eval.py",
+        "--config=configs/linear_cifar10.py",
+        f"--checkpoint={judged}",
+        f"--workdir={workdir}",
+        "--config.epochs=3",
+        "--config.batch_size=16",
+        "--config.image_size=0",
+        "--config.eval.resize=0",
+        "--config.eval.crop=0",
+        "--config.eval.batch_size=16",
+        "--config.log_every_steps=1",
+        "--config.data.resident_bytes=0",
+        "--config.optimizer.learning_rate_classifier=0.05",
+        *more,
+    )
 
 
 def scores(workdir):

@@ -39,11 +39,20 @@ def write_set(path, *, seed=0, classes=CLASSES, **changes):
 def arguments(pretrained, workdir, *more):
     """5 epochs of 3 steps, the last batch of each smaller."""
     return (
-        "--config=configs/linear_cifar10.py", f"--checkpoint={pretrained}", f"--workdir={workdir}",
-        "--config.epochs=5", "--config.batch_size=16", "--config.image_size=0", "--config.eval.resize=0",
-        "--config.eval.crop=0", "--config.eval.batch_size=16", "--config.log_every_steps=1",
-        "--config.checkpoint_every_epochs=2", "--config.optimizer.learning_rate_classifier=0.05", *more,
-    )  # fmt: skip
+        "--config=configs/linear_cifar10.py",
+        f"--checkpoint={pretrained}",
+        f"--workdir={workdir}",
+        "--config.epochs=5",
+        "--config.batch_size=16",
+        "--config.image_size=0",
+        "--config.eval.resize=0",
+        "--config.eval.crop=0",
+        "--config.eval.batch_size=16",
+        "--config.log_every_steps=1",
+        "--config.checkpoint_every_epochs=2",
+        "--config.optimizer.learning_rate_classifier=0.05",
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +61,15 @@ def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     plain = ("jitter=0.0", "grayscale=0.0", "solarize=(0.0,0.0)")  # of what there is no need to compile
     status, output = commands.run(
-        "train.py", "--config=configs/cifar10.py", f"--config.data.path={write_set(folder / 'set.npz')}",
-        f"--workdir={folder / 'run'}", *commands.SMALL, "--config.epochs=3", "--config.eval.every_epochs=0",
+        "train.py",
+        "--config=configs/cifar10.py",
+        f"--config.data.path={write_set(folder / 'set.npz')}",
+        f"--workdir={folder / 'run'}",
+        *commands.SMALL,
+        "--config.epochs=3",
+        "--config.eval.every_epochs=0",
         *(f"--config.views.{field}" for field in plain),
-    )  # fmt: skip
+    )
     assert status == 0, output
     return folder / "run"
 
@@ -119,8 +133,17 @@ def test_results_say_what_was_judged_and_how(pretrained, undisturbed):
     lines = [line for line in commands.lines(workdir) if "top1" in line]
     assert [(line["epoch"], line["step"]) for line in lines] == [(k, 3 * k) for k in range(1, 6)]
     for result in results(workdir):
-        want = {"protocol": "linear", "dataset": "set.npz:test", "n": VAL, "classes": CLASSES, "spread": None,
-                "checkpoint": str(pretrained), "checkpoint_step": 6, "baseline": "", "seeds": [0]}  # fmt: skip
+        want = {
+            "protocol": "linear",
+            "dataset": "set.npz:test",
+            "n": VAL,
+            "classes": CLASSES,
+            "spread": None,
+            "checkpoint": str(pretrained),
+            "checkpoint_step": 6,
+            "baseline": "",
+            "seeds": [0],
+        }
         assert {k: result[k] for k in want} == want
         settings = result["settings"]
         assert (settings["epochs"], settings["train"], settings["train_images"]) == (5, "set.npz:train", TRAIN)
@@ -330,23 +353,26 @@ def test_what_is_empty_is_as_in_the_pre_training_run():
     assert (config.data.kind, config.data.path, config.data.train, config.data.val) == ("npz", "x.npz", "", "")
 
 
-@pytest.mark.parametrize("change,sentence", [
-    ({"weights": "frozen"}, "config.weights is 'frozen'; it is one of freeze, finetune"),
-    ({"weights": "finetune"}, "learning_rate_backbone is 0.0 with config.weights 'finetune'"),
-    ({"optimizer.learning_rate_backbone": 0.1}, "learning_rate_backbone is 0.1 with config.weights 'freeze'"),
-    ({"precision": "float8"}, "config.precision is 'float8'"),
-    ({"epochs": 0}, "config.epochs is 0; it must be at least 1"),
-    ({"eval.every_epochs": 0}, "config.eval.every_epochs is 0; it must be at least 1"),
-    ({"seeds": 0}, "config.seeds is 0; it must be at least 1"),
-    ({"optimizer.schedule": "step"}, "config.optimizer.schedule is 'step'; it is one of cosine, steps"),
-    ({"optimizer.schedule": "steps"}, "config.optimizer.milestones is .* with config.optimizer.schedule 'steps'"),
-    ({"optimizer.milestones": (3,)}, "milestones is .3,. with config.optimizer.schedule 'cosine'"),
-    ({"optimizer.schedule": "steps", "optimizer.milestones": (9, 3)}, "they are numbers of epochs, rising"),
-    ({"optimizer.schedule": "steps", "optimizer.milestones": (50, 100)}, "below config.epochs .100."),
-    ({"optimizer.factor": 0.0}, "config.optimizer.factor is 0.0"),
-    ({"flip": 2.0}, "config.flip is 2.0"),
-    ({"crop_scale": (0.5, 1.5)}, "config.crop_scale is"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change,sentence",
+    [
+        ({"weights": "frozen"}, "config.weights is 'frozen'; it is one of freeze, finetune"),
+        ({"weights": "finetune"}, "learning_rate_backbone is 0.0 with config.weights 'finetune'"),
+        ({"optimizer.learning_rate_backbone": 0.1}, "learning_rate_backbone is 0.1 with config.weights 'freeze'"),
+        ({"precision": "float8"}, "config.precision is 'float8'"),
+        ({"epochs": 0}, "config.epochs is 0; it must be at least 1"),
+        ({"eval.every_epochs": 0}, "config.eval.every_epochs is 0; it must be at least 1"),
+        ({"seeds": 0}, "config.seeds is 0; it must be at least 1"),
+        ({"optimizer.schedule": "step"}, "config.optimizer.schedule is 'step'; it is one of cosine, steps"),
+        ({"optimizer.schedule": "steps"}, "config.optimizer.milestones is .* with config.optimizer.schedule 'steps'"),
+        ({"optimizer.milestones": (3,)}, "milestones is .3,. with config.optimizer.schedule 'cosine'"),
+        ({"optimizer.schedule": "steps", "optimizer.milestones": (9, 3)}, "they are numbers of epochs, rising"),
+        ({"optimizer.schedule": "steps", "optimizer.milestones": (50, 100)}, "below config.epochs .100."),
+        ({"optimizer.factor": 0.0}, "config.optimizer.factor is 0.0"),
+        ({"flip": 2.0}, "config.flip is 2.0"),
+        ({"crop_scale": (0.5, 1.5)}, "config.crop_scale is"),
+    ],
+)
 def test_impossible_values_are_refused(change, sentence):
     linear_experiment.check(linear_config())
     with pytest.raises(UserError, match=sentence):
@@ -356,13 +382,19 @@ def test_impossible_values_are_refused(change, sentence):
 LABELS = np.arange(TRAIN) % CLASSES
 
 
-@pytest.mark.parametrize("arrays,sentence", [
-    ({"y_train": np.full(TRAIN, -1)}, "set.npz:train has no labels; point config.data.path"),
-    ({"y_train": np.where(LABELS == 0, -1, LABELS)}, "8 of the 44 images of set.npz:train have no label"),
-    ({"y_train": LABELS % 4}, "set.npz:test has images of class 5, but set.npz:train has only the classes 0 to 3"),
-    ({"y_train": LABELS * 0, "y_test": np.zeros(VAL, int)}, "set.npz:train has one class only"),
-    ({"x_test": np.zeros((VAL, 24, 24), np.uint8)}, "set.npz:test has images of 1 channels and the checkpoint is for"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arrays,sentence",
+    [
+        ({"y_train": np.full(TRAIN, -1)}, "set.npz:train has no labels; point config.data.path"),
+        ({"y_train": np.where(LABELS == 0, -1, LABELS)}, "8 of the 44 images of set.npz:train have no label"),
+        ({"y_train": LABELS % 4}, "set.npz:test has images of class 5, but set.npz:train has only the classes 0 to 3"),
+        ({"y_train": LABELS * 0, "y_test": np.zeros(VAL, int)}, "set.npz:train has one class only"),
+        (
+            {"x_test": np.zeros((VAL, 24, 24), np.uint8)},
+            "set.npz:test has images of 1 channels and the checkpoint is for",
+        ),
+    ],
+)
 def test_images_that_do_not_fit_are_refused(tmp_path, arrays, sentence):
     path = str(write_set(tmp_path / "set.npz", **arrays))
     config = {"data.kind": "npz", "data.path": path, "data.train": "train", "data.val": "test"}
@@ -373,8 +405,15 @@ def test_images_that_do_not_fit_are_refused(tmp_path, arrays, sentence):
 def test_a_class_folder_that_is_missing_in_val_is_named(tmp_path):
     commands.photographs(tmp_path / "train", each=2)
     (commands.photographs(tmp_path / "val", each=2) / "class1").rename(tmp_path / "elsewhere")
-    config = linear_config(**{"data.kind": "folder", "data.path": str(tmp_path), "data.train": "train",
-                              "data.val": "val", "data.resident_bytes": 0})  # fmt: skip
+    config = linear_config(
+        **{
+            "data.kind": "folder",
+            "data.path": str(tmp_path),
+            "data.train": "train",
+            "data.val": "val",
+            "data.resident_bytes": 0,
+        }
+    )
     with pytest.raises(UserError, match="val has no class folder 'class1', and .*train has one .1 of 3 classes are"):
         linear_experiment.sources(config, channels=3)
     (tmp_path / "elsewhere").rename(tmp_path / "val" / "another")
@@ -418,8 +457,12 @@ def test_other_classes_and_missing_validation_are_refused(tmp_path, monkeypatch)
 
 
 SEMI = [("1", "1 %"), ("10", "10 %"), ("1_paper", "1 %, paper"), ("10_paper", "10 %, paper")]
-TRANSFER = [("places205", "Places205"), ("inaturalist18", "iNaturalist18"), ("places205_vissl", "Places205, VISSL"),
-            ("inaturalist18_vissl", "iNaturalist18, VISSL")]  # fmt: skip
+TRANSFER = [
+    ("places205", "Places205"),
+    ("inaturalist18", "iNaturalist18"),
+    ("places205_vissl", "Places205, VISSL"),
+    ("inaturalist18_vissl", "iNaturalist18, VISSL"),
+]
 NAMED = [("linear", None, "linear"), ("linear_tfds", "imagenet2012", "linear")]
 NAMED += [("semi_supervised", row, f"semi-supervised {name}") for row, name in SEMI]
 NAMED += [("transfer", row, f"linear {name}") for row, name in TRANSFER]

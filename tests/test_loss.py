@@ -12,8 +12,17 @@ from barlow_jax.loss import barlow_twins_loss, cross_correlation
 from barlow_jax.planning import compiled
 
 CASES = [
-    "tiny", "n_lt_d", "n_gt_d", "indep", "offset", "smallvar", "partial", "lambda39", "bigoffset", "d512_n_lt_d",
-]  # fmt: skip
+    "tiny",
+    "n_lt_d",
+    "n_gt_d",
+    "indep",
+    "offset",
+    "smallvar",
+    "partial",
+    "lambda39",
+    "bigoffset",
+    "d512_n_lt_d",
+]
 FORMS = ["direct", "dual"]
 
 

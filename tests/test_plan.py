@@ -19,8 +19,12 @@ from barlow_jax.results import published
 PRETRAINING = commands.pretraining_configs()
 
 TINY = {
-    "arch": "convnet", "projector": (16, 32), "precision": "float32", "image_size": 24, "batch_size": 16,
-}  # fmt: skip
+    "arch": "convnet",
+    "projector": (16, 32),
+    "precision": "float32",
+    "image_size": 24,
+    "batch_size": 16,
+}
 
 
 def config_named(name, **changes):
@@ -62,8 +66,13 @@ def test_the_published_run_in_figures():
     assert departures["lambd"] == (0.0051, 0.0051, 0.005)
     assert departures["reference_world_size"] == (16, 16, 32)
     assert set(departures) == {
-        "precision", "lambd", "optimizer.weight_decay", "reference_world_size", "data.last", "data.canvas",
-    }  # fmt: skip
+        "precision",
+        "lambd",
+        "optimizer.weight_decay",
+        "reference_world_size",
+        "data.last",
+        "data.canvas",
+    }
 
 
 def test_a_checkpoint_is_as_large_as_the_state():

@@ -40,9 +40,10 @@ def test_fourteen_official_steps_in_float64(golden, x64, name):
     np.testing.assert_allclose(norms, np.linalg.norm(want["grad_norms"], axis=1), rtol=1e-8)
     momentum = state.opt_state[1][1].trace
     for tree, names, kind in [
-        (state.params, "param_names", "param"), (momentum, "param_names", "mu"),
+        (state.params, "param_names", "param"),
+        (momentum, "param_names", "mu"),
         (state.batch_stats, "buffer_names", "buffer"),
-    ]:  # fmt: skip
+    ]:
         got_norms, got_firsts = official.norms_and_firsts(tree, described[names])
         np.testing.assert_allclose(got_norms, want[f"{kind}_norms"], rtol=1e-8, atol=1e-12, err_msg=kind)
         np.testing.assert_allclose(got_firsts, want[f"{kind}_first4"], rtol=1e-6, atol=1e-9, err_msg=kind)
@@ -186,8 +187,9 @@ def test_float32_on_several_devices(on_one_device, devices, split):
     for kind in ("params", "batch_stats", "opt_state"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()),
-            jax.device_get(getattr(got, kind)), jax.device_get(getattr(state, kind)),
-        )  # fmt: skip
+            jax.device_get(getattr(got, kind)),
+            jax.device_get(getattr(state, kind)),
+        )
     kernel = got.params["projector"]["linears"]["1"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == ((256, 32) if split else (256, 256))
 

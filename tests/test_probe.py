@@ -8,10 +8,16 @@ import pytest
 from barlow_jax.evaluation import heads
 
 SHORT = (
-    "--config.eval.batch_size=16", "--config.batch_size=16", "--config.epochs=6", "--config.passes=2",
-    "--config.learning_rates=(0.01,0.1,1.0)", "--config.weight_decays=(0.0,0.01)", "--config.seeds=2",
-    "--config.held_out=0.3", "--config.crop_scale=(0.5,1.0)",
-)  # fmt: skip
+    "--config.eval.batch_size=16",
+    "--config.batch_size=16",
+    "--config.epochs=6",
+    "--config.passes=2",
+    "--config.learning_rates=(0.01,0.1,1.0)",
+    "--config.weight_decays=(0.0,0.01)",
+    "--config.seeds=2",
+    "--config.held_out=0.3",
+    "--config.crop_scale=(0.5,1.0)",
+)
 
 
 @pytest.fixture(scope="module")

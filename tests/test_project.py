@@ -31,7 +31,7 @@ PRETRAINING = commands.pretraining_configs()
         "evaluation.heads",
         "evaluation.few_shot",
         "evaluation.svm",
-    ],  # fmt: skip
+    ],
 )
 def test_the_core_loads_neither_tensorflow_nor_torch(module):
     code = f"import sys, barlow_jax.{module}; print([m for m in ('tensorflow', 'torch') if m in sys.modules])"
@@ -100,9 +100,7 @@ def test_single_gpu_learning_rates(batch_size, rate):
 
 def test_layers_import_downwards_only():
     """Layer 0 imports nothing of the project above it, and only data/ and checkpoint.py their outside systems."""
-    layer0 = [
-        "resnet", "convnet", "networks", "model", "loss", "augment", "ops", "image", "color", "optim", "metrics"
-    ]  # fmt: skip
+    layer0 = ["resnet", "convnet", "networks", "model", "loss", "augment", "ops", "image", "color", "optim", "metrics"]
     for file in (commands.ROOT / "barlow_jax").rglob("*.py"):
         text = file.read_text()
         ours = set(re.findall(r"(?:from barlow_jax import|import barlow_jax\.) ?([\w, ]+)", text))

@@ -36,9 +36,12 @@ def test_the_papers_value_stands_beside_its_own_protocol_and_images_only():
         "semi-supervised 1 %, paper, last": ("70.00", "55.0", "")
     }
     for change in (
-        {"n": 49_999}, {"classes": 100}, {"train_images": 12_811}, {"protocol": "fine-tuning"},
+        {"n": 49_999},
+        {"classes": 100},
+        {"train_images": 12_811},
+        {"protocol": "fine-tuning"},
         {"origin": ORIGIN._replace(baseline="random", step=0)},
-    ):  # fmt: skip
+    ):
         ((value, *others),) = cells([linear(**change)]).values()
         assert (value, others) == ("70.00", ["", ""]), change
 
@@ -101,8 +104,9 @@ def test_the_command_collects_all_folders_and_writes_a_page(tmp_path):
     assert status == 0, output
     table = [line for line in output.splitlines() if line.startswith("linear, last ")]
     assert [re.findall(r"runs/\S+(?=,)|[\d.]+", line)[-4:] for line in table] == [
-        ["625000", "70.00", "73.2", "73.5"], ["625000", "60.00", "73.2", "73.5"],
-    ]  # fmt: skip
+        ["625000", "70.00", "73.2", "73.5"],
+        ["625000", "60.00", "73.2", "73.5"],
+    ]
     text = page.read_text()
     assert text.count("<td>linear, last</td>") == 2 and "http" not in text
     shown = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,([^"]+)"', text)

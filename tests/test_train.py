@@ -28,10 +28,16 @@ def photographs(tmp_path_factory):
 
 def arguments(photographs, workdir, *more):
     return (
-        IMAGE_FOLDER, f"--config.data.path={photographs}", f"--workdir={workdir}", *commands.SMALL,
-        "--config.epochs=8", "--config.checkpoint_every_steps=5", "--config.eval.every_epochs=4",
-        "--config.data.val=.", *more,
-    )  # fmt: skip
+        IMAGE_FOLDER,
+        f"--config.data.path={photographs}",
+        f"--workdir={workdir}",
+        *commands.SMALL,
+        "--config.epochs=8",
+        "--config.checkpoint_every_steps=5",
+        "--config.eval.every_epochs=4",
+        "--config.data.val=.",
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +72,17 @@ def test_a_run_leaves_metrics_pictures_and_checkpoints(undisturbed):
     workdir, output = undisturbed
     steps = [line for line in commands.lines(workdir) if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 25))
-    for name in ("on_diag", "off_diag", "learning_rate_weights", "learning_rate_biases", "z_mean", "z_std",
-                 "dead_dims", "grad_norm", "probe_accuracy"):  # fmt: skip
+    for name in (
+        "on_diag",
+        "off_diag",
+        "learning_rate_weights",
+        "learning_rate_biases",
+        "z_mean",
+        "z_std",
+        "dead_dims",
+        "grad_norm",
+        "probe_accuracy",
+    ):
         assert all(name in line for line in steps), name
     scores = [line for line in commands.lines(workdir) if "knn" in line]
     assert [line["step"] for line in scores] == [12, 24]
@@ -150,11 +165,15 @@ def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path
     def both():
         return [
             commands.start(
-                "train.py", *arguments(photographs, tmp_path / "run"), devices=2,
-                JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index),
+                "train.py",
+                *arguments(photographs, tmp_path / "run"),
+                devices=2,
+                JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(index),
             )
             for index in range(2)
-        ]  # fmt: skip
+        ]
 
     processes = both()
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -201,10 +220,14 @@ def test_keep_ends_an_epoch_with_a_smaller_batch_and_the_nominal_divisor(tmp_pat
     alike = ("crop_scale=(1.0,1.0)", "flip=0.0", "jitter=0.0", "grayscale=0.0", "blur=(0.0,0.0)", "solarize=(0.0,0.0)")
     workdir = tmp_path / "run"
     command = (
-        "train.py", *arguments(folder, workdir, *(f"--config.views.{field}" for field in alike)),
-        "--config.epochs=2", "--config.data.last=keep", "--config.reference_world_size=4", "--config.data.val=",
+        "train.py",
+        *arguments(folder, workdir, *(f"--config.views.{field}" for field in alike)),
+        "--config.epochs=2",
+        "--config.data.last=keep",
+        "--config.reference_world_size=4",
+        "--config.data.val=",
         "--config.eval.every_epochs=0",
-    )  # fmt: skip
+    )
     process = commands.start(*command, devices=4)
     commands.wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and len(commands.lines(workdir)) >= 2)
     process.send_signal(signal.SIGTERM)
@@ -219,9 +242,9 @@ def test_keep_ends_an_epoch_with_a_smaller_batch_and_the_nominal_divisor(tmp_pat
 
 @pytest.mark.parametrize("resident_bytes", [0, 2**30])
 def test_keep_serves_arrays_from_the_host_and_from_the_devices(resident_bytes):
-    config = ConfigDict({
-        "seed": 3, "batch_size": 16, "data": {"resident_bytes": resident_bytes, "threads": 1, "max_bad_fraction": 0.0}
-    })  # fmt: skip
+    config = ConfigDict(
+        {"seed": 3, "batch_size": 16, "data": {"resident_bytes": resident_bytes, "threads": 1, "max_bad_fraction": 0.0}}
+    )
     source = Arrays(np.random.default_rng(0).integers(0, 255, (21, 9, 9, 3), np.uint8))
     options = {"last": "keep", "reference_world_size": 8}
     batches = experiment.train_batches(
@@ -299,8 +322,15 @@ def test_images_of_many_channels(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 24, 24, 5), np.uint8)
     np.savez(tmp_path / "bands.npz", x_train=images, y_train=np.arange(40) % 2)
-    line = ["train.py", "--config=configs/cifar10.py", f"--config.data.path={tmp_path / 'bands.npz'}",
-            f"--workdir={tmp_path / 'run'}", *commands.SMALL, "--config.epochs=2", "--config.data.val="]  # fmt: skip
+    line = [
+        "train.py",
+        "--config=configs/cifar10.py",
+        f"--config.data.path={tmp_path / 'bands.npz'}",
+        f"--workdir={tmp_path / 'run'}",
+        *commands.SMALL,
+        "--config.epochs=2",
+        "--config.data.val=",
+    ]
     status, output = commands.run(*line)
     assert status == 1 and "have 5 channels and config.views.mean 3 values" in output, output
     five = ["--config.views.mean=" + "(" + "0.5," * 5 + ")", "--config.views.std=" + "(" + "0.25," * 5 + ")"]
@@ -312,9 +342,13 @@ def test_images_of_many_channels(tmp_path):
 def test_float16_micro_batches_split_state_and_skip_in_one_run(photographs, tmp_path):
     """The fields together, stopped and gone on with: by the command."""
     more = (
-        "--config.precision=float16", "--config.microbatches=2", "--config.shard_params=True",
-        "--config.on_nonfinite=skip", "--config.epochs=2", "--config.projector=(256,256)",
-    )  # fmt: skip
+        "--config.precision=float16",
+        "--config.microbatches=2",
+        "--config.shard_params=True",
+        "--config.on_nonfinite=skip",
+        "--config.epochs=2",
+        "--config.projector=(256,256)",
+    )
     command = ("train.py", *arguments(photographs, tmp_path / "run", *more))
     status, output = commands.run(*command, devices=2)
     assert status == 0, output
@@ -327,8 +361,13 @@ def test_float16_micro_batches_split_state_and_skip_in_one_run(photographs, tmp_
 
 
 def test_a_run_that_diverges_names_step_tensor_and_checkpoint(photographs, tmp_path):
-    more = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate_weights=1e30", "--config.epochs=3",
-            "--config.checkpoint_every_steps=1", "--config.data.val=")  # fmt: skip
+    more = (
+        "--config.optimizer.name=sgd",
+        "--config.optimizer.learning_rate_weights=1e30",
+        "--config.epochs=3",
+        "--config.checkpoint_every_steps=1",
+        "--config.data.val=",
+    )
     status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run", *more))
     assert status != 0
     assert_refused(output, r"At step \d+ \S+ is not finite.*\(last checkpoint: step \d+\)")

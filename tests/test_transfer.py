@@ -105,8 +105,16 @@ def test_a_class_with_too_few_images_is_one_sentence():
 def test_the_command(voc, tmp_path):
     """Its precisions, from the scores it leaves; a class that one split lacks."""
     run = frozen_runs.make(tmp_path / "run", frozen_runs.write_set(tmp_path / "set.npz"))
-    call = ("-m", "barlow_jax.transfer", f"--checkpoint={run}", "--config.eval.crop=24", "--config.eval.resize=24",
-            "--config.costs=(0.1,1.0,10.0)", "--config.eval.batch_size=8", "--config.data.threads=1")  # fmt: skip
+    call = (
+        "-m",
+        "barlow_jax.transfer",
+        f"--checkpoint={run}",
+        "--config.eval.crop=24",
+        "--config.eval.resize=24",
+        "--config.costs=(0.1,1.0,10.0)",
+        "--config.eval.batch_size=8",
+        "--config.data.threads=1",
+    )
     status, output = commands.run(*call, f"--config.data.path={voc}", devices=2)
     assert status == 0, output
     lines = {line["metric"]: line for line in frozen_runs.lines(run / "eval")}

@@ -182,9 +182,12 @@ def _row_loader(fetch, n, boxes_of, margin_of, canvas, channels, views, tries):
     where there is something to go around.
     """
     blank = {
-        "pixels": np.zeros([0, 0, channels], np.uint8), "boxes": np.zeros([views, 4], np.float32),
-        "size": np.zeros(2, np.int32), "label": np.int32(-1), "skipped": NONE,
-    }  # fmt: skip
+        "pixels": np.zeros([0, 0, channels], np.uint8),
+        "boxes": np.zeros([views, 4], np.float32),
+        "size": np.zeros(2, np.int32),
+        "label": np.int32(-1),
+        "skipped": NONE,
+    }
 
     def load(index, draws):
         def attempt(skipped):

@@ -95,9 +95,7 @@ def process_rows(batch_size, process_index=0, process_count=1):
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def batch_indices(
-    n, batch_size, seed, step, last="drop", process_index=0, process_count=1, reference_world_size=1
-):  # fmt: skip
+def batch_indices(n, batch_size, seed, step, last="drop", process_index=0, process_count=1, reference_world_size=1):
     """Examples of the training batch at `step` (counted from 0 over all epochs), this process's rows.
 
     Returns (epoch, int64 [rows / process_count]), where rows is batch_size or, at the end of an epoch,

@@ -95,9 +95,19 @@ def _file_batches(source, job):
         stop = min(job.steps.stop, step + DETOUR) if tries else job.steps.stop
         try:
             for batch in decode.canvas_batches(
-                fetch, len(source), job.plan, range(step, stop), job.boxes_of, job.margin_of, canvas=job.canvas,
-                channels=source.channels, views=job.views, tries=tries, threads=job.threads, prefetch=job.prefetch,
-            ):  # fmt: skip
+                fetch,
+                len(source),
+                job.plan,
+                range(step, stop),
+                job.boxes_of,
+                job.margin_of,
+                canvas=job.canvas,
+                channels=source.channels,
+                views=job.views,
+                tries=tries,
+                threads=job.threads,
+                prefetch=job.prefetch,
+            ):
                 yield batch
                 step += 1
             tries = 0
@@ -187,9 +197,23 @@ def _check_all_read(index, tries, source):
 
 
 def train_batches(
-    source, *, batch_size, seed, canvas, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), views=2, start_step=0, last="drop",
-    process_index=0, process_count=1, reference_world_size=1, threads=None, max_bad_fraction=0.01, prefetch=2,
-):  # fmt: skip
+    source,
+    *,
+    batch_size,
+    seed,
+    canvas,
+    scale=(0.08, 1.0),
+    ratio=(3 / 4, 4 / 3),
+    views=2,
+    start_step=0,
+    last="drop",
+    process_index=0,
+    process_count=1,
+    reference_world_size=1,
+    threads=None,
+    max_bad_fraction=0.01,
+    prefetch=2,
+):
     """Training batches from `start_step` on, without end.
 
     Yields this process's rows of the global batch, b = batch_size / process_count of them:
@@ -229,16 +253,34 @@ def train_batches(
 
     plan(start_step)  # an impossible argument should end here, not in a reading thread
     job = _Job(
-        plan, range(start_step, 2**62), boxes_of, boxes.no_margin, canvas, views, tries,
-        threads or _default_threads(), prefetch, cut=True,
-    )  # fmt: skip
+        plan,
+        range(start_step, 2**62),
+        boxes_of,
+        boxes.no_margin,
+        canvas,
+        views,
+        tries,
+        threads or _default_threads(),
+        prefetch,
+        cut=True,
+    )
     return Batches(source, job, finish, max_bad_fraction)
 
 
 def eval_batches(
-    source, *, batch_size, canvas, resize_short=256, crop=224, fit="crop", process_index=0, process_count=1,
-    threads=None, max_bad_fraction=0.01, prefetch=2,
-):  # fmt: skip
+    source,
+    *,
+    batch_size,
+    canvas,
+    resize_short=256,
+    crop=224,
+    fit="crop",
+    process_index=0,
+    process_count=1,
+    threads=None,
+    max_bad_fraction=0.01,
+    prefetch=2,
+):
     """One pass over all examples in stored order, each exactly once, the same number of batches on all processes.
 
     Yields this process's rows of the global batch, b = batch_size / process_count of them:
@@ -278,13 +320,23 @@ def eval_batches(
             "canvas": raw["canvas"],
             "boxes": np.where(mask[:, None, None], raw["boxes"], whole),
             "extent": np.where(mask[:, None], raw["extent"], np.int32(canvas)),
-            "index": index, "label": raw["label"], "mask": mask,
-        }  # fmt: skip
+            "index": index,
+            "label": raw["label"],
+            "mask": mask,
+        }
 
     job = _Job(
-        plan, range(order.eval_steps(len(source), batch_size)), boxes_of, margin_of, canvas, 1, 1,
-        threads or _default_threads(), prefetch, cut=False,
-    )  # fmt: skip
+        plan,
+        range(order.eval_steps(len(source), batch_size)),
+        boxes_of,
+        margin_of,
+        canvas,
+        1,
+        1,
+        threads or _default_threads(),
+        prefetch,
+        cut=False,
+    )
     return Batches(source, job, finish, max_bad_fraction)
 
 
@@ -313,9 +365,17 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
         return raw
 
     job = _Job(
-        plan, range(order.eval_steps(n, rows)), whole, boxes.no_margin, side, 1, tries,
-        threads or _default_threads(), prefetch=2, cut=True,
-    )  # fmt: skip
+        plan,
+        range(order.eval_steps(n, rows)),
+        whole,
+        boxes.no_margin,
+        side,
+        1,
+        tries,
+        threads or _default_threads(),
+        prefetch=2,
+        cut=True,
+    )
     images = np.empty((n, side, side, source.channels), np.uint8)
     sizes, labels = np.empty((0, 2), np.int32), np.empty(0, np.int32)
     batches = Batches(source, job, finish, max_bad_fraction)
@@ -330,6 +390,9 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
         batches.close()
     height, width = sizes.max(axis=0)
     return Arrays(
-        np.ascontiguousarray(images[:, :height, :width]), None if source.num_classes is None else labels,
-        class_names=source.class_names, name=source.name, sizes=None if np.all(sizes == sizes[0]) else sizes,
-    )  # fmt: skip
+        np.ascontiguousarray(images[:, :height, :width]),
+        None if source.num_classes is None else labels,
+        class_names=source.class_names,
+        name=source.name,
+        sizes=None if np.all(sizes == sizes[0]) else sizes,
+    )

@@ -88,8 +88,9 @@ def _listed(files, path, root):
     if len(missing) == len(lines):
         raise UserError(f"The file list {path} names no file below {root}: its lines are like {lines[0]}.")
     if missing:
-        logger.warning("%d of the %d files in %s are not below %s, %s for one", len(missing), len(lines), path, root,
-                       missing[0])  # fmt: skip
+        logger.warning(
+            "%d of the %d files in %s are not below %s, %s for one", len(missing), len(lines), path, root, missing[0]
+        )
     return sorted({by_name[line][0] for line in lines if line in by_name})
 
 

@@ -251,8 +251,12 @@ def evaluate(eval_step, state, batches, mesh):
     count = total.pop("count")
     if not count:
         raise UserError("No validation image could be read; check config.data.path and config.data.val.")
-    return {"val_loss": total["loss"] / count, "top1": total["top1"] / count, "top5": total["top5"] / count,
-            "images": count}  # fmt: skip
+    return {
+        "val_loss": total["loss"] / count,
+        "top1": total["top1"] / count,
+        "top5": total["top5"] / count,
+        "images": count,
+    }
 
 
 def fingerprint(params, batch_stats):

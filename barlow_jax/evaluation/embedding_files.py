@@ -47,8 +47,9 @@ class Parts:
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error.strerror}); give another --out.") from error
         if other:
-            raise UserError(f"{self.folder} holds a part of other features ({', '.join(other)}); remove it, or give "
-                            "another --out.")  # fmt: skip
+            raise UserError(
+                f"{self.folder} holds a part of other features ({', '.join(other)}); remove it, or give another --out."
+            )
 
     @property
     def files(self):

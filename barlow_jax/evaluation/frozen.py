@@ -197,10 +197,18 @@ def description(judged, source, draw, fit):
         fields = ("seed", "batch_size", "image_size", "crop_scale", "crop_ratio", "interpolation", "flip")
         view = {name: config[name] for name in fields} | {"draw": draw}
     told = {
-        "backbone": judged.origin.sha256, "arch": network["arch"], "stem": network["stem"],
-        "precision": config.precision, "mean": network["views"]["mean"], "std": network["views"]["std"], "view": view,
-        "data": source.name, "n": len(source), "crc": content(source), "canvas": experiment.canvas(config, source),
-    }  # fmt: skip
+        "backbone": judged.origin.sha256,
+        "arch": network["arch"],
+        "stem": network["stem"],
+        "precision": config.precision,
+        "mean": network["views"]["mean"],
+        "std": network["views"]["std"],
+        "view": view,
+        "data": source.name,
+        "n": len(source),
+        "crc": content(source),
+        "canvas": experiment.canvas(config, source),
+    }
     return json.dumps(told)
 
 
@@ -274,9 +282,16 @@ def _augmented(judged, source, draw):
     step = features.make_view_feature_step(graphdef, images_of, mesh=mesh)
     epoch = order.steps_per_epoch(len(source), config.batch_size, "wrap")
     batches = experiment.train_batches(
-        config, source, draw * epoch, mesh, judged.process, last="wrap", crop_scale=tuple(config.crop_scale),
-        crop_ratio=tuple(config.crop_ratio), views=1,
-    )  # fmt: skip
+        config,
+        source,
+        draw * epoch,
+        mesh,
+        judged.process,
+        last="wrap",
+        crop_scale=tuple(config.crop_scale),
+        crop_ratio=tuple(config.crop_ratio),
+        views=1,
+    )
     try:
         numbers = tracked(range(draw * epoch, (draw + 1) * epoch), epoch, f"augmented features of {source.name}")
         return features.gather(step(np.int32(number), params, batch_stats, next(batches)) for number in numbers)

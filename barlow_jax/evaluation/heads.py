@@ -61,8 +61,21 @@ def held_out(labels, share, seed):
     return chosen
 
 
-def fit(passes, labels, rows=None, *, num_classes, grid, epochs, batch_size, momentum=0.9, standardize=True, seed=0,
-        mesh, track=lambda epochs: epochs):  # fmt: skip
+def fit(
+    passes,
+    labels,
+    rows=None,
+    *,
+    num_classes,
+    grid,
+    epochs,
+    batch_size,
+    momentum=0.9,
+    standardize=True,
+    seed=0,
+    mesh,
+    track=lambda epochs: epochs,
+):
     """Trains a head for each (learning rate, weight decay) of the grid, all on the same batches in the same order.
 
     Cross-entropy, momentum SGD from zero, one cosine from each head's rate to 0, weight decay on kernel and bias as
@@ -198,9 +211,12 @@ def _advance(mesh, momentum):
 
     moving = (SPLIT.kernel, SPLIT.bias)
     local = jax.shard_map(
-        advance, mesh=mesh, in_specs=(SPLIT, moving, P("data"), P("data"), P()), out_specs=(SPLIT, moving, P("data")),
+        advance,
+        mesh=mesh,
+        in_specs=(SPLIT, moving, P("data"), P("data"), P()),
+        out_specs=(SPLIT, moving, P("data")),
         check_vma=False,
-    )  # fmt: skip
+    )
     return jax.jit(local, donate_argnums=(0, 1))
 
 
@@ -217,7 +233,5 @@ def _counter(mesh):
 
         return jax.lax.map(one, (x, y, weight)).sum(0)
 
-    local = jax.shard_map(
-        count, mesh=mesh, in_specs=(SPLIT, P(), P(), P()), out_specs=P("data"), check_vma=False
-    )  # fmt: skip
+    local = jax.shard_map(count, mesh=mesh, in_specs=(SPLIT, P(), P(), P()), out_specs=P("data"), check_vma=False)
     return jax.jit(local, out_shardings=replicated(mesh))

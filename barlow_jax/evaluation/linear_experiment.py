@@ -15,9 +15,14 @@ from barlow_jax.run.checkpoint import holds_checkpoints, restore_params
 
 # Fields that change what is shown or how fast, and not the result: they may differ when an evaluation goes on.
 FREE_FIELDS = (
-    "data.path", "data.threads", "eval.batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
+    "data.path",
+    "data.threads",
+    "eval.batch_size",
+    "log_every_steps",
+    "checkpoint_every_epochs",
+    "keep_checkpoints",
     "wandb",
-)  # fmt: skip
+)
 
 SCHEDULES = ("cosine", "steps")
 PRECISIONS = ("float32", "bfloat16")  # float16 wants a loss scale, which fine-tuning has not
@@ -28,15 +33,34 @@ log = logging.getLogger(__name__)
 
 def check(config):
     """Raises UserError at the first value that cannot work, before anything is opened or compiled."""
-    experiment.check_at_least(config, {
-        "seeds": 1, "epochs": 1, "batch_size": 1, "image_size": 0, "log_every_steps": 1, "checkpoint_every_epochs": 1,
-        "keep_checkpoints": 1, "eval.every_epochs": 1, "eval.batch_size": 1, "eval.resize": 0, "eval.crop": 0,
-        "optimizer.learning_rate_classifier": 0, "optimizer.learning_rate_backbone": 0, "optimizer.weight_decay": 0,
-    })  # fmt: skip
-    experiment.check_one_of(config, {
-        "weights": classify.WEIGHTS, "precision": PRECISIONS, "interpolation": INTERPOLATIONS,
-        "optimizer.schedule": SCHEDULES,
-    })  # fmt: skip
+    experiment.check_at_least(
+        config,
+        {
+            "seeds": 1,
+            "epochs": 1,
+            "batch_size": 1,
+            "image_size": 0,
+            "log_every_steps": 1,
+            "checkpoint_every_epochs": 1,
+            "keep_checkpoints": 1,
+            "eval.every_epochs": 1,
+            "eval.batch_size": 1,
+            "eval.resize": 0,
+            "eval.crop": 0,
+            "optimizer.learning_rate_classifier": 0,
+            "optimizer.learning_rate_backbone": 0,
+            "optimizer.weight_decay": 0,
+        },
+    )
+    experiment.check_one_of(
+        config,
+        {
+            "weights": classify.WEIGHTS,
+            "precision": PRECISIONS,
+            "interpolation": INTERPOLATIONS,
+            "optimizer.schedule": SCHEDULES,
+        },
+    )
     if not 0 <= config.flip <= 1:
         raise UserError(f"config.flip is {config.flip}; it is a probability, from 0 to 1.")
     if not 0 <= config.optimizer.momentum < 1:
@@ -73,8 +97,11 @@ def _check_schedule(config):
 def check_folders(checkpoint, workdir):
     """Raises UserError unless both are given and the evaluation's folder does not hold the run that is judged."""
     if not checkpoint or not workdir:
-        missing, what = ("--checkpoint", "work folder of a run of train.py") if not checkpoint else (
-            "--workdir", "folder where checkpoints, metrics and results of the evaluation go")  # fmt: skip
+        missing, what = (
+            ("--checkpoint", "work folder of a run of train.py")
+            if not checkpoint
+            else ("--workdir", "folder where checkpoints, metrics and results of the evaluation go")
+        )
         raise UserError(f"{missing} is missing; give the {what}.")
     run, own = pathlib.Path(checkpoint).expanduser(), pathlib.Path(workdir).expanduser()
     if own.resolve() in (run.resolve(), *run.resolve().parents):
@@ -243,9 +270,7 @@ def optimizer(config, steps_per_epoch):
         return classify.cosine_by_epoch(peak, config.epochs, steps_per_epoch)
 
     rates = {group: schedule(options[name]) for group, name in names.items()}
-    tx = classify.sgd(
-        rates, weight_decay=options.weight_decay, momentum=options.momentum, nesterov=options.nesterov
-    )  # fmt: skip
+    tx = classify.sgd(rates, weight_decay=options.weight_decay, momentum=options.momentum, nesterov=options.nesterov)
     return tx, {names[group]: rate for group, rate in rates.items()}
 
 

@@ -38,9 +38,14 @@ def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
             test, test_labels = known(test, test_labels)
             bank, bank_labels = known(*extract(state, bank_source))
             scores["knn"] = metrics.knn_accuracy(
-                bank, bank_labels, test, test_labels, k=config.eval.knn_k, temperature=config.eval.knn_temperature,
+                bank,
+                bank_labels,
+                test,
+                test_labels,
+                k=config.eval.knn_k,
+                temperature=config.eval.knn_temperature,
                 mesh=mesh,
-            )  # fmt: skip
+            )
             head = jax.device_get(state.probe["params"])
             scores["probe"] = float(((test @ head["kernel"] + head["bias"]).argmax(1) == test_labels).mean())
         return scores

@@ -70,9 +70,15 @@ def fit(features, targets, cost):
     from sklearn.svm import LinearSVC
 
     classifier = LinearSVC(
-        C=cost, penalty="l2", loss="squared_hinge", dual=True, class_weight={1: POSITIVE_WEIGHT, -1: 1}, tol=1e-4,
-        max_iter=MAX_ITER, random_state=0,
-    ).fit(features, targets)  # fmt: skip
+        C=cost,
+        penalty="l2",
+        loss="squared_hinge",
+        dual=True,
+        class_weight={1: POSITIVE_WEIGHT, -1: 1},
+        tol=1e-4,
+        max_iter=MAX_ITER,
+        random_state=0,
+    ).fit(features, targets)
     return classifier.decision_function, classifier.n_iter_ < MAX_ITER
 
 

@@ -18,9 +18,20 @@ from barlow_jax.errors import UserError
 
 FILE = "results.jsonl"
 KEYS = (
-    "protocol", "dataset", "n", "classes", "metric", "value", "spread", "seeds", "checkpoint", "checkpoint_step",
-    "baseline", "settings", "command",
-)  # fmt: skip
+    "protocol",
+    "dataset",
+    "n",
+    "classes",
+    "metric",
+    "value",
+    "spread",
+    "seeds",
+    "checkpoint",
+    "checkpoint_step",
+    "baseline",
+    "settings",
+    "command",
+)
 
 
 def line(origin, *, protocol, dataset, n, classes, metric, values, seeds, **settings):
@@ -36,11 +47,20 @@ def line(origin, *, protocol, dataset, n, classes, metric, values, seeds, **sett
     """
     values = np.asarray(values, np.float64)
     return {
-        "protocol": protocol, "dataset": dataset, "n": n, "classes": classes, "metric": metric,
-        "value": float(values.mean()), "spread": float(values.std(ddof=1)) if len(values) > 1 else None,
-        "seeds": list(seeds), "checkpoint": origin.path, "checkpoint_step": origin.step, "baseline": origin.baseline,
-        "settings": settings, "command": shlex.join(["python", *_command()]),
-    }  # fmt: skip
+        "protocol": protocol,
+        "dataset": dataset,
+        "n": n,
+        "classes": classes,
+        "metric": metric,
+        "value": float(values.mean()),
+        "spread": float(values.std(ddof=1)) if len(values) > 1 else None,
+        "seeds": list(seeds),
+        "checkpoint": origin.path,
+        "checkpoint_step": origin.step,
+        "baseline": origin.baseline,
+        "settings": settings,
+        "command": shlex.join(["python", *_command()]),
+    }
 
 
 def append(workdir, lines):

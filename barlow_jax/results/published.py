@@ -59,15 +59,38 @@ ALWAYS = (("product c = z1' z2", "float32", "float16, by autocast", None),)
 
 # Fields, or groups of them, that say which images, how something is computed or what is shown: nothing to compare.
 NO_COUNTERPART = (
-    "seed", "loss_form", "microbatch_statistics", "remat", "shard_params", "on_nonfinite", "max_skipped", "data.path",
-    "data.name", "data.train", "data.val", "data.file_list", "data.channels", "data.resident_bytes", "data.threads",
-    "data.max_bad_fraction", "eval", "log_every_steps", "picture_every_epochs", "checkpoint_every_steps",
-    "keep_checkpoints", "wandb",
-)  # fmt: skip
+    "seed",
+    "loss_form",
+    "microbatch_statistics",
+    "remat",
+    "shard_params",
+    "on_nonfinite",
+    "max_skipped",
+    "data.path",
+    "data.name",
+    "data.train",
+    "data.val",
+    "data.file_list",
+    "data.channels",
+    "data.resident_bytes",
+    "data.threads",
+    "data.max_bad_fraction",
+    "eval",
+    "log_every_steps",
+    "picture_every_epochs",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "wandb",
+)
 
 # Of the optimiser's fields, those that only some of them read.
-READ_BY = {"momentum": ("lars", "sgd"), "eta": ("lars",), "clip": ("lars",), "separate_norms": ("lars",),
-           "eps": ("adamw",)}  # fmt: skip
+READ_BY = {
+    "momentum": ("lars", "sgd"),
+    "eta": ("lars",),
+    "clip": ("lars",),
+    "separate_norms": ("lars",),
+    "eps": ("adamw",),
+}
 
 
 class Result(NamedTuple):
@@ -86,11 +109,13 @@ class Result(NamedTuple):
 _IMAGENET = {"dataset": "ImageNet", "n": 50_000, "classes": 1000}
 _LINEAR = _IMAGENET | {"protocols": ("linear",), "train_images": 1_281_167}
 _SEMI_1 = _IMAGENET | {
-    "protocols": ("semi-supervised 1 %", "semi-supervised 1 %, paper"), "train_images": 12_811,
-}  # fmt: skip
+    "protocols": ("semi-supervised 1 %", "semi-supervised 1 %, paper"),
+    "train_images": 12_811,
+}
 _SEMI_10 = _IMAGENET | {
-    "protocols": ("semi-supervised 10 %", "semi-supervised 10 %, paper"), "train_images": 128_116,
-}  # fmt: skip
+    "protocols": ("semi-supervised 10 %", "semi-supervised 10 %, paper"),
+    "train_images": 128_116,
+}
 
 # Paper: tables 1, 2 and 3. Numbers of images: ILSVRC 2012; SimCLR's lists; Places205; VOC 2007; iNaturalist 2018.
 RESULTS = (

@@ -41,17 +41,27 @@ def restore(path, *, whole=False):
     try:
         from configs import barlow_twins, cifar10  # here, as they lie beside the package and not in it
     except ImportError:
-        raise UserError(f"{path} says nothing of sizes and normalisation, and configs/ is not found; start in the "
-                        "project's folder.") from None  # fmt: skip
+        raise UserError(
+            f"{path} says nothing of sizes and normalisation, and configs/ is not found; start in the project's folder."
+        ) from None
     config = (cifar10 if found.stem == "cifar" else barlow_twins).get_config().unlock()
     config.arch, config.stem = found.arch, found.stem
     config.precision = "float32"
     if found.channels != len(config.views.mean):
-        raise UserError(f"{path} is for images of {found.channels} channels and does not say how they were normalised; "
-                        "give a .safetensors file of barlow_jax.export, which does.")  # fmt: skip
-    log.info("%s: %s, a %s with the %s stem; images of %d pixels, mean %s, std %s are taken for granted", path,
-             files.KINDS[weights.kind], found.arch, found.stem, config.image_size, config.views.mean,
-             config.views.std)  # fmt: skip
+        raise UserError(
+            f"{path} is for images of {found.channels} channels and does not say how they were normalised; "
+            "give a .safetensors file of barlow_jax.export, which does."
+        )
+    log.info(
+        "%s: %s, a %s with the %s stem; images of %d pixels, mean %s, std %s are taken for granted",
+        path,
+        files.KINDS[weights.kind],
+        found.arch,
+        found.stem,
+        config.image_size,
+        config.views.mean,
+        config.views.std,
+    )
     return weights, config.to_dict(), found.channels
 
 
@@ -82,15 +92,21 @@ def begin(path, state, config, channels, steps_per_epoch):
     linears = weights.params["projector"].get("linears", {})
     widths = tuple(linears[k]["kernel"].shape[-1] for k in sorted(linears, key=int))
     if widths != tuple(config.projector):
-        raise UserError(f"config.projector is {tuple(config.projector)} and {path} has {widths}; set "
-                        f'--config.projector="{widths}".')  # fmt: skip
+        raise UserError(
+            f'config.projector is {tuple(config.projector)} and {path} has {widths}; set --config.projector="{widths}".'
+        )
     if weights.epoch >= config.epochs:
         raise UserError(
             f"{path} has finished {weights.epoch} epochs and config.epochs is {config.epochs}; set it higher."
         )
     step = weights.epoch * steps_per_epoch
-    log.info("going on from %s: %d epochs are finished, %d steps, momentum %s", path, weights.epoch, step,
-             "of the file" if weights.momentum else "at 0")  # fmt: skip
+    log.info(
+        "going on from %s: %d epochs are finished, %d steps, momentum %s",
+        path,
+        weights.epoch,
+        step,
+        "of the file" if weights.momentum else "at 0",
+    )
     return pretrain.going_on(state, weights.params, weights.batch_stats, weights.momentum, step)
 
 

@@ -269,7 +269,14 @@ def about_of(config, channels, step, epoch):
       config: of the run, a plain nested dict.
     """
     return {
-        "format": "pt", "source": "barlow-jax", "arch": config["arch"], "stem": config["stem"],
-        "channels": str(channels), "mean": json.dumps(config["views"]["mean"]),
-        "std": json.dumps(config["views"]["std"]), "step": str(step), "epoch": str(epoch), "config": json.dumps(config),
-    }  # fmt: skip
+        "format": "pt",
+        "source": "barlow-jax",
+        "arch": config["arch"],
+        "stem": config["stem"],
+        "channels": str(channels),
+        "mean": json.dumps(config["views"]["mean"]),
+        "std": json.dumps(config["views"]["std"]),
+        "step": str(step),
+        "epoch": str(epoch),
+        "config": json.dumps(config),
+    }

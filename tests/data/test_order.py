@@ -48,10 +48,18 @@ def test_drop_leaves_out_the_end_of_the_order():
 @pytest.mark.parametrize(
     ("n", "ranks", "sizes"),
     [
-        (64, 4, [8] * 8), (67, 1, [8] * 8 + [3]), (67, 4, [8] * 8 + [4]), (61, 4, [8] * 8),
-        (5, 1, [5]), (5, 2, [6]), (5, 4, [8]), (3, 8, [8]), (1, 4, [4]), (9, 4, [8, 4]),
+        (64, 4, [8] * 8),
+        (67, 1, [8] * 8 + [3]),
+        (67, 4, [8] * 8 + [4]),
+        (61, 4, [8] * 8),
+        (5, 1, [5]),
+        (5, 2, [6]),
+        (5, 4, [8]),
+        (3, 8, [8]),
+        (1, 4, [4]),
+        (9, 4, [8, 4]),
     ],
-)  # fmt: skip
+)
 def test_keep_has_the_rows_of_the_official_loader(n, ranks, sizes):
     steps = order.steps_per_epoch(n, 8, "keep")
     # torch's DistributedSampler(drop_last=False) and DataLoader(batch_size=8 / ranks, drop_last=False).

@@ -165,9 +165,12 @@ def test_grey(root):
 def test_an_unreadable_image_is_replaced_and_named(tmp_path, caplog):
     for form in FORMATS:
         tfds_sets.prepare(
-            "imagenette", tmp_path / form, form, {"train": 23},
+            "imagenette",
+            tmp_path / form,
+            form,
+            {"train": 23},
             image=lambda k: b"\xff\xd8\xff no image" if k == 7 else tfds_sets.photo(k),
-        )  # fmt: skip
+        )
         source = opened(tmp_path / form)
         bad = next(k for k in range(23) if source.encoded(k) != tfds_sets.photo(0) and len(source.encoded(k)) < 20)
         with caplog.at_level(logging.WARNING):
@@ -262,9 +265,12 @@ def test_a_set_without_images(tmp_path):
     import tensorflow_datasets as tfds
 
     tfds.dataset_builders.store_as_tfds_dataset(
-        name="numbers", version="1.0.0", data_dir=str(tmp_path),
-        features=tfds.features.FeaturesDict({"x": np.int64}), split_datasets={"train": [(0, {"x": 1})]},
-    )  # fmt: skip
+        name="numbers",
+        version="1.0.0",
+        data_dir=str(tmp_path),
+        features=tfds.features.FeaturesDict({"x": np.int64}),
+        split_datasets={"train": [(0, {"x": 1})]},
+    )
     with pytest.raises(UserError) as caught:
         opened(pathlib.Path(tmp_path), "numbers")
     assert "has 0 image features (x)" in one_sentence(caught)

@@ -38,8 +38,10 @@ def test_class_folders_are_numbered_in_sorted_order(tmp_path):
     source = data.ImageFolder(folder(tmp_path, *names))
     assert source.class_names == ("cat", "dog")
     assert [pathlib.Path(p).relative_to(tmp_path).as_posix() for p in source.paths] == [
-        "cat/z.webp", "dog/b.JPEG", "dog/deep/a.png",
-    ]  # fmt: skip
+        "cat/z.webp",
+        "dog/b.JPEG",
+        "dog/deep/a.png",
+    ]
     assert source.labels.dtype == np.int32 and source.labels.tolist() == [0, 1, 1]
     assert len(source) == 3 and source.channels == 3 and source.name == str(tmp_path)
 

@@ -219,9 +219,15 @@ def plain_images(step, batch):
 
 
 RECIPE = augment.Recipe(
-    size=8, interpolation="linear", jitter=0, grayscale=0, blur=(0, 0), solarize=(0, 0),
-    mean=(0.5,) * 3, std=(0.25,) * 3,
-)  # fmt: skip
+    size=8,
+    interpolation="linear",
+    jitter=0,
+    grayscale=0,
+    blur=(0, 0),
+    solarize=(0, 0),
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+)
 
 
 def train(weights, rates, *, devices=2, steps=1, weight_decay=1e-6, images_per_epoch=None):
@@ -369,8 +375,12 @@ def test_labels_that_the_head_does_not_know_are_refused():
     graphdef, state = classify.create_state(head(3, 3), classify.sgd({"fc": 0.1}), backbone=({}, {}), weights="freeze")
     step = classify.make_eval_step(graphdef, lambda batch: batch["features"], mesh=mesh)
     for label in (-1, 3):
-        batch = {"features": np.ones((2, 3), np.float32), "label": np.array([0, label], np.int32),
-                 "mask": np.ones(2, bool), "index": np.array([7, 8])}  # fmt: skip
+        batch = {
+            "features": np.ones((2, 3), np.float32),
+            "label": np.array([0, label], np.int32),
+            "mask": np.ones(2, bool),
+            "index": np.array([7, 8]),
+        }
         with pytest.raises(UserError, match=f"Validation image 8 has label {label}, and the classes of the head are 0"):
             classify.evaluate(step, state, [batch], mesh)
 

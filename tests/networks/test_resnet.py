@@ -179,9 +179,16 @@ def test_every_backbone_runs(arch):
 
 @pytest.mark.parametrize(
     "arch,count",
-    [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032), ("resnet101", 44_549_160),
-     ("resnet152", 60_192_808), ("wide_resnet50_2", 68_883_240), ("wide_resnet101_2", 126_886_696)],
-)  # fmt: skip
+    [
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+        ("wide_resnet50_2", 68_883_240),
+        ("wide_resnet101_2", 126_886_696),
+    ],
+)
 def test_parameter_counts_of_torchvision(arch, count):
     """As torchvision's documentation lists them, classifier included."""
     backbone = model.make_backbone(arch, image_size=224)

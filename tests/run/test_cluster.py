@@ -14,13 +14,21 @@ LAPTOP = {"PATH": "/bin", "TPU_SKIP_MDS_QUERY": "1"}  # jax sets this one where 
 VARIABLES = {"JAX_COORDINATOR_ADDRESS": "host0:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 # As srun sets them for the second task of four.
 SLURM = {
-    "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2",
-    "SLURM_STEP_NODELIST": "node[01-02]", "SLURM_PROCID": "1", "SLURM_LOCALID": "1",
-}  # fmt: skip
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "node[01-02]",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+}
 OPEN_MPI = {
-    "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
-}  # fmt: skip
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
+}
 OPEN_MPI_5 = {k: v for k, v in OPEN_MPI.items() if k != "OMPI_MCA_orte_hnp_uri"}
 TPU_VM = {"PATH": "/bin"}
 GKE = {"TPU_SKIP_MDS_QUERY": "true", "TPU_WORKER_ID": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
@@ -74,15 +82,24 @@ def test_place(case):
     assert place(environment, installed=lambda package: environment.get("package") == package) == expected
 
 
-@pytest.mark.parametrize("environment,sentence", [
-    ({"JAX_COORDINATOR_ADDRESS": "host0:1234"}, "JAX_COORDINATOR_ADDRESS=host0:1234, JAX_NUM_PROCESSES=, .* set all"),
-    (VARIABLES | {"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 do not name a process; .* from 0 to JAX_NUM_PROCESSES - 1"),
-    (VARIABLES | {"JAX_PROCESS_ID": "-1"}, "do not name a process"),
-    (VARIABLES | {"JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES=four"),
-    ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS=, JAX_NUM_PROCESSES=2"),
-    (VARIABLES | {"JAX_COORDINATOR_ADDRESS": "host0"}, "JAX_COORDINATOR_ADDRESS is 'host0'; give .* host:1234"),
-    (OPEN_MPI_5, "does not say where process 0 of 4 is; add `-x JAX_COORDINATOR_ADDRESS=HOST:PORT` to mpirun"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "environment,sentence",
+    [
+        (
+            {"JAX_COORDINATOR_ADDRESS": "host0:1234"},
+            "JAX_COORDINATOR_ADDRESS=host0:1234, JAX_NUM_PROCESSES=, .* set all",
+        ),
+        (
+            VARIABLES | {"JAX_PROCESS_ID": "4"},
+            "JAX_PROCESS_ID=4 do not name a process; .* from 0 to JAX_NUM_PROCESSES - 1",
+        ),
+        (VARIABLES | {"JAX_PROCESS_ID": "-1"}, "do not name a process"),
+        (VARIABLES | {"JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES=four"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS=, JAX_NUM_PROCESSES=2"),
+        (VARIABLES | {"JAX_COORDINATOR_ADDRESS": "host0"}, "JAX_COORDINATOR_ADDRESS is 'host0'; give .* host:1234"),
+        (OPEN_MPI_5, "does not say where process 0 of 4 is; add `-x JAX_COORDINATOR_ADDRESS=HOST:PORT` to mpirun"),
+    ],
+)
 def test_what_does_not_suffice_is_one_sentence(environment, sentence):
     with pytest.raises(UserError, match=sentence):
         place(LAPTOP | environment)

@@ -30,12 +30,19 @@ def arguments(images, workdir, *more):
     """40 epochs of 3 steps, so slow that rounding does not grow."""
     plain = ("jitter=0.0", "grayscale=0.0", "solarize=(0.0,0.0)")  # of what there is no need to compile
     return (
-        "--config=configs/cifar10.py", f"--config.data.path={images}", "--config.data.val=", f"--workdir={workdir}",
-        *commands.SMALL, "--config.epochs=40", "--config.eval.every_epochs=0",
+        "--config=configs/cifar10.py",
+        f"--config.data.path={images}",
+        "--config.data.val=",
+        f"--workdir={workdir}",
+        *commands.SMALL,
+        "--config.epochs=40",
+        "--config.eval.every_epochs=0",
         *(f"--config.optimizer.learning_rate_{group}=1e-4" for group in ("weights", "biases")),
-        "--config.picture_every_epochs=0", "--config.checkpoint_every_steps=10",
-        *(f"--config.views.{field}" for field in plain), *more,
-    )  # fmt: skip
+        "--config.picture_every_epochs=0",
+        "--config.checkpoint_every_steps=10",
+        *(f"--config.views.{field}" for field in plain),
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +100,11 @@ def test_a_second_run_is_refused_usr1_requeues_and_damaged_checkpoints_are_passe
     finally:
         process.send_signal(signal.SIGCONT)
     assert_refused(
-        status, output, rf"{workdir} is in use by another run \(process {process.pid} on {socket.gethostname()}, "
+        status,
+        output,
+        rf"{workdir} is in use by another run \(process {process.pid} on {socket.gethostname()}, "
         r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, SLURM job 4711\); stop it first, or take another --workdir",
-    )  # fmt: skip
+    )
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0 and "SLURM job 4711 is back in the queue" in output, output
@@ -149,9 +158,14 @@ def on_a_small_disk(script, images, tmp_path, **more):
     ]
     command = [str(word).replace("=configs/", f"={commands.ROOT}/configs/") for word in command]
     done = subprocess.run(
-        [*alone, script, "sh", *command], cwd=tmp_path, env=commands.environment(**more), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=300,
-    )  # fmt: skip
+        [*alone, script, "sh", *command],
+        cwd=tmp_path,
+        env=commands.environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
     return done.stdout
 
@@ -249,9 +263,11 @@ def test_a_changed_config_is_refused_field_by_field_unless_told(images, undistur
     changed = ("--config.epochs=41", "--config.lambd=0.01", "--config.keep_checkpoints=2")
     status, output = commands.run("train.py", *arguments(images, workdir, *changed))
     assert_refused(
-        status, output, r"another config \(config.epochs was 40 and is 41; config.lambd was 0\.\d+ and is 0.01\);.*"
+        status,
+        output,
+        r"another config \(config.epochs was 40 and is 41; config.lambd was 0\.\d+ and is 0.01\);.*"
         "or go on with the new ones by --allow_changes=epochs,lambd",
-    )  # fmt: skip
+    )
     assert not (workdir / launch.CHANGES_FILE).exists()
     status, output = commands.run("train.py", *arguments(images, workdir, *changed, "--allow_changes=epochs,lambd"))
     assert status == 0 and f"going on from step {STEPS} of {STEPS + 3}" in output, output
@@ -267,9 +283,12 @@ def test_which_changes_are_refused():
     new = {"epochs": 4, "views": {"flip": 0.4, "blur": [1, 0]}, "eval": {"crop": 9}, "new": None}
     changes = launch.changed_fields(old, new)
     assert changes == {
-        "epochs": (3, 4), "eval.crop": (8, 9), "gone": (1, launch.ABSENT), "new": (launch.ABSENT, None),
+        "epochs": (3, 4),
+        "eval.crop": (8, 9),
+        "gone": (1, launch.ABSENT),
+        "new": (launch.ABSENT, None),
         "views.flip": (0.5, 0.4),
-    }  # fmt: skip
+    }
     with pytest.raises(UserError, match=r"--allow_changes=epochs,gone,new,views.flip"):
         launch.check_changes("run", changes, free=("eval",), allowed=())
     with pytest.raises(UserError, match=r"--allow_changes=eval.crop"):

@@ -31,9 +31,16 @@ def compiled(give_up_after, dtype=jnp.float32, factor=1.0):
     network = model.BarlowTwins(backbone, (24, 24), dtype=dtype, rngs=nnx.Rngs(0))
     graphdef, state = pretrain.create_state(network, tx, num_classes=3, probe_tx=probe_tx, scaled=dtype == jnp.float16)
     step = pretrain.make_train_step(
-        graphdef, tx, lambda step, batch: batch["views"], lambd=0.01, mesh=mesh, probe_tx=probe_tx,
-        give_up_after=give_up_after, schedules={"rate": RATE}, scale_loss=factor,
-    )  # fmt: skip
+        graphdef,
+        tx,
+        lambda step, batch: batch["views"],
+        lambd=0.01,
+        mesh=mesh,
+        probe_tx=probe_tx,
+        give_up_after=give_up_after,
+        schedules={"rate": RATE},
+        scale_loss=factor,
+    )
 
     def train(state, batches):
         reports = []
@@ -154,11 +161,20 @@ def test_the_order_is_that_of_the_network():
     shapes = jax.eval_shape(lambda: model.split(model.BarlowTwins(backbone, (8, 8, 8), rngs=nnx.Rngs(0)))[1:])
     names, statistics = ([path for path, _ in nonfinite.in_order(tree)] for tree in shapes)
     wanted = [
-        "backbone.conv1.kernel", "backbone.bn1.scale", "backbone.layer1.0.conv1.kernel", "backbone.layer1.0.bn1.bias",
-        "backbone.layer1.0.conv2.kernel", "backbone.layer1.0.downsample.bn.bias", "backbone.layer1.1.conv1.kernel",
-        "backbone.layer3.2.bn3.bias", "backbone.layer3.10.conv1.kernel", "backbone.layer4.0.conv1.kernel",
-        "projector.linears.0.kernel", "projector.norms.0.bias", "projector.linears.1.kernel",
-    ]  # fmt: skip
+        "backbone.conv1.kernel",
+        "backbone.bn1.scale",
+        "backbone.layer1.0.conv1.kernel",
+        "backbone.layer1.0.bn1.bias",
+        "backbone.layer1.0.conv2.kernel",
+        "backbone.layer1.0.downsample.bn.bias",
+        "backbone.layer1.1.conv1.kernel",
+        "backbone.layer3.2.bn3.bias",
+        "backbone.layer3.10.conv1.kernel",
+        "backbone.layer4.0.conv1.kernel",
+        "projector.linears.0.kernel",
+        "projector.norms.0.bias",
+        "projector.linears.1.kernel",
+    ]
     places = [names.index(name) for name in wanted]
     assert places == sorted(places)
     assert statistics[-2:] == ["bn.mean", "bn.var"]

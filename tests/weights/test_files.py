@@ -348,9 +348,10 @@ def test_a_run_does_not_go_on_from_what_does_not_fit(golden, tmp_path):
     state = begin(epochs=30)
     assert state.step == 100
     files.save(
-        tmp_path / "momentum.pth", "official",
+        tmp_path / "momentum.pth",
+        "official",
         files.Weights("pretraining", state.params, state.batch_stats, state.params, 2, 10),
-    )  # fmt: skip
+    )
     with pytest.raises(UserError, match="config.optimizer.name has no use for"):
         begin(tmp_path / "momentum.pth", optimizer="adamw")
     write_backbone(golden, tmp_path / "backbone.pth")
@@ -368,11 +369,18 @@ def test_train_begins_with_a_file_and_goes_on_from_its_own_checkpoint(tmp_path):
     np.savez(tmp_path / "set.npz", x_train=images)
     plain = ("jitter=0.0", "grayscale=0.0", "solarize=(0.0,0.0)")  # of what there is no need to compile
     line = (
-        "train.py", "--config=configs/cifar10.py", f"--config.data.path={tmp_path / 'set.npz'}", *commands.SMALL,
-        "--config.arch=resnet18", "--config.stem=imagenet", "--config.data.val=", "--config.epochs=3",
-        f"--workdir={tmp_path / 'on'}", f"--init={tmp_path / 'checkpoint.pth'}",
+        "train.py",
+        "--config=configs/cifar10.py",
+        f"--config.data.path={tmp_path / 'set.npz'}",
+        *commands.SMALL,
+        "--config.arch=resnet18",
+        "--config.stem=imagenet",
+        "--config.data.val=",
+        "--config.epochs=3",
+        f"--workdir={tmp_path / 'on'}",
+        f"--init={tmp_path / 'checkpoint.pth'}",
         *(f"--config.views.{field}" for field in plain),
-    )  # fmt: skip
+    )
     status, output = commands.run(*line)
     assert status == 0 and "2 epochs are finished, 4 steps, momentum of the file" in output, output
     assert [found["step"] for found in commands.lines(tmp_path / "on") if "loss" in found] == [5, 6]
