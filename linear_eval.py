@@ -11,68 +11,80 @@ With --config.seeds=3 it is done for three seeds, each in a folder of its own, a
 `evaluate` below is the whole protocol, read from top to bottom: backbone, data, classifier, step, validate, save.
 """
 
+import contextlib
 import logging
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+import numpy as np
+from ml_collections import ConfigDict
 
 from barlow_jax import experiment, results, sharding
 from barlow_jax.data import order
+from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, linear_experiment
 from barlow_jax.results import protocols
 from barlow_jax.run import launch, metric_writers
+from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "File of the evaluation, such as configs/linear.py.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Work folder of the run to be judged, or one of its checkpoints.")
-BASELINE = flags.DEFINE_string("baseline", "", "Judge this in its place: random (not trained) or pixels (no network).")
-WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the evaluation: checkpoints, metrics, results.")
-ALLOW = flags.DEFINE_list("allow_changes", [], "Fields that may differ from those the evaluation began with, or all.")
-STATUS = flags.DEFINE_integer("stopped_status", 0, "Exit status where a signal came before the end.")
+from barlow_jax.run.progress import Progress, due, watched
+from barlow_jax.run.signals import StopSignals
 
 log = logging.getLogger("linear_eval")
 
 
-def main():
-    config = launch.config_of(CONFIG)
+def define_flags(flag):
+    flag.config("File or name of the evaluation, such as configs/linear.py or linear.")
+    flag.text("checkpoint", "Work folder of the run to be judged, or one of its checkpoints.")
+    flag.text("baseline", "Judge this in its place: random (not trained) or pixels (no network).")
+    flag.text("workdir", "Folder of the evaluation: checkpoints, metrics, results.")
+    flag.names("allow_changes", "Fields that may differ from those the evaluation began with, or all.")
+    flag.number("stopped_status", "Exit status where a signal came before the end.")
+
+
+def main(wanted):
+    with StopSignals() as stop:
+        if judge(wanted, stop) is not None:
+            return 0
+        stop.requeue()
+        return wanted.stopped_status
+
+
+def judge(wanted, stop):
+    """Evaluates for every seed; the lines of results of all together, or None where `stop.received` came before."""
+    config = wanted.config
     linear_experiment.check(config)
-    linear_experiment.check_folders(CHECKPOINT.value, WORKDIR.value)
-    keep = {"free": linear_experiment.FREE_FIELDS, "allowed": ALLOW.value}
-    workdir = launch.prepare_workdir(WORKDIR.value, config.to_dict(), **keep)
-    seeds, folders = zip(*linear_experiment.seeds_and_folders(config, workdir), strict=True)
-    judged = linear_experiment.find_origin(CHECKPOINT.value, folders, BASELINE.value)
-    stop = launch.StopSignals()
-    outcomes = []
-    for seed, folder in zip(seeds, folders, strict=True):
-        one = linear_experiment.with_seed(config, seed)
-        if folder != workdir:
-            launch.prepare_workdir(str(folder), one.to_dict(), **keep)
-        outcome = evaluate(one, judged, folder, stop)
-        if outcome is None:
-            stop.requeue()
-            return STATUS.value
-        outcomes.append(outcome)
-        report(config, judged, [outcome], [seed], folder)
-    if len(seeds) > 1:
-        report(config, judged, outcomes, seeds, workdir)
-    return 0
+    linear_experiment.check_folders(wanted.checkpoint, wanted.workdir)
+    keep = {"free": linear_experiment.FREE_FIELDS, "allowed": wanted.allow_changes}
+    with workdirs.opened(wanted.workdir, config.to_dict(), **keep) as workdir, contextlib.ExitStack() as stack:
+        seeds, folders = zip(*linear_experiment.seeds_and_folders(config, workdir), strict=True)
+        subject = linear_experiment.find_subject(wanted.checkpoint, folders, wanted.baseline)
+        outcomes = []
+        for seed, folder in zip(seeds, folders, strict=True):
+            one = linear_experiment.with_seed(config, seed)
+            if folder != workdir:
+                stack.enter_context(workdirs.opened(str(folder), one.to_dict(), **keep))
+            outcome = evaluate(one, subject, folder, stop)
+            if outcome is None:
+                return None
+            outcomes.append(outcome)
+            lines = publish(config, subject, [outcome], [seed], folder)
+        return lines if len(seeds) == 1 else publish(config, subject, outcomes, seeds, workdir)
 
 
-def evaluate(config, origin, workdir, stop):
+def evaluate(config, subject, workdir, stop):
     """Trains the classifier, validates and saves until the last epoch, or until `stop.received`: then it returns None.
 
     Returns:
       The scores, as `with_scores` gives them, with dataset, classes, train, train_images and departures.
     """
-    given, pretrained = config.to_dict(), ConfigDict(origin.config)
+    given, pretrained = config.to_dict(), ConfigDict(subject.config)
     config = linear_experiment.filled_in(config, pretrained)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     # Data.
-    source, val_source, num_classes = linear_experiment.sources(config, origin.channels)
+    source, val_source, num_classes = linear_experiment.sources(config, subject.channels)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, "wrap")
     total_steps = config.epochs * steps_per_epoch
     log.info(
@@ -98,9 +110,9 @@ def evaluate(config, origin, workdir, stop):
     recipe = linear_experiment.recipe(config, pretrained)
     tx, schedules = linear_experiment.optimizer(config, steps_per_epoch)
     graphdef, state = classify.create_state(
-        linear_experiment.classifier(config, pretrained, origin.channels, num_classes),
+        linear_experiment.classifier(config, pretrained, subject.channels, num_classes),
         tx,
-        backbone=(origin.params, origin.batch_stats),
+        backbone=(subject.params, subject.batch_stats),
         weights=config.weights,
     )
     state = jax.device_put(state, sharding.replicated(mesh))
@@ -119,19 +131,19 @@ def evaluate(config, origin, workdir, stop):
     # Where were we?
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="top1")
     meta = {
-        "config": origin.config,  # of the architecture, as in a checkpoint of train.py
-        "channels": origin.channels,
+        "config": subject.config,  # of the architecture, as in a checkpoint of train.py
+        "channels": subject.channels,
         "images": len(source),
         "classifier": {"config": given, "num_classes": num_classes, "class_names": source.class_names},
-        "origin": {"path": origin.path, "step": origin.step, "sha256": origin.sha256, "baseline": origin.baseline},
+        "origin": {"path": subject.path, "step": subject.step, "sha256": subject.sha256, "baseline": subject.baseline},
     }
-    state, saved = launch.resume(checkpoints, state, source, total_steps)
+    state, saved = workdirs.resume(checkpoints, state, source, total_steps)
     start_step, scores = int(state.step), saved.get("results", {})
 
     writer = metric_writers.create(
         workdir, jax.process_index(), wandb=config.wandb, resume_step=start_step or None, config=given
     )
-    progress = metric_writers.Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
+    progress = Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
     batches = experiment.train_batches(
         config,
         source,
@@ -155,13 +167,13 @@ def evaluate(config, origin, workdir, stop):
             epoch, last = done // steps_per_epoch, done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
             progress.step(config.batch_size)
-            if step == 0 or last or launch.due(done, config.log_every_steps):
-                writer.scalars(done, launch.checked(report, done, checkpoints) | progress.rates())
+            if step == 0 or last or due(done, config.log_every_steps):
+                writer.scalars(done, checked(report, done, checkpoints) | progress.rates())
             fresh = {}
-            if last or launch.due(done, config.eval.every_epochs * steps_per_epoch):
+            if last or due(done, config.eval.every_epochs * steps_per_epoch):
                 jax.block_until_ready(state)  # steps on their way belong to training's time
                 with progress.paused():
-                    val_batches = metric_writers.watched(
+                    val_batches = watched(
                         experiment.eval_batches(config, val_source, mesh, process),
                         order.eval_steps(len(val_source), sharding.round_up(config.eval.batch_size, mesh)),
                         f"validation on {val_source.name}",
@@ -171,8 +183,8 @@ def evaluate(config, origin, workdir, stop):
                 scores = with_scores(scores, fresh, epoch)
                 writer.scalars(done, {"epoch": epoch, **fresh})
                 log.info("epoch %d: top-1 %.2f %%, top-5 %.2f %%", epoch, 100 * fresh["top1"], 100 * fresh["top5"])
-            if last or stopping or launch.due(done, config.checkpoint_every_epochs * steps_per_epoch):
-                launch.checked(report, done, checkpoints)
+            if last or stopping or due(done, config.checkpoint_every_epochs * steps_per_epoch):
+                checked(report, done, checkpoints)
                 checkpoints.save(done, state, meta | {"results": scores}, fresh)
             if stopping and not last:
                 checkpoints.wait()
@@ -182,7 +194,7 @@ def evaluate(config, origin, workdir, stop):
         launch.close(batches, progress, writer, checkpoints)
 
     if config.weights == "freeze":
-        check_frozen(state, origin)
+        check_frozen(state, subject)
     return scores | {
         "dataset": val_source.name,
         "classes": num_classes,
@@ -190,6 +202,18 @@ def evaluate(config, origin, workdir, stop):
         "train_images": len(source),
         "departures": protocols.departures(config),
     }
+
+
+def checked(report, step, checkpoints):
+    """The report of a step as it is, or the end of the run where its loss is not a number."""
+    loss = float(report["loss"])
+    if not np.isfinite(loss):
+        last = checkpoints.latest_step()
+        raise UserError(
+            f"The loss is {loss} at step {step}; lower the learning rate or set config.precision=float32 "
+            f"(last checkpoint: {'none' if last is None else f'step {last}'})."
+        )
+    return report
 
 
 def with_scores(scores, fresh, epoch):
@@ -203,24 +227,24 @@ def with_scores(scores, fresh, epoch):
     return {"last": last | {"top1_epoch": epoch, "top5_epoch": epoch}, "best": best}
 
 
-def check_frozen(state, origin):
+def check_frozen(state, subject):
     """Says that the backbone did not move by a bit; RuntimeError if it did, as that would be a bug of ours."""
     sha256 = classify.fingerprint(state.params, state.batch_stats)
-    if sha256 != origin.sha256:
-        raise RuntimeError(f"The frozen backbone has moved: SHA-256 {origin.sha256} became {sha256}.")
-    log.info("the frozen backbone has not moved: every bit is that of %s", origin)
+    if sha256 != subject.sha256:
+        raise RuntimeError(f"The frozen backbone has moved: SHA-256 {subject.sha256} became {sha256}.")
+    log.info("the frozen backbone has not moved: every bit is that of %s", subject)
 
 
-def report(config, origin, outcomes, seeds, folder):
-    """Adds the scores of these seeds to results.jsonl, if they are not there yet, and prints them. On process 0."""
+def publish(config, subject, outcomes, seeds, folder):
+    """The scores of these seeds as lines of results; process 0 adds them to results.jsonl and prints them."""
+    lines = linear_experiment.result_lines(config, subject, outcomes, seeds)
     if jax.process_index() != 0:
-        return
-    lines = linear_experiment.result_lines(config, origin, outcomes, seeds)
+        return lines
     results.append(folder, lines)
     first, departures = lines[0], outcomes[0]["departures"]
     print(
         f"\n{first['protocol']}, {first['dataset']}: {first['n']} images of {first['classes']} classes; "
-        f"{origin}; seed {', '.join(map(str, seeds))}"
+        f"{subject}; seed {', '.join(map(str, seeds))}"
     )
     if departures:
         print(f"not as {first['protocol']} has it: {', '.join(departures)}")
@@ -228,7 +252,8 @@ def report(config, origin, outcomes, seeds, folder):
         spread = "" if line["spread"] is None else f" +- {100 * line['spread']:.2f}"
         epochs = ", ".join(map(str, line["settings"]["at_epoch"]))
         print(f"{line['settings']['result']} {line['metric']}  {100 * line['value']:6.2f} %{spread}  (epoch {epochs})")
+    return lines
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, define_flags)

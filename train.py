@@ -12,35 +12,38 @@ import logging
 
 import jax
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
 from barlow_jax import experiment, metrics, pretrain, sharding
 from barlow_jax.data import order
 from barlow_jax.evaluation import online
 from barlow_jax.run import launch, metric_writers, pictures
+from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
+from barlow_jax.run.progress import Progress, due
+from barlow_jax.run.signals import StopSignals
 from barlow_jax.training import microbatches, nonfinite
 from barlow_jax.weights import as_run
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, such as configs/demo.py.")
-WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, pictures.")
-INIT = flags.DEFINE_string("init", "", "File of weights to begin with: an official checkpoint.pth, or a backbone.")
-ALLOW = flags.DEFINE_list("allow_changes", [], "Fields that may differ from those the run began with, or all.")
-STATUS = flags.DEFINE_integer("stopped_status", 0, "Exit status where a signal came before the end.")
 
 log = logging.getLogger("train")
 
 
-def main():
-    config = launch.config_of(CONFIG)
+def define_flags(flag):
+    flag.config("File or name of the experiment, such as configs/demo.py or demo.")
+    flag.text("workdir", "Folder of the run: checkpoints, metrics, pictures.")
+    flag.text("init", "File of weights to begin with: an official checkpoint.pth, or a backbone.")
+    flag.names("allow_changes", "Fields that may differ from those the run began with, or all.")
+    flag.number("stopped_status", "Exit status where a signal came before the end.")
+
+
+def main(wanted):
+    config = wanted.config
     experiment.check(config)
-    workdir = launch.prepare_workdir(WORKDIR.value, config.to_dict(), free=experiment.FREE_FIELDS, allowed=ALLOW.value)
-    stop = launch.StopSignals()
-    if train(config, workdir, stop, INIT.value):
-        return 0
-    stop.requeue()
-    return STATUS.value
+    keep = {"free": experiment.FREE_FIELDS, "allowed": wanted.allow_changes}
+    with workdirs.opened(wanted.workdir, config.to_dict(), **keep) as workdir, StopSignals() as stop:
+        if train(config, workdir, stop, wanted.init):
+            return 0
+        stop.requeue()
+        return wanted.stopped_status
 
 
 def train(config, workdir, stop, init=""):
@@ -100,7 +103,7 @@ def train(config, workdir, stop, init=""):
     if init and checkpoints.latest_step() is None:
         state = as_run.begin(init, state, config, source.channels, steps_per_epoch)
         state = jax.device_put(state, state_sharding)
-    state, saved = launch.resume(checkpoints, state, source, total_steps)
+    state, saved = workdirs.resume(checkpoints, state, source, total_steps)
     start_step = int(state.step)
     meta["init"] = saved.get("init", init)
 
@@ -111,7 +114,7 @@ def train(config, workdir, stop, init=""):
         resume_step=start_step or None,
         config=config.to_dict(),
     )
-    progress = metric_writers.Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
+    progress = Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
     batches = experiment.train_batches(
         config,
         source,
@@ -136,7 +139,7 @@ def train(config, workdir, stop, init=""):
             with progress.waiting():
                 batch = next(batches)
             begins = step == start_step and not saved
-            if begins or launch.due(step, config.picture_every_epochs * steps_per_epoch):
+            if begins or due(step, config.picture_every_epochs * steps_per_epoch):
                 with progress.paused():
                     look = inspect(state, batch)
                     if begins:
@@ -149,11 +152,11 @@ def train(config, workdir, stop, init=""):
             last = done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
             progress.step(len(batch["index"]))
-            if step == 0 or last or launch.due(done, config.log_every_steps):
+            if step == 0 or last or due(done, config.log_every_steps):
                 nonfinite.check(state, give_up_after, checkpoints.latest_step)
                 writer.scalars(done, report | progress.rates())
             scores = {}
-            if config.eval.every_epochs and (last or launch.due(done, config.eval.every_epochs * steps_per_epoch)):
+            if config.eval.every_epochs and (last or due(done, config.eval.every_epochs * steps_per_epoch)):
                 jax.block_until_ready(state)  # steps on their way belong to training's time
                 with progress.paused():
                     scores = evaluate(state)
@@ -161,7 +164,7 @@ def train(config, workdir, stop, init=""):
                 log.info("epoch %d: %s", done // steps_per_epoch, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             if last:
                 draw_correlation(inspect(state, batch), done, workdir, writer)
-            if scores or last or stopping or launch.due(done, config.checkpoint_every_steps):
+            if scores or last or stopping or due(done, config.checkpoint_every_steps):
                 nonfinite.check_all(state, give_up_after, checkpoints.latest_step)
                 checkpoints.save(done, state, meta, scores)
             if stopping and not last:
@@ -189,4 +192,4 @@ def draw_correlation(look, step, workdir, writer):
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, define_flags)

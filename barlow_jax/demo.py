@@ -1,4 +1,8 @@
-"""What the demo has learned: a table and pictures for a finished run of configs/demo.py.
+"""The demo: the run of configs/demo.py, unless the folder has it, and a table and pictures of what it has learned.
+
+    barlow-jax demo --workdir=runs/demo
+
+The same in two lines, the first of which takes other values for the config's fields, such as --config.seed=1:
 
     python train.py --config=configs/demo.py --workdir=runs/demo
     python -m barlow_jax.demo --workdir=runs/demo
@@ -12,24 +16,30 @@ import pathlib
 import warnings
 
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from barlow_jax import experiment, metrics, model, sharding
+from barlow_jax.data import order
 from barlow_jax.evaluation import features
-from barlow_jax.run import launch, metric_writers, pictures
-from barlow_jax.run.checkpoint import restore_params
+from barlow_jax.run import config_files, launch, metric_writers, pictures
+from barlow_jax.run.checkpoint import newest_step, restore_params
 
 CURVES = ("loss", "on_diag", "off_diag", "knn", "probe_accuracy", "effective_rank")
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the finished run.")
+
+def define_flags(flag):
+    flag.text("workdir", "Folder of the run.", default="runs/demo")
 
 
-def main():
-    folder = pathlib.Path(WORKDIR.value).expanduser()
-    params, batch_stats, meta = restore_params(folder)
-    config = ConfigDict(meta["config"])
+def main(wanted):
+    folder = pathlib.Path(wanted.workdir).expanduser()
+    begun = newest_step(folder)
+    config = config_files.load("demo") if begun is None else ConfigDict(restore_params(folder)[2]["config"])
     train, test = experiment.sources(config)
+    steps = config.epochs * order.steps_per_epoch(len(train), config.batch_size, config.data.last)
+    if (begun or 0) < steps and not trained(config, folder):
+        return  # stopped; the same line goes on
+    params, batch_stats, _ = restore_params(folder)
     representations = {
         "raw pixels": [pixels(source) for source in (train, test)],
         "raw pixels, mean colour off": [pixels(source, centred=True) for source in (train, test)],
@@ -57,6 +67,13 @@ def main():
     pictures.curves(folder / metric_writers.FILE, CURVES, path=folder / "curves.png")
     shown = ("views.png", "neighbours.png", "curves.png", "correlation/")
     print(f"\nPictures in {folder}: {', '.join(shown)}")
+
+
+def trained(config, folder):
+    """Trains as train.py does, from where the run in the folder is; whether to the end."""
+    program, flag = config_files.program("train"), launch.Flags()
+    program.define_flags(flag)
+    return program.main(flag.given(config, workdir=str(folder), stopped_status=1)) == 0
 
 
 def pixels(source, *, centred=False):
@@ -100,4 +117,4 @@ def draw_neighbours(bank, queries, train, test, path, rows=8, columns=8):
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, define_flags)

@@ -21,7 +21,6 @@ import time
 
 import jax
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from barlow_jax import augment, experiment, sharding
@@ -30,7 +29,9 @@ from barlow_jax.data.listed import ListedFiles
 from barlow_jax.data.sources import Arrays
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import embedding_files, features, subject
-from barlow_jax.run import launch, metric_writers, pictures
+from barlow_jax.run import launch, pictures
+from barlow_jax.run.progress import Progress
+from barlow_jax.run.signals import StopSignals
 
 WRITERS = {".npz": embedding_files.write_npz, ".parquet": embedding_files.write_parquet}
 PART, SECONDS = 8192, 60  # a part is at most so many images, and so much time: what a kill can cost
@@ -38,19 +39,19 @@ PART, SECONDS = 8192, 60  # a part is at most so many images, and so much time: 
 log = logging.getLogger(__name__)
 
 
-def define_flags():
-    """Here and not above, so that a program may import this and other commands, whose flags have the same names."""
-    flags.DEFINE_string("out", "", "The file to write, .npz or .parquet.")
-    flags.DEFINE_string("neighbours", "", "A picture to draw: some images and those nearest to them.")
-    flags.DEFINE_integer("batch_size", 256, "Images at a time, over all devices.")
-    flags.DEFINE_enum("precision", "float32", ("float32", "bfloat16"), "Of the network's arithmetic.")
-    flags.DEFINE_integer("threads", 0, "For decoding; 0 is one per core.")
-    flags.DEFINE_float("max_bad_fraction", 0.01, "More unreadable images than this end the run.")
-    flags.DEFINE_string("data_dir", "", "Where TFDS keeps its sets, if not at home.")
+def define_flags(flag):
+    flag.arguments("RUN IMAGES")
+    flag.text("out", "The file to write, .npz or .parquet.")
+    flag.text("neighbours", "A picture to draw: some images and those nearest to them.")
+    flag.number("batch_size", "Images at a time, over all devices.", default=256)
+    flag.choice("precision", ("float32", "bfloat16"), "Of the network's arithmetic.", default="float32")
+    flag.number("threads", "For decoding; 0 is one per core.")
+    flag.number("max_bad_fraction", "More unreadable images than this end the run.", default=0.01)
+    flag.text("data_dir", "Where TFDS keeps its sets, if not at home.")
 
 
-def main(given):
-    wanted = flags.FLAGS
+def main(wanted):
+    given = wanted.arguments
     if len(given) != 2:
         raise UserError(
             f"There are two arguments besides flags, a run or file of weights and the images, and here are "
@@ -69,8 +70,8 @@ def main(given):
         raise UserError(f"--batch_size is {wanted.batch_size}; it must be at least 1.")
     judged = subject.load(given[0])
     source, config = open_images(given[1], judged.channels, wanted.data_dir), settings(judged, wanted)
-    stop = launch.StopSignals()
-    parts = embed(judged, config, source, f"{out}.parts", stop)
+    with StopSignals() as stop:
+        parts = embed(judged, config, source, f"{out}.parts", stop)
     if parts is None:
         return 0
     WRITERS[out.suffix](out, parts, path_in(source), source.class_names)
@@ -144,7 +145,7 @@ def embed(judged, config, source, folder, stop):
     feature_step, weights = encoder(judged, config, mesh)
     batches = experiment.eval_batches(config, source.take(np.arange(first, len(source))), mesh, {})
     total = eval_steps(len(source) - first, size)
-    progress = metric_writers.Progress(total)
+    progress = Progress(total)
 
     def computed():
         """The results of each batch while the devices are at work on the next."""
@@ -220,5 +221,4 @@ def as_seen(config, source, rows):
 
 
 if __name__ == "__main__":
-    define_flags()
-    launch.run(main, arguments=True)
+    launch.run(main, define_flags)

@@ -15,7 +15,6 @@ Every file is read back and run on fixed images before it gets its name; FILE.js
 are from the network's own. A difference above BOUND is an error.
 """
 
-import functools
 import hashlib
 import importlib
 import json
@@ -27,12 +26,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
-from flax import nnx
 
 from barlow_jax import augment, model
 from barlow_jax.data import boxes, order
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import encoder
 from barlow_jax.run import launch
 from barlow_jax.run.checkpoint import restore_all, restore_params
 from barlow_jax.weights import as_run, files, naming
@@ -53,17 +51,17 @@ class Source(NamedTuple):
     channels: int
 
 
-def define_flags():
-    """Here and not above, so that a program may import this and other commands, whose flags have the same names."""
-    flags.DEFINE_enum("format", None, FORMATS, "What to write.")
-    flags.DEFINE_string("out", "", "The file to write.")
+def define_flags(flag):
+    flag.arguments("RUN")
+    flag.choice("format", FORMATS, "What to write.")
+    flag.text("out", "The file to write.")
 
 
-def main(given):
-    layout, out = flags.FLAGS.format, pathlib.Path(flags.FLAGS.out).expanduser()
+def main(wanted):
+    given, layout, out = wanted.arguments, wanted.format, pathlib.Path(wanted.out).expanduser()
     if len(given) != 1:
         raise UserError(f"There is one argument besides flags, a run or a file of weights, and here are {len(given)}.")
-    if not layout or not flags.FLAGS.out:
+    if not layout or not wanted.out:
         raise UserError(f"--format and --out are needed; the formats are {', '.join(FORMATS)}.")
     source = read(given[0], whole=layout == "official")
     check(source, layout)
@@ -182,7 +180,7 @@ def write(source, layout, path):
     """The file alone, as it has not been looked at."""
     config, weights = source.config, source.weights
     if layout == "stablehlo":
-        exported = jax.export.export(encoder(source), platforms=PLATFORMS)(image_shape(source))
+        exported = jax.export.export(encode_of(source), platforms=PLATFORMS)(image_shape(source))
         path.write_bytes(exported.serialize())
         return
     about = files.about_of(config, source.channels, weights.step, weights.epoch)
@@ -208,41 +206,14 @@ def groups(config):
     )
 
 
-# The encoder as a program.
-
-
-def network(source):
+def features_of(source):
     """(params, batch_stats, normalised images [b, H, W, C]) -> features float32 [b, F], jitted."""
-    config = source.config
-    return _network(config["arch"], config["stem"], config["image_size"], source.channels)
+    return encoder.make_features(source.config, source.channels)
 
 
-@functools.lru_cache
-def _network(arch, stem, image_size, channels):
-    make = model.make_backbone(arch, image_size=image_size, channels=channels, stem=stem)
-    graphdef, *_ = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-
-    def features(params, batch_stats, images):
-        with jax.default_matmul_precision("highest"):
-            return model.merge(graphdef, params, batch_stats)(images, train=False)
-
-    return jax.jit(features)
-
-
-def encoder(source):
+def encode_of(source):
     """uint8 [b, h, w, C] -> features float32 [b, F], jitted, with the weights in it."""
-    size, crop, views = source.config["eval"]["resize"], source.config["eval"]["crop"], source.config["views"]
-    features, weights = network(source), _backbone(source.weights)
-
-    def encode(images):
-        # Resize and CenterCrop as one resampling, for whatever size the images have.
-        batch, shown = images.shape[0], jnp.asarray(images.shape[1:3], jnp.int32)
-        box = jnp.broadcast_to(boxes.center_crop(shown[:1], shown[1:], size, crop, xp=jnp), (batch, 1, 4))
-        extent = jnp.broadcast_to(shown, (batch, 2))
-        mean, std = tuple(views["mean"]), tuple(views["std"])
-        return features(*weights, augment.eval_views(images, box, extent, size=crop, mean=mean, std=std))
-
-    return jax.jit(encode)
+    return encoder.make_encode(source.config, source.channels, *_backbone(source.weights))
 
 
 def image_shape(source):
@@ -259,11 +230,11 @@ def verify(source, layout, path):
     Raises:
       UserError: an array is not what it was.
     """
-    features, weights = network(source), _backbone(source.weights)
+    features, weights = features_of(source), _backbone(source.weights)
     config, side = source.config, source.config["eval"]["crop"]
     if layout == "stablehlo":
         program = jax.export.deserialize(bytearray(path.read_bytes()))
-        resize, encode = config["eval"]["resize"], encoder(source)
+        resize, encode = config["eval"]["resize"], encode_of(source)
         # Where the short side is `resize` already nothing is resampled, and the program must see what evaluations see;
         # elsewhere grey levels between two others may round either way, so there it is compared with itself.
         as_evaluated = pixels(2, resize, resize + 77, source.channels)
@@ -346,5 +317,4 @@ def in_torch(source, layout, path, images, wanted):
 
 
 if __name__ == "__main__":
-    define_flags()
-    launch.run(main, arguments=True)
+    launch.run(main, define_flags)

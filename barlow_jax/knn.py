@@ -12,7 +12,6 @@ arXiv 2210.02885), which is all that is left where there are no labels.
 import logging
 
 import numpy as np
-from absl import flags
 
 from barlow_jax import experiment, metrics, results
 from barlow_jax.data import sources
@@ -20,15 +19,28 @@ from barlow_jax.errors import UserError
 from barlow_jax.evaluation import few_shot, frozen
 from barlow_jax.run import launch
 
-FLAGS = frozen.define_flags("frozen.py")
-flags.adopt_module_key_flags(frozen)  # so that --help shows them
+CONFIG = "frozen"  # taken if none is named
 FIELDS = ("k", "temperature", "bank", "shots", "shot_seeds", "seed")
 
 log = logging.getLogger("knn")
 
 
-def main():
-    judged = frozen.open_run(FLAGS, FIELDS, check)
+def define_flags(flag):
+    frozen.define_flags(flag, CONFIG)
+
+
+def main(wanted):
+    judge(wanted)
+
+
+def judge(wanted):
+    """Evaluates what the flags name; the lines of results."""
+    with frozen.opened(wanted, CONFIG, FIELDS, check) as judged:
+        return frozen.publish(judged, *evaluate(judged))
+
+
+def evaluate(judged):
+    """(lines of results, rows of the table) of one backbone, a `frozen.Judged`."""
     config = judged.config
     train, val = frozen.splits(judged)
     queries = frozen.features_of(judged, val or train)
@@ -43,7 +55,7 @@ def main():
         table.insert(0, frozen.title(judged, f"{len(bank)} images of {train.name}, {len(queries)} of {val.name}"))
     else:
         table.insert(0, frozen.title(judged, f"no labels, {len(queries.features)} images of {(val or train).name}"))
-    frozen.report(judged, lines, table)
+    return lines, table
 
 
 def check(config):
@@ -62,7 +74,7 @@ def effective_rank(judged, source, extracted):
     log.info("effective rank of %d features of width %d", *sample.shape)
     rank = float(metrics.effective_rank(sample))
     line = results.line(
-        judged.origin,
+        judged.subject,
         protocol="effective rank",
         dataset=source.name,
         n=len(sample),
@@ -93,7 +105,7 @@ def nearest_neighbours(judged, bank, queries, dataset, classes):
     )
     lines = [
         results.line(
-            judged.origin,
+            judged.subject,
             protocol="knn",
             dataset=dataset,
             n=len(queries[0]),
@@ -132,7 +144,7 @@ def few_labels(judged, bank, queries, dataset, classes):
             values.append((predicted == queries[1]).mean())
         lines.append(
             results.line(
-                judged.origin,
+                judged.subject,
                 protocol="few-shot",
                 dataset=dataset,
                 n=len(queries[0]),
@@ -150,4 +162,4 @@ def few_labels(judged, bank, queries, dataset, classes):
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, define_flags)

@@ -16,15 +16,13 @@ import logging
 
 import jax
 import numpy as np
-from absl import flags
 
 from barlow_jax import experiment, results, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import frozen, heads, linear_experiment
 from barlow_jax.run import launch
 
-FLAGS = frozen.define_flags("frozen.py")
-flags.adopt_module_key_flags(frozen)  # so that --help shows them
+CONFIG = "frozen"  # taken if none is named
 FIELDS = (
     "seed",
     "seeds",
@@ -46,8 +44,22 @@ FIELDS = (
 log = logging.getLogger("probe")
 
 
-def main():
-    judged = frozen.open_run(FLAGS, FIELDS, check)
+def define_flags(flag):
+    frozen.define_flags(flag, CONFIG)
+
+
+def main(wanted):
+    judge(wanted)
+
+
+def judge(wanted):
+    """Evaluates what the flags name; the lines of results."""
+    with frozen.opened(wanted, CONFIG, FIELDS, check) as judged:
+        return frozen.publish(judged, *evaluate(judged))
+
+
+def evaluate(judged):
+    """(lines of results, rows of the table) of one backbone, a `frozen.Judged`."""
     config = judged.config
     if config.passes:
         sharding.check_batch_size(config.batch_size, judged.mesh)
@@ -93,7 +105,7 @@ def main():
 
     top1, seeds = [outcome["top1"] for outcome in outcomes], [outcome["seed"] for outcome in outcomes]
     line = results.line(
-        judged.origin,
+        judged.subject,
         protocol="fast probe",
         dataset=val.name,
         n=len(targets),
@@ -107,7 +119,7 @@ def main():
         chosen=[outcome["grid"] for outcome in outcomes],
     )
     images = f"{len(labels)} images of {train.name}, {len(targets)} of {val.name}"
-    frozen.report(judged, [line], table(judged, outcomes, line, images))
+    return [line], table(judged, outcomes, line, images)
 
 
 def check(config):
@@ -123,15 +135,15 @@ def check(config):
 
 def keep(judged, head, train, outcome):
     """Writes the head beside the results, on process 0."""
-    baseline = judged.origin.baseline
+    baseline = judged.subject.baseline
     file = judged.workdir / f"fast_probe{'_' * bool(baseline)}{baseline}.npz"
     if jax.process_index() == 0:
         heads.save(
             file,
             head,
-            backbone=judged.origin.sha256,
-            checkpoint=judged.origin.path,
-            step=judged.origin.step,
+            backbone=judged.subject.sha256,
+            checkpoint=judged.subject.path,
+            step=judged.subject.step,
             train=train.name,
             seed=outcome["seed"],
             grid=outcome["grid"],
@@ -157,4 +169,4 @@ def table(judged, outcomes, line, images):
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, define_flags)

@@ -10,21 +10,23 @@ value. With --html the same goes to one page that needs no other file, with the 
 
 import pathlib
 
-from absl import flags
-
 from barlow_jax import results
 from barlow_jax.errors import UserError
 from barlow_jax.results import page, published
 from barlow_jax.run import launch
-
-HTML = flags.DEFINE_string("html", "", "Also write a self-contained page to this file.")
 
 NUMBERS = ("value", "paper", "README")
 HEAD = ("evaluation", "test images", "metric", "judged", *NUMBERS)
 NOT_SHARES = ("effective_rank",)  # metrics that are no percentages
 
 
-def main(folders):
+def define_flags(flag):
+    flag.arguments("FOLDER...")
+    flag.text("html", "Also write a self-contained page to this file.")
+
+
+def main(wanted):
+    folders = wanted.arguments
     if not folders:
         raise UserError("No folder is given; say where the results are, as in `python -m barlow_jax.report runs`.")
     lines = collect(folders)
@@ -32,9 +34,9 @@ def main(folders):
     print("\n" + text_of(rows))
     for note in notes:
         print(note)
-    if HTML.value:
+    if wanted.html:
         text = page.page([HEAD, *rows], notes, folders)
-        file = pathlib.Path(HTML.value).expanduser()
+        file = pathlib.Path(wanted.html).expanduser()
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         print(f"\n{file}: {len(text) / 1e6:.1f} MB")
@@ -139,4 +141,4 @@ def text_of(rows):
 
 
 if __name__ == "__main__":
-    launch.run(main, arguments=True)
+    launch.run(main, define_flags)

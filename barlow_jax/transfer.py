@@ -11,7 +11,6 @@ import logging
 
 import jax
 import numpy as np
-from absl import flags
 
 from barlow_jax import experiment, metrics, results
 from barlow_jax.data.pipeline import FITS
@@ -20,8 +19,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.evaluation import frozen, svm
 from barlow_jax.run import launch
 
-FLAGS = frozen.define_flags("voc07.py")
-flags.adopt_module_key_flags(frozen)  # so that --help shows them
+CONFIG = "voc07"  # taken if none is named
 FIELDS = ("costs", "difficult")
 MEASURES = ("voc07", "area", "voc10")
 ON_DIFFICULT = ("ignored", "negative")
@@ -29,10 +27,24 @@ ON_DIFFICULT = ("ignored", "negative")
 log = logging.getLogger("transfer")
 
 
-def main():
-    judged = frozen.open_run(FLAGS, FIELDS, check)
+def define_flags(flag):
+    frozen.define_flags(flag, CONFIG)
+
+
+def main(wanted):
+    judge(wanted)
+
+
+def judge(wanted):
+    """Evaluates what the flags name; the lines of results."""
+    with frozen.opened(wanted, CONFIG, FIELDS, check) as judged:
+        return frozen.publish(judged, *evaluate(judged))
+
+
+def evaluate(judged):
+    """(lines of results, rows of the table) of one backbone, a `frozen.Judged`."""
     config = judged.config
-    train, test = (VOC(config.data.path, split, channels=judged.origin.channels) for split in splits_of(config))
+    train, test = (VOC(config.data.path, split, channels=judged.subject.channels) for split in splits_of(config))
     if train.target_names != test.target_names:
         odd = sorted(set(train.target_names) ^ set(test.target_names))[0]
         raise UserError(f"There is a list of class {odd} for one of {train.name} and {test.name} only; add the other.")
@@ -67,7 +79,7 @@ def main():
         np.savez(judged.workdir / "voc_scores.npz", scores=scores, targets=truth, classes=np.asarray(names))
     lines = [
         results.line(
-            judged.origin,
+            judged.subject,
             protocol="voc07 svm",
             dataset=test.name,
             n=len(truth),
@@ -82,7 +94,7 @@ def main():
         for measure in MEASURES
     ]
     images = f"{len(targets)} images of {train.name}, {len(truth)} of {test.name}"
-    frozen.report(judged, lines, table(judged, images, names, found, precision))
+    return lines, table(judged, images, names, found, precision)
 
 
 def check(config):
@@ -110,4 +122,4 @@ def table(judged, images, names, found, precision):
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, define_flags)

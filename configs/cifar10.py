@@ -10,12 +10,12 @@ Left as ours: the floor of the cosine at 0.001 of the peak (theirs 0), projector
 after them takes a bias out again).
 """
 
-from configs import barlow_twins
+import barlow_jax
 
 
 def get_config():
     """solo-learn's values; the rest is ours."""
-    config = barlow_twins.get_config().unlock()
+    config = barlow_jax.config("barlow_twins").unlock()
     config.arch = "resnet18"
     config.stem = "cifar"
     config.zero_init_residual = False  # torchvision's default, which solo-learn keeps

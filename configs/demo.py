@@ -10,12 +10,12 @@ Measured, 20-NN / linear on the test digits, seeds 0 and 1: Barlow Twins .866 / 
 .157, less each image's mean colour .691 / .123; random network .288 / .269 and .298 / .241. 2:10 on two cores.
 """
 
-from configs import barlow_twins
+import barlow_jax
 
 
 def get_config():
     """A small network, AdamW, views that match the nuisances."""
-    config = barlow_twins.get_config().unlock()
+    config = barlow_jax.config("barlow_twins").unlock()
     config.arch = "convnet"
     config.projector = (512, 512, 512)
     config.precision = "float32"

@@ -13,7 +13,7 @@ longer (--config.epochs=1000). Small images want --config.image_size=64 --config
     --config=configs/image_folder.py:128         # with half the memory
 """
 
-from configs import barlow_twins
+import barlow_jax
 
 # batch size: learning rate of the weights, as the authors gave them for ResNet-50 and 300 epochs.
 LEARNING_RATES = {128: 0.7, 256: 0.4, 512: 0.3, 1024: 0.25, 2048: 0.2, 4096: 0.2}
@@ -23,7 +23,7 @@ def get_config(batch_size="256"):
     """batch_size: one of LEARNING_RATES."""
     if not batch_size.isdigit() or int(batch_size) not in LEARNING_RATES:
         raise ValueError(f"configs/image_folder.py:{batch_size} is unknown; take one of {list(LEARNING_RATES)}.")
-    config = barlow_twins.get_config().unlock()
+    config = barlow_jax.config("barlow_twins").unlock()
     config.batch_size = int(batch_size)
     config.optimizer.learning_rate_weights = LEARNING_RATES[config.batch_size]
     config.epochs = 300

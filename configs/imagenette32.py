@@ -8,12 +8,12 @@ docs/evaluation.md has the results of every protocol on this run, beside pixels 
 55.8 %, fast probe 63.1 %.
 """
 
-from configs import barlow_twins
+import barlow_jax
 
 
 def get_config():
     """The demo's network and optimiser, the views of CIFAR-10."""
-    config = barlow_twins.get_config().unlock()
+    config = barlow_jax.config("barlow_twins").unlock()
     config.arch = "convnet"
     config.projector = (512, 512, 512)
     config.precision = "float32"

@@ -6,12 +6,12 @@ Expected (solo-learn's table, whose protocol is not the same in all points): 91.
 The images are those of the pre-training run.
 """
 
-from configs import linear
+import barlow_jax
 
 
 def get_config():
     """The official protocol at 32 pixels."""
-    config = linear.get_config().unlock()
+    config = barlow_jax.config("linear").unlock()
     config.image_size = 32
     config.eval.batch_size = 1000
     config.eval.resize = 32

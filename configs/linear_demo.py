@@ -9,12 +9,12 @@ Measured on the finished demo, seed 0: 91.4 % top-1 at the last epoch (best 91.5
 With --baseline=random 24.5 % top-1, with --baseline=pixels 12.4 %.
 """
 
-from configs import linear
+import barlow_jax
 
 
 def get_config():
     """The official protocol on small images."""
-    config = linear.get_config().unlock()
+    config = barlow_jax.config("linear").unlock()
     config.image_size = 24
     config.crop_scale = (0.7, 1.0)
     config.crop_ratio = (0.85, 1.18)

@@ -7,12 +7,12 @@ r"""Linear evaluation on your own labelled images: one folder for each class.
 run, of which the size of the images is taken over. Expected: depends on the images, so nothing to compare with.
 """
 
-from configs import linear
+import barlow_jax
 
 
 def get_config():
     """The official protocol at the size of the pre-training run."""
-    config = linear.get_config().unlock()
+    config = barlow_jax.config("linear").unlock()
     config.data.kind = "folder"
     config.data.train = "train"
     config.data.val = "val"

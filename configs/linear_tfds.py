@@ -7,14 +7,14 @@ The splits are those of tfds.py; a set that is not there is named with its split
 any other data. Not run here yet.
 """
 
-from configs import linear, linear_cifar10
-from configs.tfds import SPLITS
+import barlow_jax
 
 
 def get_config(name="imagenet2012"):
     """name: of the data set, as TFDS has it."""
-    config = (linear_cifar10 if name == "cifar10" else linear).get_config().unlock()
+    config = barlow_jax.config("linear_cifar10" if name == "cifar10" else "linear").unlock()
     config.data.kind = "tfds"
     config.data.name = name
-    config.data.train, config.data.val = SPLITS.get(name, ("train", "validation"))
+    images = barlow_jax.config(f"tfds:{name}").data
+    config.data.train, config.data.val = images.train, images.val
     return config.lock()

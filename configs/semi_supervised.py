@@ -18,7 +18,7 @@ holds train/ and val/, and one of the lists (google-research/simclr, imagenet_su
         --config.data.file_list=1percent.txt
 """
 
-from configs import linear
+import barlow_jax
 
 PERCENT = {"1": "1pct", "10": "10pct"}
 
@@ -28,7 +28,7 @@ def get_config(row="1"):
     percent, _, source = row.partition("_")
     if percent not in PERCENT or source not in ("", "paper"):
         raise ValueError(f"configs/semi_supervised.py:{row} is unknown; take 1, 10, 1_paper or 10_paper.")
-    config = linear.get_config().unlock()
+    config = barlow_jax.config("linear").unlock()
     config.protocol = f"semi-supervised {percent} %"
     config.weights = "finetune"
     config.epochs = 20

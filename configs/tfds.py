@@ -11,7 +11,7 @@ A set has to be prepared once; a run says by which command. Both of TFDS's forma
 processes; array_record opens faster. Sets of small images of one size, such as cifar10, live on the devices.
 """
 
-from configs import barlow_twins, cifar10
+import barlow_jax
 
 # name: (to train on, to evaluate on)
 SPLITS = {
@@ -28,7 +28,7 @@ SPLITS = {
 
 def get_config(name="imagenet2012"):
     """name: of the data set, as TFDS has it."""
-    config = (cifar10 if name == "cifar10" else barlow_twins).get_config().unlock()
+    config = barlow_jax.config("cifar10" if name == "cifar10" else "barlow_twins").unlock()
     config.data.kind = "tfds"
     config.data.name = name
     config.data.train, config.data.val = SPLITS.get(name, ("train", "validation"))

@@ -17,7 +17,7 @@ folder take --config.data.kind=folder --config.data.path=... --config.data.train
 VOC07 is another protocol (linear SVMs). Any other set: linear_tfds.py, linear_image_folder.py.
 """
 
-from configs import linear
+import barlow_jax
 
 # row: protocol, epochs, epochs after which the rate falls, Nesterov momentum.
 ROWS = {
@@ -32,7 +32,7 @@ def get_config(row="places205"):
     """row: one of ROWS."""
     if row not in ROWS:
         raise ValueError(f"configs/transfer.py:{row} is unknown; take one of {', '.join(ROWS)}.")
-    config = linear.get_config().unlock()
+    config = barlow_jax.config("linear").unlock()
     config.protocol, config.epochs, milestones, nesterov = ROWS[row]
     config.optimizer.learning_rate_classifier = 0.01
     config.optimizer.schedule = "steps"

@@ -53,7 +53,7 @@ def by_hand(judged, paths):
         with Image.open(path) as image:
             images.append(np.asarray(image.convert("RGB"))[None])
     views = [export.evaluation_views(judged.config, image) for image in images]
-    return np.concatenate([export.network(source)(judged.params, judged.batch_stats, view) for view in views])
+    return np.concatenate([export.features_of(source)(judged.params, judged.batch_stats, view) for view in views])
 
 
 def test_a_row_for_each_image_with_its_path(judged, photographs, tmp_path):

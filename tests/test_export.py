@@ -126,7 +126,7 @@ def test_stablehlo_runs_with_jax_alone(run, tmp_path):
         np.save(tmp_path / "images.npy", images)
         environment = commands.environment() | {"PYTHONPATH": ""}
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
-        wanted = export.network(source)(*weights, export.evaluation_views(source.config, images))
+        wanted = export.features_of(source)(*weights, export.evaluation_views(source.config, images))
         assert export.difference(np.load(tmp_path / "features.npy"), wanted) < 1e-5
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from types import SimpleNamespace
 
 import commands
 import numpy as np
@@ -11,10 +12,10 @@ from PIL import Image
 
 from barlow_jax import report, results
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation.subject import Origin
+from barlow_jax.evaluation.subject import Subject
 from barlow_jax.results import page, published
 
-ORIGIN = Origin({}, {}, {}, 3, "runs/r50", 625_000, "")
+ORIGIN = Subject({}, {}, {}, 3, "runs/r50", 625_000, "")
 IMAGENET = {"dataset": "imagenet2012:validation", "n": 50_000, "classes": 1000}
 
 
@@ -120,7 +121,7 @@ def test_text_of_others_cannot_become_markup():
 
 def test_bad_input_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="No folder is given"):
-        report.main([])
+        report.main(SimpleNamespace(arguments=[], html=""))
     with pytest.raises(UserError, match="nowhere is no folder"):
         report.collect([tmp_path / "nowhere"])
     for bad in ("{", "[]", json.dumps({"protocol": "linear"})):

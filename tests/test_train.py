@@ -14,7 +14,7 @@ from barlow_jax import experiment, optim, pretrain, sharding
 from barlow_jax.data import Arrays, order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import online
-from barlow_jax.run import launch
+from barlow_jax.run import workdir
 from barlow_jax.run.checkpoint import restore_params
 from configs import cifar10
 
@@ -128,9 +128,9 @@ def test_another_number_of_images_is_refused():
 
     source, state = Arrays(np.zeros((47, 2, 2, 3), np.uint8), name="photos"), SimpleNamespace(step=7)
     with pytest.raises(UserError, match="photos holds 47 images and had 48 when this run began"):
-        launch.resume(Saved, state, source, total_steps=9)
+        workdir.resume(Saved, state, source, total_steps=9)
     Saved.restore = staticmethod(lambda state: (state, {"images": 47}))
-    assert launch.resume(Saved, state, source, total_steps=9) == (state, {"images": 47})
+    assert workdir.resume(Saved, state, source, total_steps=9) == (state, {"images": 47})
 
 
 def test_one_and_eight_devices_have_the_same_losses(tmp_path):

@@ -82,6 +82,11 @@ def load(workdir, *, step=None):
     params, batch_stats, meta = restore_params(workdir, step=step)
     if "classifier" not in meta:
         raise UserError(f"{workdir} holds no trained classifier; give the --workdir of linear_eval.py.")
+    return of(params, batch_stats, meta)
+
+
+def of(params, batch_stats, meta):
+    """The classifier in a checkpoint of linear_eval.py, as `restore_params` reads it."""
     trained, pretrained = meta["classifier"], ConfigDict(meta["config"])
     config = linear_experiment.filled_in(ConfigDict(trained["config"]), pretrained)
     classifier = linear_experiment.classifier(config, pretrained, meta["channels"], trained["num_classes"])

@@ -1,34 +1,33 @@
 """What knn, probe and transfer share: flags, what is judged, its images, and their features, which are kept.
 
-    FLAGS = frozen.define_flags("frozen.py")
-    judged = frozen.open_run(FLAGS)
-    train, val = frozen.splits(judged)
-    features, labels, index = frozen.features_of(judged, val)
+    with frozen.opened(wanted, "frozen", FIELDS, check) as judged:
+        train, val = frozen.splits(judged)
+        features, labels, index = frozen.features_of(judged, val)
 
 Features are computed once and kept in the work folder, in a file named after all that they depend on: every bit of the
 backbone, the images and their view. So all commands together look at an image once.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import pathlib
-import sys
 import zipfile
 import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from barlow_jax import experiment, results, sharding
 from barlow_jax.data import Arrays, eval_steps, order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, features, linear_experiment, subject
-from barlow_jax.run import cluster, launch, metric_writers
+from barlow_jax.run import cluster, progress
+from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER as CHECKPOINTS
 from barlow_jax.weights import as_run
 
@@ -37,66 +36,49 @@ FOLDER = "eval"  # of the pre-training run, where the work folder is if none is 
 log = logging.getLogger(__name__)
 
 
-class Flags(NamedTuple):
-    """The flags of a command; each has its `value` once they are parsed."""
-
-    config: Any
-    checkpoint: Any
-    baseline: Any
-    workdir: Any
-
-
 class Judged(NamedTuple):
     """A backbone, and all that it takes to judge it."""
 
     config: ConfigDict  # of the evaluation, filled in from the pre-training run
-    origin: subject.Origin
+    subject: subject.Subject
     workdir: pathlib.Path
     mesh: jax.sharding.Mesh
     process: dict  # process_index, process_count
 
 
-def define_flags(config):
-    """Defines the flags that the commands have in common; config: the file of configs/ to take if none is named."""
-    default = pathlib.Path(__file__).parents[2] / "configs" / config
-    try:
-        # As there is a default, ml_collections reads --config and its fields here already, before launch.run.
-        with launch.flag_errors():
-            config = config_flags.DEFINE_config_file("config", str(default), "File of the evaluation.")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    return Flags(
-        config,
-        flags.DEFINE_string("checkpoint", "", "Work folder of the run to be judged, or one of its checkpoints."),
-        flags.DEFINE_string("baseline", "", "Judge this in its place: random (not trained) or pixels (no network)."),
-        flags.DEFINE_string("workdir", "", f"Folder of features and results, if not {FOLDER}/ in the run."),
-    )
+def define_flags(flag, config):
+    """The flags that the commands have in common; config: the one to take if none is named."""
+    flag.config("File or name of the evaluation.", default=config)
+    flag.text("checkpoint", "Work folder of the run to be judged, or one of its checkpoints.")
+    flag.text("baseline", "Judge this in its place: random (not trained) or pixels (no network).")
+    flag.text("workdir", f"Folder of features and results, if not {FOLDER}/ in the run.")
 
 
-def open_run(given, fields, check):
-    """What the flags name, as `Judged`; the work folder is made and locked.
+@contextlib.contextmanager
+def opened(wanted, default, fields, check):
+    """What a command has been given, as `Judged`; the work folder is made, and locked until the `with` ends.
 
     Args:
+      wanted: config, checkpoint, baseline and workdir, as `define_flags` defines them.
+      default: name of the config that is taken if none is named.
       fields: names that the config must have, besides those that all commands read.
       check: config -> None, raises UserError at the first value that cannot work.
     """
-    config = launch.config_of(given.config)
+    config = wanted.config
     missing = [name for name in ("precision", "data", "eval", *fields) if name not in config]
     if missing:
-        raise UserError(
-            f"The config has no field {missing[0]}; leave --config out, or start from {given.config.default}."
-        )
+        start = f"configs/{default}.py"
+        raise UserError(f"The config has no field {missing[0]}; leave --config out, or start from {start}.")
     experiment.check_at_least(config, {"eval.batch_size": 1, "eval.resize": 0, "eval.crop": 0})
     experiment.check_one_of(config, {"precision": linear_experiment.PRECISIONS})
     check(config)
-    found = subject.load(given.checkpoint.value, given.baseline.value)
+    found = subject.load(wanted.checkpoint, wanted.baseline)
     run = run_folder(found.path)
     beside = run.with_name(f"{run.name}.{FOLDER}") if as_run.is_file(run) else run / FOLDER
-    workdir = pathlib.Path(given.workdir.value or beside).expanduser()
-    if workdir.resolve() in (run.resolve(), *run.resolve().parents):
-        raise UserError(f"--workdir {workdir} holds the run that is judged; take a folder for it alone, or none.")
-    workdir = launch.prepare_workdir(str(workdir), config.to_dict())
-    config = linear_experiment.filled_in(config, ConfigDict(found.config))
+    folder = pathlib.Path(wanted.workdir or beside).expanduser()
+    if folder.resolve() in (run.resolve(), *run.resolve().parents):
+        raise UserError(f"--workdir {folder} holds the run that is judged; take a folder for it alone, or none.")
+    given, config = config, linear_experiment.filled_in(config, ConfigDict(found.config))
     if not 0 < config.eval.crop <= config.eval.resize:
         raise UserError(
             f"config.eval.crop is {config.eval.crop} and config.eval.resize {config.eval.resize}; the crop is cut out "
@@ -109,7 +91,8 @@ def open_run(given, fields, check):
             f"pixels; take --config.eval.crop={trained_on}."
         )
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return Judged(config, found, workdir, sharding.make_mesh(), process)
+    with workdirs.opened(str(folder), given.to_dict()) as folder:
+        yield Judged(config, found, folder, sharding.make_mesh(), process)
 
 
 def run_folder(checkpoint):
@@ -130,10 +113,10 @@ def splits(judged):
     experiment.check_data(judged.config.data)
     train, val = experiment.sources(judged.config)
     for source in filter(None, (train, val)):
-        if source.channels != judged.origin.channels:
+        if source.channels != judged.subject.channels:
             raise UserError(
                 f"{source.name} has images of {source.channels} channels and the checkpoint is for "
-                f"{judged.origin.channels}; give images like those of the pre-training run."
+                f"{judged.subject.channels}; give images like those of the pre-training run."
             )
     if val and train.class_names and val.class_names and train.class_names != val.class_names:
         raise UserError(f"{train.name} and {val.name} name their classes differently; give two splits of one data set.")
@@ -181,7 +164,7 @@ def features_of(judged, source, *, draw=0, fit="crop"):
     kept = _read(file, told)
     if cluster.on_any_process(kept is None):
         kept = _augmented(judged, source, draw) if draw else _central(judged, source, fit)
-        check_finite(kept, source, judged.origin)
+        check_finite(kept, source, judged.subject)
         if jax.process_index() == 0:
             _write(file, told, kept)
     else:
@@ -191,13 +174,13 @@ def features_of(judged, source, *, draw=0, fit="crop"):
 
 def description(judged, source, draw, fit):
     """All that the features depend on, as JSON."""
-    config, network = judged.config, judged.origin.config
+    config, network = judged.config, judged.subject.config
     view = {"resize": config.eval.resize, "crop": config.eval.crop, "fit": fit}
     if draw:
         fields = ("seed", "batch_size", "image_size", "crop_scale", "crop_ratio", "interpolation", "flip")
         view = {name: config[name] for name in fields} | {"draw": draw}
     told = {
-        "backbone": judged.origin.sha256,
+        "backbone": judged.subject.sha256,
         "arch": network["arch"],
         "stem": network["stem"],
         "precision": config.precision,
@@ -234,32 +217,33 @@ def check_finite(extracted, source, judged):
 
 
 def tracked(items, total, what):
-    """The items as they are, with `metric_writers.watched` on process 0."""
-    return metric_writers.watched(items, total, what, shown=jax.process_index() == 0)
+    """The items as they are, with `progress.watched` on process 0."""
+    return progress.watched(items, total, what, shown=jax.process_index() == 0)
 
 
-def report(judged, lines, table):
-    """Appends the lines to results.jsonl and prints the table, on process 0."""
+def publish(judged, lines, table):
+    """Appends the lines to results.jsonl and prints the table, on process 0; the lines are returned."""
     if jax.process_index() == 0:
         results.append(judged.workdir, lines)
         print("\n".join(["", *table, "", f"Also in {judged.workdir / results.FILE}."]), flush=True)
+    return lines
 
 
 def title(judged, text):
     """First line of a table: what was judged, and on what."""
-    found = judged.origin
+    found = judged.subject
     return f"{found.baseline + ' in place of ' if found.baseline else ''}{found.path}, step {found.step}; {text}"
 
 
 def _backbone(judged, size):
     """The graphdef of the backbone for images of this size, and its parameters on the devices."""
-    pretrained = ConfigDict(judged.origin.config).unlock()
+    pretrained = ConfigDict(judged.subject.config).unlock()
     pretrained.image_size, pretrained.precision = size, judged.config.precision
-    return subject.on_devices(judged.origin, pretrained, judged.mesh)
+    return subject.on_devices(judged.subject, pretrained, judged.mesh)
 
 
 def _central(judged, source, fit):
-    config, mesh, views = judged.config, judged.mesh, judged.origin.config["views"]
+    config, mesh, views = judged.config, judged.mesh, judged.subject.config["views"]
     graphdef, (params, batch_stats) = _backbone(judged, config.eval.crop)
     step = features.make_feature_step(
         graphdef, size=config.eval.crop, mean=tuple(views["mean"]), std=tuple(views["std"]), mesh=mesh
@@ -276,7 +260,7 @@ def _central(judged, source, fit):
 def _augmented(judged, source, draw):
     """One random view of every image: a training epoch of which each image counts once."""
     config, mesh = judged.config, judged.mesh
-    recipe = linear_experiment.recipe(config, ConfigDict(judged.origin.config))
+    recipe = linear_experiment.recipe(config, ConfigDict(judged.subject.config))
     graphdef, (params, batch_stats) = _backbone(judged, config.image_size)
     images_of = classify.make_images(recipe, config.seed, mesh)
     step = features.make_view_feature_step(graphdef, images_of, mesh=mesh)

@@ -122,7 +122,7 @@ def with_seed(config, seed):
     return config.lock()
 
 
-def find_origin(checkpoint, folders, baseline=""):
+def find_subject(checkpoint, folders, baseline=""):
     """What is judged, see `subject.load`, or as the evaluation in the first folder that has begun took it over then.
 
     So an evaluation that goes on does not mind that the run it judges has gone on too, and all seeds judge the same.
@@ -139,8 +139,7 @@ def find_origin(checkpoint, folders, baseline=""):
             f"--workdir {own} holds an evaluation of {began.get('path')}{_in_place(began.get('baseline'))}, and "
             f"--checkpoint is {run}{_in_place(baseline)}; take another --workdir."
         )
-    parts = params.get("backbone", {}), batch_stats.get("backbone", {})
-    judged = subject.Origin(*parts, meta["config"], meta["channels"], **began)
+    judged = subject.of_evaluation(params, batch_stats, meta)
     log.info("judging %s", judged)
     return judged
 
@@ -279,7 +278,7 @@ def result_lines(config, judged, outcomes, seeds):
 
     Args:
       config: of the evaluation.
-      judged: `subject.Origin`.
+      judged: `subject.Subject`.
       outcomes: for each of `seeds` what linear_eval.evaluate returns.
     """
     first = outcomes[0]

@@ -19,7 +19,7 @@ BASELINES = ("random", "pixels")
 log = logging.getLogger(__name__)
 
 
-class Origin(NamedTuple):
+class Subject(NamedTuple):
     """What is judged, as it was when the evaluation began."""
 
     params: Any  # of the backbone
@@ -55,11 +55,12 @@ def load(checkpoint, baseline=""):
         weights, config, channels = as_run.restore(folder)
         found, step = as_run.single((weights.params, weights.batch_stats)), weights.step
     else:
-        *found, meta = restore_params(folder)
-        if "backbone" not in found[0] or "arch" not in meta.get("config", {}) or "classifier" in meta:
+        params, batch_stats, meta = restore_params(folder)
+        if "backbone" not in params or "arch" not in meta.get("config", {}) or "classifier" in meta:
             raise UserError(
                 f"{folder} is no checkpoint of a pre-training run; give the --workdir of a run of train.py."
             )
+        found = params, batch_stats
         config, channels, step = meta["config"], meta["channels"], meta["step"]
     params, batch_stats = (tree.get("backbone", {}) for tree in found)
     if baseline == "random":
@@ -69,9 +70,19 @@ def load(checkpoint, baseline=""):
     elif baseline == "pixels":
         config, params, batch_stats, step = config | {"arch": "pixels"}, {}, {}, 0
     sha256 = classify.fingerprint({"backbone": params}, {"backbone": batch_stats})
-    judged = Origin(params, batch_stats, config, channels, str(folder), step, sha256, baseline)
+    judged = Subject(params, batch_stats, config, channels, str(folder), step, sha256, baseline)
     log.info("judging %s", judged)
     return judged
+
+
+def of_evaluation(params, batch_stats, meta):
+    """What an evaluation of linear_eval.py judges, as its checkpoint has it.
+
+    Args:
+      params, batch_stats, meta: as `restore_params` reads them.
+    """
+    parts = params.get("backbone", {}), batch_stats.get("backbone", {})
+    return Subject(*parts, meta["config"], meta["channels"], **meta["origin"])
 
 
 def on_devices(judged, config, mesh):

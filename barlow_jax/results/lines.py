@@ -7,6 +7,7 @@
 A file is only appended to; the same number is not written twice, by whichever command it came.
 """
 
+import contextlib
 import json
 import pathlib
 import shlex
@@ -34,11 +35,11 @@ KEYS = (
 )
 
 
-def line(origin, *, protocol, dataset, n, classes, metric, values, seeds, **settings):
+def line(subject, *, protocol, dataset, n, classes, metric, values, seeds, **settings):
     """One number as it goes into the file.
 
     Args:
-      origin: `subject.Origin` of what was judged.
+      subject: `evaluation.subject.Subject` of what was judged.
       protocol: by which rules, such as "linear" or "knn"; see published.RESULTS.
       dataset, n, classes: name of the test images, how many counted, of how many classes.
       metric: such as "top1".
@@ -55,11 +56,11 @@ def line(origin, *, protocol, dataset, n, classes, metric, values, seeds, **sett
         "value": float(values.mean()),
         "spread": float(values.std(ddof=1)) if len(values) > 1 else None,
         "seeds": list(seeds),
-        "checkpoint": origin.path,
-        "checkpoint_step": origin.step,
-        "baseline": origin.baseline,
+        "checkpoint": subject.path,
+        "checkpoint_step": subject.step,
+        "baseline": subject.baseline,
         "settings": settings,
-        "command": shlex.join(["python", *_command()]),
+        "command": _command(),
     }
 
 
@@ -91,9 +92,27 @@ def _without_command(line):
     return {name: value for name, value in line.items() if name != "command"}
 
 
+_told = []  # by `commanded`
+
+
+@contextlib.contextmanager
+def commanded(text):
+    """Inside it lines name this text as their command, in place of what was typed: for a call in a notebook."""
+    _told.append(text)
+    try:
+        yield
+    finally:
+        _told.pop()
+
+
 def _command():
-    """What was typed after `python`; a module of ours as -m barlow_jax.NAME."""
+    """What was typed, or called: a module of ours as python -m barlow_jax.NAME."""
+    if _told:
+        return _told[-1]
     program = pathlib.Path(sys.argv[0])
     package = pathlib.Path(__file__).parents[1]
-    own = program.suffix == ".py" and program.resolve().parent == package
-    return ["-m", f"{package.name}.{program.stem}", *sys.argv[1:]] if own else sys.argv
+    if program.suffix != ".py":  # the installed command, a program of its own
+        return shlex.join([program.name, *sys.argv[1:]])
+    own = program.resolve().parent == package
+    words = ["-m", f"{package.name}.{program.stem}", *sys.argv[1:]] if own else sys.argv
+    return shlex.join(["python", *words])

@@ -4,20 +4,15 @@ A checkpoint is a folder `<directory>/<step>/`: the arrays in Orbax's own format
 what the run wants to remember (`meta`, `metrics`) and the size and CRC-32 of every other file. Orbax renames the folder
 into place only when all of that is written, so a killed save leaves nothing that looks finished.
 
-Why checksums of our own: a flipped bit in an array file restores without complaint. Measured with Orbax 0.12.8 and
-TensorStore 0.1.86 on a small state, 11 of 12 flips in the array files gave wrong numbers silently, because OCDBT has
-checksums for its index only. CRC-32 finds every burst of up to 32 bits and misses other damage once in 4e9; it runs
-at 6 GB/s, in the thread that saves.
-
 Folders may be local or of any kind that `etils.epath` opens, such as gs://.
 """
 
+import functools
 import json
 import logging
 import sys
 import threading
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,12 +22,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from barlow_jax.errors import UserError
+from barlow_jax.run import manifest
 
 FOLDER = "checkpoints"  # inside a run's work folder
-_MANIFEST = "manifest.json"
-# Orbax adds the time of the commit to this file after the manifest is made. Nothing that we restore is in it, and
-# Orbax goes on when it is damaged or missing.
-_UNLISTED = (_MANIFEST, "_CHECKPOINT_METADATA")
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +58,9 @@ class Checkpoints:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.directory} cannot be made ({_reason(error)}); take another work folder.") from error
+            raise UserError(
+                f"{self.directory} cannot be made ({manifest.reason(error)}); take another work folder."
+            ) from error
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._reload()
 
@@ -117,7 +111,7 @@ class Checkpoints:
         self._reload()
         folder = self.directory / str(chosen)
         _check_fit(folder, state_like)
-        return _read_arrays(folder, state_like), _read_manifest(folder)["meta"]
+        return _read_arrays(folder, state_like), manifest.read(folder)["meta"]
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the cluster announced a preemption and all processes should save at `step`.
@@ -155,14 +149,14 @@ class Checkpoints:
         step, meta, metrics = self._pending
         unfinished = self.directory / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"
         # An object store has no rename: there Orbax writes in place and adds a commit file at the end.
-        _write_manifest(unfinished if unfinished.exists() else self.directory / str(step), meta, metrics)
+        manifest.write(unfinished if unfinished.exists() else self.directory / str(step), meta, metrics)
 
     def _reload(self) -> None:
         self._manager.reload()
         self._metrics.clear()
         for step in _steps(self.directory):
             try:
-                self._metrics[step] = _read_manifest(self.directory / str(step))["metrics"]
+                self._metrics[step] = manifest.read(self.directory / str(step))["metrics"]
             except (OSError, ValueError):
                 continue  # damaged: it cannot be the best, and `restore` is what reports it
 
@@ -172,10 +166,11 @@ class Checkpoints:
         left = "there is no earlier one" if last is None else f"step {last} is still there"
         return UserError(
             f"The checkpoint of step {self._pending[0]} could not be written to {self.directory} "
-            f"({_reason(error)}), {left}; see to free space and permissions, then start again."
+            f"({manifest.reason(error)}), {left}; see to free space and permissions, then start again."
         )
 
 
+@functools.cache  # once is enough
 def hide_tracebacks() -> None:
     """Keeps off the screen what the threads of Orbax and TensorStore print when a save fails.
 
@@ -230,7 +225,7 @@ def restore_all(path, *, step: int | None = None) -> tuple[dict, dict]:
 
 def _restore(path, step, names=None) -> tuple[epath.Path, dict, dict]:
     path = epath.Path(path).expanduser().absolute()
-    if path.name.isdigit() and (path / _MANIFEST).exists():
+    if path.name.isdigit() and (path / manifest.FILE).exists():
         path, step = path.parent, int(path.name)
     elif (path / FOLDER).is_dir():
         path = path / FOLDER
@@ -239,7 +234,7 @@ def _restore(path, step, names=None) -> tuple[epath.Path, dict, dict]:
     wanted = {name: saved[name] for name in saved if names is None or name in names}
     as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
     read = _read_arrays(folder, as_numpy) if wanted else {}
-    return folder, read, _read_manifest(folder)["meta"] | {"step": int(folder.name)}
+    return folder, read, manifest.read(folder)["meta"] | {"step": int(folder.name)}
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
@@ -284,7 +279,7 @@ def _choose(directory: epath.Path, step: int | None, *, move_damaged: bool = Fal
         for candidate in reversed(_steps(directory)):
             if step is None or step == candidate:
                 folder = directory / str(candidate)
-                reason = _damage(folder)
+                reason = manifest.damage(folder)
                 if reason is None:
                     chosen = candidate
                     break
@@ -311,55 +306,6 @@ def _nothing_whole(directory: epath.Path, step: int | None, damage: Mapping[int,
     wanted = "A checkpoint" if step is None else f"A checkpoint of step {step}"
     have = f"holds steps {_steps(directory)}" if _steps(directory) else "holds none"
     return UserError(f"{wanted} was expected in {directory}, which {have}; give the work folder of a training run.")
-
-
-def _damage(folder: epath.Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None if every byte is as it was written."""
-    name = _MANIFEST
-    try:
-        for name, (size, checksum) in _read_manifest(folder)["files"].items():
-            length = (folder / name).stat().length
-            if length != size:
-                return f"{name} has {length} bytes instead of {size}"
-            if _crc32(folder / name) != checksum:
-                return f"{name} does not match its checksum"
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except (OSError, ValueError) as error:
-        return f"{name} cannot be read: {_reason(error)}"
-    return None
-
-
-def _write_manifest(folder: epath.Path, meta: Mapping, metrics: Mapping) -> None:
-    files = {
-        file.relative_to(folder).as_posix(): (file.stat().length, _crc32(file))
-        for file in _files(folder)
-        if file.name not in _UNLISTED
-    }
-    manifest = {"files": files, "meta": meta, "metrics": metrics}
-    manifest["crc32"] = zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-
-
-def _read_manifest(folder: epath.Path) -> dict:
-    manifest = json.loads((folder / _MANIFEST).read_text())
-    checksum = manifest.pop("crc32", None) if isinstance(manifest, dict) else None
-    if checksum != zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):
-        raise ValueError("it does not match its own checksum")
-    return manifest
-
-
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for entry in folder.iterdir():
-        yield from _files(entry) if entry.is_dir() else (entry,)
-
-
-def _crc32(file: epath.Path) -> int:
-    checksum = 0
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
 
 
 def _saved_tree(folder: epath.Path) -> Any:
@@ -392,9 +338,3 @@ def _by_name(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
     return {name: f"{np.dtype(leaf.dtype)}{[*leaf.shape]}" for name, (_, leaf) in zip(names, leaves, strict=True)}
-
-
-def _reason(error: Exception) -> str:
-    # TensorStore's messages are long, and end with what the operating system said.
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= 120 else f"...{text[-117:]}"

@@ -132,6 +132,8 @@ def join(timeout=TIMEOUT):
       UserError: they could not be reached. After `timeout` the process ends with the same sentence and status 1: JAX
         would abort it with a dump of its stack.
     """
+    if jax.distributed.is_initialized():  # by an earlier call in this process
+        return
     here = place(os.environ)
     if here is None:
         tasks = os.environ.get("SLURM_NTASKS", "1")

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def hold(folder, patience=5.0):
-    """Locks a work folder for the rest of this process's life.
+    """Locks a work folder until `release`, or for the rest of this process's life.
 
     Args:
       folder: an existing folder on a file system.
@@ -54,6 +54,12 @@ def hold(folder, patience=5.0):
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
     return descriptor
+
+
+def release(descriptor):
+    """Gives back what `hold` returned."""
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _locked(file):

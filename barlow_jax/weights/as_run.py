@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from barlow_jax import experiment, pretrain
 from barlow_jax.errors import UserError
+from barlow_jax.run import config_files
 from barlow_jax.weights import files
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,7 @@ def restore(path, *, whole=False):
         files.check_fit(path, config["arch"], experiment.backbone(ConfigDict(config), channels), *backbone)
         return weights, config, channels
     found = files.architecture(weights, path)
-    try:
-        from configs import barlow_twins, cifar10  # here, as they lie beside the package and not in it
-    except ImportError:
-        raise UserError(
-            f"{path} says nothing of sizes and normalisation, and configs/ is not found; start in the project's folder."
-        ) from None
-    config = (cifar10 if found.stem == "cifar" else barlow_twins).get_config().unlock()
+    config = config_files.load("cifar10" if found.stem == "cifar" else "barlow_twins").unlock()
     config.arch, config.stem = found.arch, found.stem
     config.precision = "float32"
     if found.channels != len(config.views.mean):

@@ -18,7 +18,6 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from barlow_jax.errors import UserError
 from barlow_jax.run import metric_writers
-from barlow_jax.run.metric_writers import Progress
 
 
 def lines(workdir):
@@ -169,120 +168,6 @@ def test_wandb_is_one_run_over_restarts(tmp_path, monkeypatch):
     assert runs[0].axes == [("step", None), ("*", "step")]
     assert runs[0].logged == [{"step": 5, "loss": 0.1}, {"step": 5, "views": ("image", (2, 4, 3))}]
     assert all(r.finished for r in runs)
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def train(progress, clock, steps, *, wait, work, images=32):
-    for _ in range(steps):
-        with progress.waiting():
-            clock.now += wait
-        clock.now += work
-        progress.step(images)
-
-
-def test_rates_leave_out_the_compilation_and_the_pauses():
-    clock = Clock()
-    progress = Progress(1000, start=100, shown=False, clock=clock)
-    assert progress.rates() == {}
-    train(progress, clock, 1, wait=5, work=100)  # reads the first batch and compiles
-    assert progress.rates() == {}
-    train(progress, clock, 10, wait=0.5, work=1.5)
-    with progress.paused():
-        clock.now += 300  # an evaluation
-    assert progress.rates() == pytest.approx({"images_per_second": 16, "data_wait": 0.25})
-    train(progress, clock, 10, wait=0, work=1)
-    assert progress.rates() == pytest.approx({"images_per_second": 32, "data_wait": 0})
-    assert progress.rates() == {}
-    # 20 steps in 30 s, 879 steps to go
-    assert progress.text() == "21 images/s, 17% waiting for data, 21:58 left"
-
-
-def test_a_log_file_gets_a_plain_line_now_and_then():
-    clock, stream = Clock(), io.StringIO()
-    progress = Progress(500, shown=True, every=60, stream=stream, clock=clock)
-    train(progress, clock, 301, wait=0.1, work=0.4)
-    progress.close()
-    printed = stream.getvalue().splitlines()
-    assert printed[0] == "step 1/500"
-    assert printed[1] == "step 121/500, 64 images/s, 20% waiting for data, 3:10 left"
-    assert [line.split(",")[0] for line in printed] == ["step 1/500", "step 121/500", "step 241/500", "step 301/500"]
-    assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
-
-
-def test_speed_is_that_of_the_last_minute():
-    clock = Clock()
-    progress = Progress(10_000, shown=False, clock=clock)
-    train(progress, clock, 100, wait=0, work=10)
-    train(progress, clock, 200, wait=0, work=0.5)
-    assert progress.text().startswith("64 images/s, 0% waiting")
-
-
-def test_a_terminal_gets_a_bar():
-    clock, stream = Clock(), Terminal()
-    progress = Progress(200, start=100, stream=stream, clock=clock)
-    train(progress, clock, 50, wait=0.1, work=0.9)
-    progress.close()
-    last = [part for part in stream.getvalue().replace("\n", "\r").split("\r") if part.strip()][-1]
-    assert "75%" in last and "150/200, 32 images/s, 10% waiting for data, 0:50 left" in last
-
-
-def test_nothing_is_shown_by_other_processes():
-    for stream in (io.StringIO(), Terminal()):
-        clock = Clock()
-        progress = Progress(10, shown=False, stream=stream, clock=clock)
-        train(progress, clock, 10, wait=1, work=1)
-        progress.close()
-        assert stream.getvalue() == ""
-
-
-def test_a_pass_of_more_than_ten_seconds_shows_how_far_it_is():
-    now, shown = [0.0], io.StringIO()
-
-    def batches(seconds):
-        for number in range(4):
-            now[0] += seconds
-            yield number
-
-    def watch(seconds, **options):
-        passed = metric_writers.watched(
-            batches(seconds), 4, "validation", stream=shown, clock=lambda: now[0], **options
-        )
-        return list(passed)
-
-    assert watch(3.0, shown=False) == watch(2.0) == [0, 1, 2, 3] and not shown.getvalue()
-    assert watch(6.0) == [0, 1, 2, 3]
-    assert shown.getvalue() == "validation: 2/4\n"  # the next line is due after a minute
-    shown = Terminal()
-    assert watch(6.0, after=0.0) == [0, 1, 2, 3] and "validation" in shown.getvalue()
-
-
-def test_a_run_that_never_steps_closes_quietly():
-    stream = io.StringIO()
-    Progress(10, stream=stream).close()
-    assert stream.getvalue() == ""
-
-
-def test_durations():
-    assert [metric_writers.duration(s) for s in (0, 42.4, 62, 3600, 11262, 90000)] == [
-        "0:00",
-        "0:42",
-        "1:02",
-        "1:00:00",
-        "3:07:42",
-        "1 d 01:00",
-    ]
 
 
 def test_importing_it_is_light():

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from barlow_jax.errors import UserError
-from barlow_jax.run import launch, lock
+from barlow_jax.run import lock, signals
+from barlow_jax.run import workdir as workdirs
 from benchmarks import faults
 
 STEPS = 120
@@ -268,38 +269,39 @@ def test_a_changed_config_is_refused_field_by_field_unless_told(images, undistur
         r"another config \(config.epochs was 40 and is 41; config.lambd was 0\.\d+ and is 0.01\);.*"
         "or go on with the new ones by --allow_changes=epochs,lambd",
     )
-    assert not (workdir / launch.CHANGES_FILE).exists()
+    assert not (workdir / workdirs.CHANGES_FILE).exists()
     status, output = commands.run("train.py", *arguments(images, workdir, *changed, "--allow_changes=epochs,lambd"))
     assert status == 0 and f"going on from step {STEPS} of {STEPS + 3}" in output, output
     assert "changed since this run began: config.epochs was 40 and is 41; config.keep" in output
-    [record] = (json.loads(line) for line in (workdir / launch.CHANGES_FILE).read_text().splitlines())
+    [record] = (json.loads(line) for line in (workdir / workdirs.CHANGES_FILE).read_text().splitlines())
     assert record["step"] == STEPS and record["changes"]["epochs"] == {"was": 40, "is": 41}
     assert record["changes"].keys() == {"epochs", "lambd", "keep_checkpoints"}
-    assert json.loads((workdir / launch.CONFIG_FILE).read_text())["epochs"] == 41
+    assert json.loads((workdir / workdirs.CONFIG_FILE).read_text())["epochs"] == 41
 
 
 def test_which_changes_are_refused():
     old = {"epochs": 3, "views": {"flip": 0.5, "blur": [1, 0]}, "eval": {"crop": 8}, "gone": 1}
     new = {"epochs": 4, "views": {"flip": 0.4, "blur": [1, 0]}, "eval": {"crop": 9}, "new": None}
-    changes = launch.changed_fields(old, new)
+    changes = workdirs.changed_fields(old, new)
     assert changes == {
         "epochs": (3, 4),
         "eval.crop": (8, 9),
-        "gone": (1, launch.ABSENT),
-        "new": (launch.ABSENT, None),
+        "gone": (1, workdirs.ABSENT),
+        "new": (workdirs.ABSENT, None),
         "views.flip": (0.5, 0.4),
     }
     with pytest.raises(UserError, match=r"--allow_changes=epochs,gone,new,views.flip"):
-        launch.check_changes("run", changes, free=("eval",), allowed=())
+        workdirs.check_changes("run", changes, free=("eval",), allowed=())
     with pytest.raises(UserError, match=r"--allow_changes=eval.crop"):
-        launch.check_changes("run", changes, free=("epochs", "gone", "new"), allowed=["config.views"])
-    launch.check_changes("run", changes, free=(), allowed=["all"])
+        workdirs.check_changes("run", changes, free=("epochs", "gone", "new"), allowed=["config.views"])
+    workdirs.check_changes("run", changes, free=(), allowed=["all"])
 
 
 def test_a_damaged_record_of_the_config_is_named(tmp_path):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    (tmp_path / launch.CONFIG_FILE).write_text("{")
-    code = f"from barlow_jax import launch; launch.run(lambda: launch.prepare_workdir({str(tmp_path)!r}, {{}}))"
+    (tmp_path / workdirs.CONFIG_FILE).write_text("{")
+    made = f"workdir.opened({str(tmp_path)!r}, {{}}).__enter__()"
+    code = f"from barlow_jax.run import launch, workdir; launch.run(lambda _: {made}, lambda _: None)"
     status, output = commands.run("-c", code)
     assert_refused(status, output, "config.json is damaged .*; remove it to go on")
 
@@ -345,13 +347,13 @@ def test_requeue(case, slurm, monkeypatch, caplog, tmp_path):
     if case == "refused":
         (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho 'Job may not\n be requeued' >&2\nexit 1\n")
         with pytest.raises(UserError, match=r"not requeue job 4711 \(Job may not be requeued\); submit it again"):
-            launch.requeue_job()
+            signals.requeue_job()
         return
     if case == "no scontrol":
         monkeypatch.setenv("PATH", str(tmp_path))
     elif case == "no job":
         monkeypatch.delenv("SLURM_JOB_ID")
-    launch.requeue_job()
+    signals.requeue_job()
     assert asked() == (["requeue 4711"] if case == "requeued" else [])
     assert ("start the same line again" in caplog.text) == (case != "requeued")
 

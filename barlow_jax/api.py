@@ -1,0 +1,102 @@
+"""What the commands do, from a notebook or a program; no other code stands behind these functions.
+
+    barlow_jax.train("image_folder", data="photos", workdir="runs/photos", epochs=50)
+    barlow_jax.evaluate("runs/photos", by="knn", data="labelled")
+    barlow_jax.load("runs/photos").features(images)
+
+They end as the commands do: results and checkpoints lie in the work folder, the same call goes on after a stop, and
+what the caller can put right is a `barlow_jax.errors.UserError`. Training stopped by Ctrl-C, or by the stop button of a
+notebook, saves first.
+"""
+
+import importlib
+
+from barlow_jax import results
+from barlow_jax.errors import UserError
+from barlow_jax.evaluation import encoder
+from barlow_jax.run import cluster, config_files, launch
+from barlow_jax.run.signals import StopSignals
+
+# How a run may be judged, and the config that is taken if none is named.
+EVALUATIONS = {"knn": "frozen", "probe": "frozen", "transfer": "voc07", "linear": "linear"}
+
+
+def config(named):
+    """The config of a name or a file, as --config takes it, locked: "demo", "tfds:imagenette", "my_config.py".
+
+    Returns:
+      ml_collections.ConfigDict, fresh at each call; `.unlock()` it to start a config of your own from it.
+    Raises:
+      UserError: there is none.
+    """
+    return config_files.load(named)
+
+
+def train(config, *, workdir, data=None, init="", allow_changes=(), **fields):
+    """Pre-trains as train.py does, and goes on where a run in this folder was stopped.
+
+    Args:
+      config: name or file of a config, or a ConfigDict.
+      workdir: folder of the run.
+      data: path of the images, config.data.path; or a dict of fields of config.data.
+      init: file of weights to begin with.
+      allow_changes: names of fields that may differ from those the run began with.
+      fields: other values for fields of the config, such as epochs=50, views={"flip": 0.0}.
+    Returns:
+      Whether the run came to its end; False if it was stopped, and saved, before.
+    Raises:
+      UserError: what the command would print.
+    """
+    program = config_files.program("train")
+    wanted = _wanted(program.define_flags, config, data, fields, workdir=str(workdir), init=str(init))
+    wanted.allow_changes, wanted.stopped_status = list(allow_changes), 1
+    with launch.errors_for_people():
+        cluster.join()
+        return program.main(wanted) == 0
+
+
+def evaluate(checkpoint, by="knn", *, config=None, workdir="", data=None, baseline="", **fields):
+    """Judges a run as `barlow-jax knn`, `probe`, `transfer` or `linear-eval` do.
+
+    Args:
+      checkpoint: work folder of a run, one of its checkpoints, or a file of weights.
+      by: one of EVALUATIONS.
+      config: name or file of a config, or a ConfigDict; None is the one that EVALUATIONS names.
+      workdir: where features and results go; may be left out but for "linear".
+      data, fields: as of `train`.
+      baseline: "random" or "pixels": judge this in its place.
+    Returns:
+      The numbers as the lines of results.jsonl, dicts with protocol, dataset, metric, value, spread and so on; None if
+      the evaluation was stopped, and saved, before its end.
+    Raises:
+      UserError: what the command would print.
+    """
+    if by not in EVALUATIONS:
+        raise UserError(f"by is {by!r}; it is one of {', '.join(EVALUATIONS)}.")
+    program = config_files.program("linear_eval") if by == "linear" else importlib.import_module(f"barlow_jax.{by}")
+    named = EVALUATIONS[by] if config is None else config
+    given = {"checkpoint": str(checkpoint), "workdir": str(workdir), "baseline": baseline}
+    wanted = _wanted(program.define_flags, named, data, fields, **given)
+    told = {"by": by, **({} if config is None else {"config": config}), **({} if data is None else {"data": data})}
+    call = ", ".join([repr(str(checkpoint)), *(f"{name}={value!r}" for name, value in (told | fields).items())])
+    with launch.errors_for_people(), results.commanded(f"barlow_jax.evaluate({call})"):
+        cluster.join()
+        if by != "linear":
+            return program.judge(wanted)
+        with StopSignals() as stop:
+            return program.judge(wanted, stop)
+
+
+def load(path, *, step=None):
+    """A trained network, ready to use: see `evaluation.encoder.load`, which this is."""
+    return encoder.load(path, step=step)
+
+
+def _wanted(define_flags, config, data, fields, **values):
+    """What a command's main takes."""
+    flag = launch.Flags()
+    define_flags(flag)
+    config = config if hasattr(config, "to_dict") else config_files.load(config)
+    if data is not None:
+        fields = {"data": data if isinstance(data, dict) else {"path": str(data)}} | fields
+    return flag.given(config_files.with_fields(config, fields), **values)

@@ -1,0 +1,153 @@
+"""How far a run is: steps, images a second, the wait for data, the time that is left.
+
+progress = Progress(total_steps, start=step)
+with progress.waiting():
+    batch = next(batches)
+...
+progress.step(len(batch))
+writer.scalars(step, {"loss": loss} | progress.rates())
+"""
+
+import collections
+import contextlib
+import math
+import sys
+import time
+
+
+def due(done, every):
+    """Whether something that happens every so many steps (0: never) happens after `done` steps."""
+    return every > 0 and done % every == 0
+
+
+def watched(items, total, name, *, shown=True, after=10.0, stream=None, clock=time.perf_counter):
+    """The items as they are; after `after` seconds it begins to show how many of `total` have come, as Progress."""
+    stream = stream or sys.stderr
+    if shown and stream.isatty():
+        from tqdm import tqdm
+
+        items, shown = tqdm(items, name, total, leave=False, file=stream, delay=after, dynamic_ncols=True), False
+    due = clock() + after
+    for number, item in enumerate(items, 1):
+        yield item
+        if shown and clock() >= due and number < total:
+            due = clock() + 60
+            print(f"{name}: {number}/{total}", file=stream, flush=True)
+
+
+Mark = collections.namedtuple("Mark", "time, steps, images, waited")
+
+
+class Progress:
+    """Counts steps and images, measures the wait for data, and shows both with the time that is left.
+
+    On a terminal it is a bar; elsewhere one plain line every `every` seconds, so that log files stay readable. Speeds
+    are those of the last minute. They leave out the first step, which compiles, and what happens inside `paused`.
+
+    Args:
+      total: steps of the whole run; start: steps already done.
+      shown: False only counts, for processes other than 0.
+      every: seconds between plain lines.
+      stream: where to show it.
+      clock: returns seconds.
+    """
+
+    def __init__(self, total, *, start=0, shown=True, every=60.0, stream=None, clock=time.perf_counter):
+        self._total, self._every, self._clock = total, every, clock
+        self._stream = stream or sys.stderr
+        self._now = Mark(0.0, start, 0, 0.0)
+        self._marks = collections.deque(maxlen=60)  # at most one a second
+        self._reported = None  # the mark of the last call of rates
+        self._away = 0.0  # seconds inside `paused`
+        self._plain = shown and not self._stream.isatty()
+        self._next_line, self._shown_step = -math.inf, None
+        self._bar = None
+        if shown and not self._plain:
+            from tqdm import tqdm
+
+            layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+            self._bar = tqdm(total=total, initial=start, file=self._stream, bar_format=layout, dynamic_ncols=True)
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around the call that gets the next batch."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._now = self._now._replace(waited=self._now.waited + self._clock() - start)
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Around what is not training, such as an evaluation: its time counts for no speed."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._away += self._clock() - start
+
+    def step(self, images):
+        """One more step is done, on that many images."""
+        old = self._now
+        self._now = Mark(self._clock() - self._away, old.steps + 1, old.images + images, old.waited)
+        if self._reported is None:
+            self._reported = self._now
+        if not self._marks or self._now.time - self._marks[-1].time >= 1:
+            self._marks.append(self._now)
+            self._show()
+
+    def rates(self):
+        """{"images_per_second", "data_wait"} since the last call; {} before there is any.
+
+        data_wait is the share of the time spent in `waiting`, 0 to 1.
+        """
+        since = self._reported
+        if since is None or since.steps == self._now.steps:
+            return {}
+        self._reported = self._now
+        return _rates(since, self._now)
+
+    def close(self):
+        """Shows the last step."""
+        if self._marks and self._now.steps != self._shown_step:
+            self._next_line = -math.inf
+            self._show()
+        if self._bar is not None:
+            self._bar.close()
+
+    def text(self):
+        """The speed of the last minute and the time left, in words; "" after the first step."""
+        first, steps = self._marks[0], self._now.steps - self._marks[0].steps
+        if not steps:
+            return ""
+        rates = _rates(first, self._now)
+        left = duration((self._now.time - first.time) / steps * (self._total - self._now.steps))
+        return f"{rates['images_per_second']:.0f} images/s, {rates['data_wait']:.0%} waiting for data, {left} left"
+
+    def _show(self):
+        text = self.text()
+        if self._bar is not None:
+            self._bar.n = self._now.steps
+            self._bar.set_postfix_str(text)
+        elif self._plain and self._now.time >= self._next_line:
+            self._next_line = self._now.time + self._every
+            self._shown_step = self._now.steps
+            print(f"step {self._now.steps}/{self._total}" + (text and f", {text}"), file=self._stream, flush=True)
+
+
+def _rates(old, new):
+    seconds = new.time - old.time
+    return {
+        "images_per_second": (new.images - old.images) / seconds,
+        "data_wait": min((new.waited - old.waited) / seconds, 1.0),
+    }
+
+
+def duration(seconds):
+    """0:42, 3:07:42 or 2 d 03:07."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,92 @@
+"""Stop signals: a run that is asked to stop saves first, and goes on later by the same line."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import threading
+
+import jax
+
+from barlow_jax.errors import UserError
+from barlow_jax.run import cluster
+
+log = logging.getLogger(__name__)
+
+
+class StopSignals:
+    """Turns SIGTERM, Ctrl-C and SIGUSR1 into a request that the loop looks at after each step.
+
+        with StopSignals() as stop:
+            ...                         # the handlers that were there before come back at the end
+
+    The run saves, and ends with status 0; the same line goes on from there. A second Ctrl-C stops at once.
+
+    SIGUSR1 says that a SLURM job is near its time limit, and asks to be started again: `sbatch --signal=USR1@120`
+    sends it 120 s before. When the checkpoint is complete, process 0 runs `scontrol requeue $SLURM_JOB_ID`. Outside of
+    a SLURM job, or where there is no scontrol, as inside most containers, that is left to the job's script and logged.
+
+    Several processes have to stop at the same step. There JAX's own service takes SIGTERM, and the other two signals
+    are passed on to it; `Checkpoints.reached_preemption` tells when, and `received` stays None. A signal to one process
+    stops all.
+
+    Outside of the main thread, where Python lets nobody handle signals, nothing is handled.
+    """
+
+    def __init__(self):
+        self.received = None
+        self._last = None
+        self._again = False
+        self._alone = jax.process_count() == 1
+        self._before = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if self._alone else [])):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        del frame
+        if self._last == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._last = number
+        self._again |= number == signal.SIGUSR1
+        if self._alone:
+            self.received = signal.Signals(number)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def requeue(self):
+        """Puts the SLURM job back into the queue if SIGUSR1 asked for it; every process calls it once it has saved.
+
+        Raises:
+          UserError: SLURM refuses.
+        """
+        if cluster.on_any_process(self._again):
+            cluster.on_process_0(requeue_job)
+
+
+def requeue_job():
+    """`scontrol requeue` for the job that this process belongs to; UserError if SLURM refuses."""
+    job, scontrol = os.environ.get("SLURM_JOB_ID"), shutil.which("scontrol")
+    if not job or not scontrol:
+        why = f"there is no scontrol to requeue job {job} with" if job else "this is no SLURM job"
+        log.warning("SIGUSR1 asks for a new start, and %s: start the same line again", why)
+        return
+    try:
+        done = subprocess.run([scontrol, "requeue", job], capture_output=True, text=True, timeout=100)
+        refusal = done.returncode and (done.stderr.strip() or f"status {done.returncode}")
+    except subprocess.TimeoutExpired:
+        refusal = "no answer within 100 s"
+    if refusal:
+        raise UserError(
+            f"The run is saved, but SLURM does not requeue job {job} ({' '.join(refusal.split())}); submit it again, "
+            "with #SBATCH --requeue."
+        )
+    log.info("SLURM job %s is back in the queue", job)

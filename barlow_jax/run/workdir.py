@@ -1,0 +1,152 @@
+"""The work folder of a run: made, locked for this run, and its config kept in it.
+
+    with workdir.opened(wanted.workdir, config.to_dict(), free=FREE_FIELDS, allowed=wanted.allow_changes) as folder:
+        state, saved = workdir.resume(checkpoints, state, source, total_steps)
+        ...                             # the lock is given back at the end
+
+A folder that holds a run with another config is refused, field by field.
+"""
+
+import contextlib
+import datetime
+import errno
+import json
+import logging
+import os
+import pathlib
+
+from barlow_jax.errors import UserError
+from barlow_jax.run import cluster, lock
+from barlow_jax.run.checkpoint import holds_checkpoints, newest_step
+
+CONFIG_FILE = "config.json"
+CHANGES_FILE = "config_changes.jsonl"
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a full disk
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def opened(named, config, *, free=(), allowed=()):
+    """Makes the run's folder, locks it until the `with` ends, and keeps its config in it.
+
+    A folder that holds checkpoints of another config is refused, field by field, unless the fields are in `free` or
+    `allowed`: going on would give a run that neither config describes. Changes that are not refused are logged and
+    recorded in config_changes.jsonl, with the step of the last checkpoint; config.json is the config as it is now.
+
+    Process 0 does it for all; where it is refused, all processes are.
+
+    Args:
+      named: path, or "" which is refused.
+      config: plain nested dict.
+      free: dotted names of fields, or of groups of fields, that do not change the result.
+      allowed: the same, of fields that do, as --allow_changes names them; ("all",) is every field.
+    Yields:
+      pathlib.Path of the folder.
+    Raises:
+      UserError: the folder cannot be used, another run is using it, or the config has changed.
+    """
+    if not named:
+        raise UserError("--workdir is missing; give the folder where checkpoints, metrics and pictures go.")
+    if "://" in named:
+        raise UserError(f"--workdir={named} is not on a file system; mount the bucket and give that folder.")
+    folder = pathlib.Path(named).expanduser()
+    config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
+    held = []
+
+    def prepare():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.append(lock.hold(folder))
+            _keep_config(folder, config, free, allowed)
+        except OSError as error:
+            remedy = "free some space there" if error.errno in NO_SPACE else "take another folder"
+            raise UserError(f"--workdir {folder} cannot be written ({error.strerror}); {remedy}.") from error
+
+    try:
+        cluster.on_process_0(prepare)
+        yield folder
+    finally:
+        for descriptor in held:
+            lock.release(descriptor)
+
+
+def resume(checkpoints, state, source, total_steps):
+    """The state to go on from, and what was saved beside it: of the last checkpoint, or `state` as it is and {}.
+
+    Args:
+      source: of the training images; a checkpoint holds as "images" how many there were.
+    Raises:
+      UserError: there are more or fewer now.
+    """
+    if checkpoints.latest_step() is None:
+        log.info("starting at step %d of %d", int(state.step), total_steps)
+        return state, {}
+    state, saved = checkpoints.restore(state)
+    if saved["images"] != len(source):
+        raise UserError(
+            f"{source.name} holds {len(source)} images and had {saved['images']} when this run began, so the order "
+            "would change; restore the images, or take another --workdir."
+        )
+    log.info("going on from step %d of %d", int(state.step), total_steps)
+    return state, saved
+
+
+def _keep_config(folder, config, free, allowed):
+    file = folder / CONFIG_FILE
+    if file.exists() and holds_checkpoints(folder):
+        try:
+            old = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"{file} is damaged ({error}); remove it to go on with the config that this command gives."
+            ) from error
+        changes = changed_fields(old, config)
+        check_changes(folder, changes, free, allowed)
+        if changes:
+            record = {
+                "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+                "step": newest_step(folder),
+                "changes": {name: {"was": was, "is": now} for name, (was, now) in changes.items()},
+            }
+            with (folder / CHANGES_FILE).open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+            log.warning("changed since this run began: %s", "; ".join(_in_words(changes)))
+    # Renamed into place, so that a kill leaves the old one or the new one.
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config, indent=1))
+    os.replace(temporary, file)
+
+
+ABSENT = "absent"  # in place of the value of a field that one of two configs does not have
+
+
+def changed_fields(old, new, prefix=""):
+    """{dotted name: (was, is)} of every field that differs between two nested dicts."""
+    found = {}
+    for key in sorted(old.keys() | new.keys()):
+        name, was, now = f"{prefix}{key}", old.get(key, ABSENT), new.get(key, ABSENT)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found |= changed_fields(was, now, f"{name}.")
+        elif was != now:
+            found[name] = (was, now)
+    return found
+
+
+def check_changes(folder, changes, free, allowed):
+    """Raises UserError if a field has changed, see `changed_fields`, that is neither free nor allowed to."""
+
+    def among(name, fields):
+        return any(f"{name}.".startswith(f"{field.removeprefix('config.')}.") for field in fields)
+
+    refused = {} if "all" in allowed else {n: c for n, c in changes.items() if not among(n, (*free, *allowed))}
+    if refused:
+        raise UserError(
+            f"{folder} holds a run with another config ({'; '.join(_in_words(refused))}); take those values to go on "
+            f"with it, or another --workdir, or go on with the new ones by --allow_changes={','.join(refused)}."
+        )
+
+
+def _in_words(changes):
+    return [f"config.{name} was {was!r} and is {now!r}" for name, (was, now) in changes.items()]
