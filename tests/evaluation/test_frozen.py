@@ -114,7 +114,8 @@ def test_features_that_are_not_finite_are_one_sentence(run, tmp_path):
     bad = frozen_runs.make(tmp_path / "run", run.parent / "set.npz", broken)
     status, output = commands.run("-m", "barlow_jax.knn", f"--checkpoint={bad}", *SHORT)
     assert status == 1 and "Traceback" not in output
-    want = "error: The features of 45 of the 45 images of set.npz:test are not finite, first those of image 0; judge an"
+    want = "error: The features of 45 of the 45 images of set.npz:test are not finite, first those of image 0 "
+    want += "(set.npz:test[0]); judge an"
     assert want in output.splitlines()[-1], output
     assert not list((bad / "eval").glob("features_*"))
 
