@@ -125,7 +125,7 @@ def embed(judged, config, source, folder, stop):
         "crop": config.eval.crop,
         "mean": config.views.mean,
         "std": config.views.std,
-        "content": source.fingerprint(),
+        "content of images": source.fingerprint(),
     }
     parts = embedding_files.Parts(folder, about)
     first = parts.done

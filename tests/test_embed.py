@@ -84,11 +84,36 @@ def test_stopped_and_started_again(judged, photographs, tmp_path):
     assert whole.keys() == after_stops.keys()
     for name in whole:
         np.testing.assert_array_equal(whole[name], after_stops[name])
-    with pytest.raises(UserError, match=r"holds a part of other features \(images, count, content\); remove it"):
+    with pytest.raises(
+        UserError, match=r"holds a part of other features \(images, count, content of images\); remove it"
+    ):
         embed.embed(judged, config, embed.open_images(str(photographs / "class1"), 3), tmp_path / "parts", UNDISTURBED)
     (tmp_path / "parts" / embedding_files.ABOUT).write_text("{")
     with pytest.raises(UserError, match="holds a part of other features"):
         embed.embed(judged, config, source, tmp_path / "parts", UNDISTURBED)
+
+
+def test_a_part_of_replaced_images_is_refused(judged, tmp_path):
+    """Other pixels under the same names, in a file of the same size: nothing of the two is mixed."""
+
+    def draw(name, seed):
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / name)
+
+    (tmp_path / "set").mkdir()
+    for k in range(12):
+        draw(f"{k:02}.bmp", k)
+    source, config = embed.open_images(str(tmp_path / "set"), 3), config_of(judged)
+    stop = types.SimpleNamespace(received="SIGTERM")
+    assert embed.embed(judged, config, source, tmp_path / "x.npz.parts", stop) is None
+    draw("09.bmp", 99)
+    for images in (source, embed.open_images(str(tmp_path / "set"), 3)):
+        with pytest.raises(UserError) as caught:
+            embed.embed(judged, config, images, tmp_path / "x.npz.parts", UNDISTURBED)
+        assert str(caught.value) == (
+            f"{tmp_path / 'x.npz.parts'} holds a part of other features (content of images); remove it, or give "
+            "another --out."
+        )
 
 
 def test_a_list_is_read_in_its_order_and_an_unreadable_image_has_no_row(judged, photographs, tmp_path):
