@@ -14,7 +14,6 @@ Stopped or killed and started again with the same line, it goes on from the last
     found = np.load("features.npz")         # features [n, F], paths [n], and labels, class_names where there are some
 """
 
-import hashlib
 import logging
 import pathlib
 import time
@@ -26,7 +25,6 @@ from ml_collections import ConfigDict
 from barlow_jax import augment, experiment, sharding
 from barlow_jax.data import eval_steps, open_source
 from barlow_jax.data.listed import ListedFiles
-from barlow_jax.data.sources import Arrays
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import embedding_files, features, subject
 from barlow_jax.run import launch, pictures
@@ -74,7 +72,7 @@ def main(wanted):
         parts = embed(judged, config, source, f"{out}.parts", stop)
     if parts is None:
         return 0
-    WRITERS[out.suffix](out, parts, path_in(source), source.class_names)
+    WRITERS[out.suffix](out, parts, source.where, source.class_names)
     rows = len(parts.index())
     if rows < len(source):
         log.warning("%d images could not be read and have no row", len(source) - rows)
@@ -107,11 +105,6 @@ def open_images(named, channels, data_dir=""):
     return source
 
 
-def path_in(source):
-    """Place in the source -> what the row is called: the file's path, or the set and the number of the image."""
-    return (lambda place: f"{source.name}[{place}]") if isinstance(source, Arrays) else source.where
-
-
 def settings(judged, wanted):
     """The config of the run with the flags in it."""
     config = ConfigDict(judged.config).copy_and_resolve_references().unlock()
@@ -133,7 +126,7 @@ def embed(judged, config, source, folder, stop):
         "crop": config.eval.crop,
         "mean": config.views.mean,
         "std": config.views.std,
-        "paths": hashlib.sha256("\n".join(getattr(source, "paths", ())).encode()).hexdigest(),
+        "content of images": source.fingerprint(),
     }
     parts = embedding_files.Parts(folder, about)
     first = parts.done

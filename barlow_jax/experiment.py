@@ -9,7 +9,7 @@ from flax import nnx
 
 from barlow_jax import augment, loss, model, optim, sharding
 from barlow_jax.data import open_source, order, pipeline
-from barlow_jax.data.sources import NEED_PATH, Arrays
+from barlow_jax.data.kinds import NEED_PATH
 from barlow_jax.errors import UserError
 from barlow_jax.training import microbatches
 
@@ -173,7 +173,7 @@ def _resident(config, source):
 
 def fits_on_devices(config, source):
     """Whether a source is small enough to live on the devices."""
-    return isinstance(source, Arrays) and source.images.nbytes <= config.data.resident_bytes
+    return source.images is not None and source.images.nbytes <= config.data.resident_bytes
 
 
 def check_microbatches(config, mesh):
@@ -200,7 +200,7 @@ def check_last_batch(config, n, mesh):
 
 def canvas(config, source):
     """Side of the canvases: arrays are put on whole, files as config.data.canvas says."""
-    return max(source.images.shape[1:3]) if isinstance(source, Arrays) else config.data.canvas
+    return config.data.canvas if source.images is None else max(source.shape[:2])
 
 
 def train_batches(

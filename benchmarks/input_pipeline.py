@@ -17,7 +17,6 @@ CPU seconds are of all threads together, and what to compare; wall times of smal
 --memory runs that many batches of ours instead, and prints what the process holds.
 """
 
-import copy
 import functools
 import math
 import multiprocessing
@@ -67,11 +66,10 @@ def ordinary(path):
 def ordinary_source(folder):
     """The folder's ordinary JPEGs as a source, and how many files were left out."""
     source = open_source("folder", folder, "", labels="none")
-    part = copy.copy(source)
-    part.paths = [path for path in source.paths if ordinary(path)]
-    if not part.paths:
+    rows = [row for row, path in enumerate(source.paths) if ordinary(path)]
+    if not rows:
         raise UserError(f"{folder} holds no ordinary JPEG: point --images to a folder of photographs.")
-    return part, len(source) - len(part)
+    return source.take(rows), len(source) - len(rows)
 
 
 # The peer: facebookresearch/barlowtwins, main.py, class Transform, and what torchvision does for it

@@ -11,7 +11,6 @@ from PIL import Image
 from saved_runs import a_config, save_run
 
 from barlow_jax import embed, export
-from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import embedding_files, subject
 
@@ -59,13 +58,13 @@ def by_hand(judged, paths):
 def test_a_row_for_each_image_with_its_path(judged, photographs, tmp_path):
     source = embed.open_images(str(photographs), 3)
     parts = embed.embed(judged, config_of(judged), source, tmp_path / "parts", UNDISTURBED)
-    embedding_files.write_npz(tmp_path / "x.npz", parts, embed.path_in(source), source.class_names)
+    embedding_files.write_npz(tmp_path / "x.npz", parts, source.where, source.class_names)
     with np.load(tmp_path / "x.npz") as found:
         assert [*found["paths"]] == sorted(str(path) for path in photographs.rglob("*.jpg"))
         assert [*found["labels"]] == [0] * 9 + [1] * 9 + [2] * 9 and found["class_names"][2] == "class2"
         np.testing.assert_allclose(found["features"], by_hand(judged, found["paths"]), rtol=1e-4, atol=1e-5)
         kept = found["features"]
-    embedding_files.write_parquet(tmp_path / "x.parquet", parts, embed.path_in(source), source.class_names)
+    embedding_files.write_parquet(tmp_path / "x.parquet", parts, source.where, source.class_names)
     table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "x.parquet").to_pydict()
     np.testing.assert_array_equal(np.array(table["features"], np.float32), kept)
     assert table["class"][-1] == "class2" and table["path"][0].endswith("class0/000.jpg") and table["label"][9] == 1
@@ -79,17 +78,42 @@ def test_stopped_and_started_again(judged, photographs, tmp_path):
         stops = 0
         while (parts := embed.embed(judged, config, source, tmp_path / name, stop)) is None:
             stops += 1
-        embedding_files.write_npz(tmp_path / f"{name}.npz", parts, embed.path_in(source), source.class_names)
+        embedding_files.write_npz(tmp_path / f"{name}.npz", parts, source.where, source.class_names)
         assert stops == (0 if name == "whole" else 3)  # after 8, 16 and 24 of 27
     whole, after_stops = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("whole", "parts"))
     assert whole.keys() == after_stops.keys()
     for name in whole:
         np.testing.assert_array_equal(whole[name], after_stops[name])
-    with pytest.raises(UserError, match=r"holds a part of other features \(images, count, paths\); remove it"):
+    with pytest.raises(
+        UserError, match=r"holds a part of other features \(images, count, content of images\); remove it"
+    ):
         embed.embed(judged, config, embed.open_images(str(photographs / "class1"), 3), tmp_path / "parts", UNDISTURBED)
     (tmp_path / "parts" / embedding_files.ABOUT).write_text("{")
     with pytest.raises(UserError, match="holds a part of other features"):
         embed.embed(judged, config, source, tmp_path / "parts", UNDISTURBED)
+
+
+def test_a_part_of_replaced_images_is_refused(judged, tmp_path):
+    """Other pixels under the same names, in a file of the same size: nothing of the two is mixed."""
+
+    def draw(name, seed):
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / name)
+
+    (tmp_path / "set").mkdir()
+    for k in range(12):
+        draw(f"{k:02}.bmp", k)
+    source, config = embed.open_images(str(tmp_path / "set"), 3), config_of(judged)
+    stop = types.SimpleNamespace(received="SIGTERM")
+    assert embed.embed(judged, config, source, tmp_path / "x.npz.parts", stop) is None
+    draw("09.bmp", 99)
+    for images in (source, embed.open_images(str(tmp_path / "set"), 3)):
+        with pytest.raises(UserError) as caught:
+            embed.embed(judged, config, images, tmp_path / "x.npz.parts", UNDISTURBED)
+        assert str(caught.value) == (
+            f"{tmp_path / 'x.npz.parts'} holds a part of other features (content of images); remove it, or give "
+            "another --out."
+        )
 
 
 def test_a_list_is_read_in_its_order_and_an_unreadable_image_has_no_row(judged, photographs, tmp_path):
@@ -125,8 +149,8 @@ def test_arrays_and_channels(tmp_path):
     np.savez(tmp_path / "set.npz", x_test=images, y_test=[0, 1, 1], images=images)
     for named, labelled in ((f"{tmp_path}/set.npz:test", True), (f"{tmp_path}/set.npz", False)):
         source = embed.open_images(named, 1)
-        assert isinstance(source, Arrays) and (source.labels is not None) == labelled
-        assert embed.path_in(source)(2).endswith("[2]")
+        assert source.images.shape == (3, 8, 8, 1) and (source.labels is not None) == labelled
+        assert source.where(2).endswith("[2]")
     with pytest.raises(UserError, match="has images of 1 channels and the network is for 3"):
         embed.open_images(f"{tmp_path}/set.npz", 3)
     with pytest.raises(UserError, match="is no folder, no file and no NAME:SPLIT of TFDS"):

@@ -1,6 +1,4 @@
-"""VOC2007: the lists, the SVMs against scikit-learn's own cross-validation, and the command on images of our own."""
-
-import pathlib
+"""VOC2007: the SVMs against scikit-learn's own cross-validation, and the command on images of our own."""
 
 import commands
 import frozen_runs
@@ -9,62 +7,15 @@ import pytest
 import sklearn.metrics
 import sklearn.model_selection
 import sklearn.svm
-from PIL import Image
+import voc_set
 
-from barlow_jax.data.voc import VOC
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import svm
-
-CLASSES = ("bird", "boat", "cow")
 
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory):
-    """A folder like VOC2007 whose classes are colours; every seventh image is difficult for the next class."""
-    root = tmp_path_factory.mktemp("voc") / "VOC2007"
-    (root / "JPEGImages").mkdir(parents=True)
-    (root / "ImageSets" / "Main").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for split, numbers in (("trainval", range(0, 31)), ("test", range(31, 54))):
-        for c, name in enumerate(CLASSES):
-            told = [1 if n % 3 == c else 0 if n % 7 == 0 and (n + 1) % 3 == c else -1 for n in numbers]
-            text = "".join(f"{n:06} {t:2}\n" for n, t in zip(numbers, told, strict=True))
-            (root / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text(text)
-        for n in numbers:
-            colour = rng.uniform(0, 90, (3, 4, 3)) + 100 * (np.arange(3) == n % 3)
-            image = Image.fromarray(colour.astype(np.uint8)).resize((44, 33), Image.BICUBIC)
-            image.save(root / "JPEGImages" / f"{n:06}.jpg", quality=95)
-        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n:06}\n" for n in numbers))
-    return root
-
-
-def test_the_lists_are_read_as_they_are(voc):
-    source = VOC(voc, "test")
-    assert source.name == "VOC2007:test" and source.target_names == CLASSES and len(source) == 23
-    assert source.labels is None and source.num_classes is None
-    rows = [int(pathlib.Path(path).stem) for path in source.paths]
-    assert rows == list(range(31, 54))
-    assert source.targets[rows.index(35)].tolist() == [0, -1, 1]  # n = 35: class 2, difficult for class 0
-    assert source.targets[rows.index(36)].tolist() == [1, -1, -1]
-    assert source.take(np.array([4])).targets.tolist() == [[0, -1, 1]]
-
-
-def test_what_is_wrong_with_the_lists_is_one_sentence(voc, tmp_path):
-    with pytest.raises(UserError, match="no folder ImageSets/Main: point config.data.path"):
-        VOC(tmp_path, "test")
-    with pytest.raises(UserError, match="no list of a class, such as dog_val.txt"):
-        VOC(voc, "val")
-    lists = tmp_path / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    (lists / "cow_test.txt").write_text("000031 1\n000032 2\n")
-    with pytest.raises(UserError, match="Line 2 of .*cow_test.txt is '000032 2'"):
-        VOC(tmp_path, "test")
-    (lists / "cow_test.txt").write_text("000031 1\n000032 -1\n")
-    with pytest.raises(UserError, match="2 of the 2 images of .* are missing, .*000031.jpg for one"):
-        VOC(tmp_path, "test")
-    (lists / "cow_test.txt").write_text("")
-    with pytest.raises(UserError, match="cow_test.txt is empty"):
-        VOC(tmp_path, "test")
+    return voc_set.write(tmp_path_factory.mktemp("voc") / "VOC2007")
 
 
 def test_svms_equal_scikit_learns_cross_validation():

@@ -8,6 +8,7 @@ loss, and so would decoding what no box shows.
 import functools
 import io
 import os
+from collections.abc import Iterator
 
 # TensorFlow's opinion of each odd file, with a traceback; we name bad files ourselves. Assigned, as JAX sets a default.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -214,7 +215,9 @@ def _row_loader(fetch, n, boxes_of, margin_of, canvas, channels, views, tries):
     return load
 
 
-def canvas_batches(fetch, n, plan, steps, boxes_of, margin_of, *, canvas, channels, views, tries, threads, prefetch):
+def canvas_batches(
+    fetch, n, plan, steps, boxes_of, margin_of, *, canvas, channels, views, tries, threads, prefetch
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches of canvases from encoded images, in order: an iterator of dicts of numpy arrays.
 
     fetch, n: of from_files or from_records, and the number of images there. plan(step), called for every step in the

@@ -2,119 +2,25 @@
 
 A canvas is a square uint8 image with the pixels at its top left and zeros elsewhere; a box is
 (top, left, height, width) in canvas pixels. Cropping, resizing and the rest of the augmentation happen on the
-device. Files and records are read by tf.data (decode.py, imported on first use), arrays by numpy.
+device. readers.py does the reading.
 """
 
-import collections
-import concurrent.futures
-import dataclasses
 import logging
 import os
 import weakref
-from collections.abc import Callable
 
 import numpy as np
 
 from barlow_jax.data import boxes, order
-from barlow_jax.data.sources import Arrays, ImageFolder
+from barlow_jax.data.readers import Job
+from barlow_jax.data.sources import Arrays
 from barlow_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 TRIES = 16  # files in a row that may be unreadable
-DETOUR = 100  # steps read the careful way after an unreadable file, 0.6 ms per image slower
 FITS = ("crop", "squash")
 FIRST = 1000  # images before which a bad fraction is not judged: 1 of the first 64 is no evidence
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """What both readers need. See decode.canvas_batches for the fields' contracts."""
-
-    plan: Callable
-    steps: range
-    boxes_of: Callable
-    margin_of: Callable
-    canvas: int
-    views: int
-    tries: int
-    threads: int
-    prefetch: int
-    cut: bool  # whether planned blank rows, all at a batch's end, are cut off when it is read
-
-
-def _array_batches(source, job):
-    """decode.canvas_batches for images that are in memory: the whole image is copied onto the canvas."""
-    images, channels = source.images, source.channels
-    height, width = images.shape[1:3]
-
-    def batch(step):
-        index, draws = job.plan(step)
-        row = np.maximum(index, 0)
-        shown = images[row]
-        if (height, width) != (job.canvas, job.canvas):
-            content = shown
-            shown = np.zeros((len(index), job.canvas, job.canvas, channels), np.uint8)
-            shown[:, :height, :width] = content
-        shown[index < 0] = 0
-        size = np.full((len(index), 2), (height, width), np.int32) if source.sizes is None else source.sizes[row]
-        real_size = np.broadcast_to(size[:, None, :, None].astype(np.float64), (len(index), job.views, 2, 1))
-        return {
-            "canvas": shown,
-            "boxes": job.boxes_of(draws, real_size[:, :, 0], real_size[:, :, 1], xp=np).astype(np.float32),
-            "extent": size,
-            "size": size,
-            "label": np.full(len(index), -1, np.int32) if source.labels is None else source.labels[row],
-            "index": index,
-            "skipped": np.where(index < 0, -1, 0),
-        }
-
-    with concurrent.futures.ThreadPoolExecutor(job.threads, "arrays") as pool:
-        pending = collections.deque()
-        for step in job.steps:
-            pending.append(pool.submit(batch, step))
-            if len(pending) > job.prefetch:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _file_batches(source, job):
-    """decode.canvas_batches at full speed, and for DETOUR steps around each unreadable file the careful way.
-
-    Both ways give the same pixels and boxes, so how often the reader changes over leaves no trace in the data.
-    """
-    from barlow_jax.data import decode  # here, as TensorFlow takes seconds to import
-
-    if isinstance(source, ImageFolder):
-        fetch = decode.from_files(source.paths, source.labels)
-    else:
-        fetch = decode.from_records(source)
-    step, tries = job.steps.start, 0
-    while step < job.steps.stop:
-        stop = min(job.steps.stop, step + DETOUR) if tries else job.steps.stop
-        try:
-            for batch in decode.canvas_batches(
-                fetch,
-                len(source),
-                job.plan,
-                range(step, stop),
-                job.boxes_of,
-                job.margin_of,
-                canvas=job.canvas,
-                channels=source.channels,
-                views=job.views,
-                tries=tries,
-                threads=job.threads,
-                prefetch=job.prefetch,
-            ):
-                yield batch
-                step += 1
-            tries = 0
-        except decode.ReadError:
-            if tries:
-                raise
-            tries = job.tries
 
 
 class Batches:
@@ -127,7 +33,7 @@ class Batches:
     def __init__(self, source, job, finish, max_bad_fraction):
         self.bad_files, self.seen, self.bad = {}, 0, 0
         self._source, self._job, self._finish, self._max_bad_fraction = source, job, finish, max_bad_fraction
-        self._raw = (_array_batches if isinstance(source, Arrays) else _file_batches)(source, job)
+        self._raw = source.batches(job)
         # At the latest when Python exits: reading threads that outlive the interpreter would hang it.
         self._stop = weakref.finalize(self, self._raw.close)
 
@@ -152,8 +58,6 @@ class Batches:
         self._stop()
 
     def _account(self, index, skipped):
-        from barlow_jax.data.decode import why_unreadable
-
         self.bad += len(index)
         too_many = self.bad > self._max_bad_fraction * max(self.seen, FIRST)
         for first, count in zip(index, np.where(skipped < 0, self._job.tries, skipped), strict=True):
@@ -161,7 +65,7 @@ class Batches:
                 place = (first + k) % len(self._source)
                 path = self._source.where(place)
                 if path not in self.bad_files:
-                    self.bad_files[path] = why_unreadable(self._source, place)
+                    self.bad_files[path] = self._source.why_unreadable(place)
                     logger.warning("unreadable image %s: %s", path, self.bad_files[path])
             if too_many:
                 raise UserError(
@@ -179,10 +83,10 @@ def _default_threads():
 def _check(source, canvas, max_bad_fraction):
     if canvas < 1:
         raise UserError(f"canvas is {canvas}, but must be a number of pixels, at least 1.")
-    if isinstance(source, Arrays) and canvas < max(source.images.shape[1:3]):
+    if source.images is not None and canvas < max(source.shape[:2]):
         raise UserError(
-            f"canvas {canvas} is smaller than the images of {source.name} {source.images.shape[1:3]}: "
-            f"set it to {max(source.images.shape[1:3])}."
+            f"canvas {canvas} is smaller than the images of {source.name} {source.shape[:2]}: "
+            f"set it to {max(source.shape[:2])}."
         )
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"max_bad_fraction is {max_bad_fraction}, but must lie in [0, 1].")
@@ -252,7 +156,7 @@ def train_batches(
         return {"canvas": raw["canvas"], "boxes": raw["boxes"], "index": index, "label": raw["label"]}
 
     plan(start_step)  # an impossible argument should end here, not in a reading thread
-    job = _Job(
+    job = Job(
         plan,
         range(start_step, 2**62),
         boxes_of,
@@ -325,7 +229,7 @@ def eval_batches(
             "mask": mask,
         }
 
-    job = _Job(
+    job = Job(
         plan,
         range(order.eval_steps(len(source), batch_size)),
         boxes_of,
@@ -343,10 +247,10 @@ def eval_batches(
 def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01):
     """The whole source as Arrays, or None: if that takes more than max_bytes, or an image is larger than the canvas.
 
-    Images stand at the top left of arrays as large as the largest of them. Arrays are returned as they are. Unreadable
-    images are replaced, counted and named as in train_batches.
+    Images stand at the top left of arrays as large as the largest of them. A source whose images are in memory is
+    returned as it is. Unreadable images are replaced, counted and named as in train_batches.
     """
-    if isinstance(source, Arrays):
+    if source.images is not None:
         return source if source.images.nbytes <= max_bytes else None
     _check(source, canvas, max_bad_fraction)
     side, n = canvas if source.shape is None else max(source.shape[:2]), len(source)
@@ -364,7 +268,7 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
         _check_all_read(index, tries, source)
         return raw
 
-    job = _Job(
+    job = Job(
         plan,
         range(order.eval_steps(n, rows)),
         whole,

@@ -19,12 +19,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from barlow_jax.data.fingerprint import fingerprint
+from barlow_jax.data.sources import Encoded
 from barlow_jax.errors import UserError
 
 READERS = 32  # files looked through at a time; more than cores, as it is the disk that answers
 
 
-class Records:
+class Records(Encoded):
     """One split of a tensorflow-datasets image set that has been prepared on this machine.
 
     name: such as "cifar10", "imagenet2012_subset/1pct" or "voc/2007:5.0.0".
@@ -65,6 +67,8 @@ class Records:
                 f"read: {_how_to_prepare(name, data_dir)}."
             )
         self._reader = reader(instructions)
+        self._about = {"set": builder.info.full_name, "split": split, "examples": info.num_examples}
+        self._files = [os.fspath(i.filename) for i in instructions]
         self._rows = np.arange(info.num_examples)
         if label and self.parse(self.read(0))[1] < 0:  # a test split whose labels are kept secret, as ImageNet's
             self.num_classes = self.class_names = self._label = None
@@ -88,9 +92,18 @@ class Records:
         label = parts[self._label] if self._label else -1
         return parts[self._image], decode.tf.cast(label, decode.tf.int32)
 
+    def fetch(self):
+        """The function for tf.data that `Encoded.fetch` describes."""
+        return decode.from_records(self)
+
     def where(self, index):
         """What to call an example, for a person."""
         return f"{self.name}, record {self._rows[index]}"
+
+    def fingerprint(self):
+        """Of the set, the state of its files, and the rows; see `fingerprint.fingerprint`."""
+        about = self._about | {"channels": self.channels}
+        return fingerprint(about, arrays=[self._rows], files=self._files)
 
     def encoded(self, index):
         """The image file of one example: bytes."""

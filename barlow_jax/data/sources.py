@@ -1,28 +1,22 @@
-"""What is stored: image folders, arrays, and (in records.py) data sets of TFDS, each addressed by index.
+"""What is stored: image files, in a folder or anywhere, and arrays; (in records.py) data sets of TFDS.
 
-A source has
-  len(), name (for messages) and channels;
-  num_classes (None: unlabelled), class_names (tuple or None) and labels: int32 [n], -1 = unlabelled, or None where
-    there are none or, in Records alone, where they can be had only with the images;
-  take(rows): the examples `rows` as a source of their own.
-An ImageFolder adds `paths`, Arrays add `images`, which a trainer may put on the devices as they are. Sources of encoded
-images add shape, (height, width, channels) where all share one, else None; where(i), what to call an example for a
-person; and encoded(i), the bytes of its image file.
-Nothing here decodes an image or imports TensorFlow.
+Each is a `protocol.Source`. Nothing here decodes an image or imports TensorFlow.
 """
 
+import abc
 import copy
-import inspect
-import itertools
 import logging
 import os
 import pathlib
 import re
-import zipfile
-import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from barlow_jax.data import readers
+from barlow_jax.data.fingerprint import fingerprint
+from barlow_jax.data.protocol import Source
 from barlow_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -59,8 +53,8 @@ def _image_files(root):
     return sorted(found)
 
 
-def _read_list(path):
-    """The lines of a file list, without empty ones."""
+def read_list(path):
+    """The lines of a file list, without empty ones. UserError where it cannot be read or has none."""
     path = pathlib.Path(path).expanduser()
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
@@ -80,7 +74,7 @@ def _listed(files, path, root):
     for place, file in enumerate(files):
         by_name.setdefault(file.rpartition("/")[2], []).append(place)
         by_name[file] = [place]
-    lines = _read_list(path)
+    lines = read_list(path)
     for line in lines:
         if len(by_name.get(line, ())) > 1:
             raise UserError(f"The file list {path} names {line}, which is several files below {root}: give its folder.")
@@ -94,7 +88,99 @@ def _listed(files, path, root):
     return sorted({by_name[line][0] for line in lines if line in by_name})
 
 
-class ImageFolder:
+class Encoded(abc.ABC):
+    """What sources of encoded images have in common: they are read, and faults found in them, by decode.py.
+
+    A subclass gives what is abstract here, and the rest of `protocol.Source`.
+    """
+
+    channels: int
+    images = sizes = shape = None
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """One image file."""
+
+    @abc.abstractmethod
+    def fetch(self) -> Callable[..., Any]:
+        """For tf.data: a function from an index to (encoded image, label int32; -1 without labels)."""
+
+    def batches(self, job):
+        """The batches that a readers.Job asks for."""
+        return readers.file_batches(self.fetch(), len(self), self.channels, job)
+
+    def why_unreadable(self, index):
+        """A few words on what is wrong with an image, for a person."""
+        from barlow_jax.data import decode  # here, as TensorFlow takes seconds to import
+
+        return decode.why_unreadable(self, index)
+
+
+class Files(Encoded):
+    """Image files, wherever they lie, in the order they are given.
+
+    paths: list of str. name: for messages. channels: 3 reads the images as RGB, 1 as grey; 0 is 3.
+    labels: int32 [n], or None. class_names: names of the classes in order, where there are labels.
+    """
+
+    def __init__(self, paths, *, name, channels=0, labels=None, class_names=None):
+        self.paths, self.name, self.channels = paths, name, channels or 3
+        self.labels, self.class_names = labels, class_names
+
+    def __len__(self):
+        return len(self.paths)
+
+    @property
+    def num_classes(self):
+        return None if self.class_names is None else len(self.class_names)
+
+    def take(self, rows):
+        """The examples `rows` (int [m]) as a source of their own."""
+        part = copy.copy(self)
+        part.paths = [self.paths[row] for row in rows]
+        part.labels = None if self.labels is None else self.labels[rows]
+        return part
+
+    def where(self, index):
+        """The path of one file."""
+        return self.paths[index]
+
+    def fingerprint(self):
+        """Of the files' paths, sizes and times of change, and the labels; see `fingerprint.fingerprint`."""
+        return fingerprint({"channels": self.channels}, arrays=[self.labels], files=self.paths)
+
+    def encoded(self, index):
+        """The bytes of one file."""
+        return pathlib.Path(self.paths[index]).read_bytes()
+
+    def fetch(self):
+        """The function for tf.data that `Encoded.fetch` describes."""
+        from barlow_jax.data import decode
+
+        return decode.from_files(self.paths, self.labels)
+
+
+def _class_numbers(root, files, folders, class_names):
+    """The class of each file below root: int32 [n]. UserError for a class folder that is empty or not asked for."""
+    classes = [name.split("/", 1)[0] for name in files]
+    empty = sorted(set(folders) - set(classes))
+    if empty:
+        raise UserError(
+            f"The class folder {root / empty[0]} holds no image: add some, delete it, or set labels='none'."
+        )
+    number = {name: k for k, name in enumerate(class_names)}
+    unknown = sorted(set(classes) - set(number))
+    if unknown:
+        raise UserError(
+            f"The class folder {root / unknown[0]} is none of the {len(number)} classes asked for: rename or remove it."
+        )
+    return np.asarray([number[name] for name in classes], np.int32)
+
+
+class ImageFolder(Files):
     """Image files below one folder, in the sorted order of their paths, the same on every machine.
 
     labels="folders": the classes are the sub-folders of root, numbered in sorted order (torchvision's rule); an
@@ -111,8 +197,6 @@ class ImageFolder:
     names the folder that is missing, empty or holds no image, or what is wrong with the list.
     """
 
-    shape = None
-
     def __init__(self, root, *, labels="auto", class_names=None, listed="", channels=0):
         if labels not in ("auto", "folders", "none"):
             raise UserError(f"labels is {labels!r}, but must be 'auto', 'folders' or 'none'.")
@@ -127,60 +211,20 @@ class ImageFolder:
         if labels == "auto" and class_names is None:
             labels = "folders" if len(folders) >= 2 and not beside else "none"
 
-        self.name, self.channels = str(root), channels or 3
-        self.labels = self.class_names = None
+        numbers, name = None, str(root)
         if labels == "folders" or class_names is not None:
             if beside:
                 raise UserError(
                     f"{root / beside[0]} lies beside the class folders: move it into one, or set labels='none'."
                 )
-            self.class_names = tuple(class_names or folders)
-            self.labels = self._labels(root, files, folders)
-        self.paths = [str(root / name) for name in files]
+            class_names = tuple(class_names or folders)
+            numbers = _class_numbers(root, files, folders, class_names)
         if listed:
-            self._keep(np.asarray(_listed(files, listed, root)))
-            self.name = f"{root} ({listed})"
-
-    @property
-    def num_classes(self):
-        return None if self.class_names is None else len(self.class_names)
-
-    def take(self, rows):
-        """The examples `rows` (int [m]) as a source of their own."""
-        part = copy.copy(self)
-        part._keep(rows)
-        return part
-
-    def _keep(self, rows):
-        self.paths = [self.paths[row] for row in rows]
-        self.labels = None if self.labels is None else self.labels[rows]
-
-    def where(self, index):
-        """What to call an example, for a person."""
-        return self.paths[index]
-
-    def encoded(self, index):
-        """The bytes of one file."""
-        return pathlib.Path(self.paths[index]).read_bytes()
-
-    def _labels(self, root, files, folders):
-        classes = [name.split("/", 1)[0] for name in files]
-        empty = sorted(set(folders) - set(classes))
-        if empty:
-            raise UserError(
-                f"The class folder {root / empty[0]} holds no image: add some, delete it, or set labels='none'."
-            )
-        number = {name: k for k, name in enumerate(self.class_names)}
-        unknown = sorted(set(classes) - set(number))
-        if unknown:
-            raise UserError(
-                f"The class folder {root / unknown[0]} is none of the {len(number)} classes asked for: "
-                "rename or remove it."
-            )
-        return np.asarray([number[name] for name in classes], np.int32)
-
-    def __len__(self):
-        return len(self.paths)
+            rows, name = _listed(files, listed, root), f"{root} ({listed})"
+            files = [files[row] for row in rows]
+            numbers = None if numbers is None else numbers[rows]
+        paths = [str(root / file) for file in files]
+        super().__init__(paths, name=name, channels=channels, labels=numbers, class_names=class_names)
 
 
 class Arrays:
@@ -204,7 +248,8 @@ class Arrays:
                 f"{name}: images have shape {images.shape}, which looks like [n, channels, height, width]: put the "
                 "channels last, with transpose (0, 2, 3, 1)."
             )
-        self.images, self.name, self.channels, self.sizes = images, name, images.shape[-1], sizes
+        self.images, self.name, self.sizes = images, name, sizes
+        self._numbers = np.arange(len(images))  # of the images in the set that this is a part of
         self.labels = None if labels is None else self._checked(np.asarray(labels), len(images), name)
         self.class_names = None if class_names is None else tuple(str(c) for c in class_names)
         if self.labels is not None and self.class_names and self.labels.max() >= len(self.class_names):
@@ -228,6 +273,14 @@ class Arrays:
         return len(self.images)
 
     @property
+    def shape(self):
+        return self.images.shape[1:]
+
+    @property
+    def channels(self):
+        return self.images.shape[-1]
+
+    @property
     def num_classes(self):
         if self.labels is None or self.labels.max() < 0:
             return None
@@ -239,108 +292,34 @@ class Arrays:
         part.images = self.images[rows]
         part.labels = None if self.labels is None else self.labels[rows]
         part.sizes = None if self.sizes is None else self.sizes[rows]
+        part._numbers = self._numbers[rows]
         return part
 
+    def where(self, index):
+        """The name of the set and the number of one image in it."""
+        return f"{self.name}[{self._numbers[index]}]"
 
-def _read_npz(path, wanted):
-    """The names of all arrays in an .npz file, and those among `wanted` as a dict."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist: point the data path to an .npz file.")
-    try:
-        with open(path, "rb") as stream, np.load(stream) as file:  # numpy leaves a damaged file open
-            return sorted(file.files), {key: file[key] for key in wanted if key in file.files}
-    # ValueError: pickled objects. AttributeError, TypeError: a bare .npy, which is no context manager.
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read as an .npz file of plain arrays ({error}): write it again with numpy.savez."
-        ) from None
+    def fingerprint(self):
+        """Of every byte of the images, and the labels; see `fingerprint.fingerprint`."""
+        return fingerprint({}, arrays=[self.images, self.sizes, self.labels])
 
+    def batches(self, job):
+        """The batches that a readers.Job asks for."""
+        return readers.array_batches(self.images, self.sizes, self.labels, job)
 
-def load_npz(path, split="train"):
-    """Arrays from one .npz file.
-
-    Images and labels are read from {split}_images and {split}_labels, or x_{split} and y_{split}; with
-    split="" from images and labels. Labels may be absent. Class names: classes, class_names or names.
-    Images [n, h, w] get a channel axis. UserError names what the file lacks.
-    """
-    path = pathlib.Path(path).expanduser()
-    pairs = [(f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}")] if split else [("images", "labels")]
-    names_keys = ("classes", "class_names", "names")
-    held, arrays = _read_npz(path, [*itertools.chain(*pairs), *names_keys])
-    images_key, labels_key = next((pair for pair in pairs if pair[0] in arrays), (None, None))
-    if images_key is None:
-        raise UserError(
-            f"{path} has no array {' or '.join(pair[0] for pair in pairs)} (it has {', '.join(held)}): "
-            "choose another split, or '' for one named images."
-        )
-    images, labels = arrays[images_key], arrays.get(labels_key)
-    names = next((arrays[key] for key in names_keys if key in arrays), None)
-    if images.ndim == 3:
-        images = images[..., None]
-    return Arrays(images, labels, class_names=names, name=f"{path.name}:{split}" if split else path.name)
+    def why_unreadable(self, index):
+        """Nothing: what is in memory has been read."""
+        return ""
 
 
-def _open_folder(path, split, labels="auto", class_names=None, listed="", channels=0):
-    root = pathlib.Path(path).expanduser()
-    if split and root.is_dir() and not (root / split).is_dir():
-        raise UserError(f"{root} has no sub-folder {split!r}: set split to one it has, or to '' to read all of it.")
-    return ImageFolder(root / split, labels=labels, class_names=class_names, listed=listed, channels=channels)
-
-
-def _open_tfds(path, split, name="", channels=0):
-    from barlow_jax.data.records import Records  # here, as it brings TensorFlow
-
-    if not name:
-        raise UserError("data kind 'tfds' needs the name of a data set: set name, such as 'imagenet2012'.")
-    return Records(name, split, data_dir=path, channels=channels)
-
-
-def _open_npz(path, split):
-    return load_npz(path, split)
-
-
-def _open_digits(path, split, size=24, renderings=3, seed=0):
-    from barlow_jax.data.digits import scattered_digits  # here, as scikit-learn takes seconds to import
-
-    if path:
-        raise UserError(f"data path is {path!r}, but the digits are built in: leave it empty.")
-    return scattered_digits(split, size=size, renderings=renderings, seed=seed)
-
-
-KINDS = {"folder": _open_folder, "tfds": _open_tfds, "npz": _open_npz, "digits": _open_digits}
-NEED_PATH = ("folder", "npz")  # TFDS has a place of its own, the digits are built in
-
-
-def open_source(kind, path="", split="train", **options):
-    """The source that a few fields of a config name.
-
-    kind="folder": ImageFolder(path/split) or, with split="", ImageFolder(path); options labels, class_names, listed,
-      channels.
-    kind="tfds": Records(name, split, data_dir=path); options name, channels.
-    kind="npz": load_npz(path, split).
-    kind="digits": digits.scattered_digits(split), built in, no path; options size, renderings, seed.
-    UserError for an unknown kind or option, or an unusable path.
-    """
-    if kind not in KINDS:
-        raise UserError(f"data kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}.")
-    opener = KINDS[kind]
-    known = list(inspect.signature(opener).parameters)[2:]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise UserError(f"data kind {kind!r} has no option {unknown[0]!r}; its options: {', '.join(known) or 'none'}.")
-    if not path and kind in NEED_PATH:
-        raise UserError(f"data kind {kind!r} needs a data path: set it to where the images are.")
-    return opener(path, split, **options)
-
-
-def labelled(source):
+def labelled(source: Source) -> np.ndarray:
     """The examples of a source that have a label: int64 [m]; all of a source that knows only as it reads."""
     if source.num_classes is None:
         return np.zeros(0, np.int64)
     return np.arange(len(source)) if source.labels is None else np.flatnonzero(source.labels >= 0)
 
 
-def evenly_spaced(source, count, among=None):
+def evenly_spaced(source: Source, count: int, among: np.ndarray | None = None) -> Source:
     """`count` of a source's examples, evenly spaced over its stored order; all of them for 0 or a count too large.
 
     among: int [m], the examples to choose from, in stored order; None for all.

@@ -11,23 +11,22 @@ import pathlib
 
 import numpy as np
 
-from barlow_jax.data.sources import ImageFolder
+from barlow_jax.data.sources import Files
 from barlow_jax.errors import UserError
 
 PRESENT, DIFFICULT, ABSENT = 1, 0, -1
 
 
-class VOC(ImageFolder):
+class VOC(Files):
     """One split of a VOC folder, in the order of the images' names.
 
     root: the folder of one year, such as VOCdevkit/VOC2007. split: such as "trainval" or "test".
     channels: 3 reads the images as RGB, 1 as grey; 0 is 3.
     targets: int8 [n, C] of PRESENT, DIFFICULT, ABSENT; an image that the list of a class lacks is DIFFICULT there.
-    target_names: the C classes, sorted. There are no labels: an image has any number of classes.
+    target_names: the C classes, sorted. There are no labels: an image has any number of classes. The targets are no
+      part of the fingerprint.
     UserError names the folder, list, line or image that is missing or wrong.
     """
-
-    labels = class_names = None
 
     def __init__(self, root, split, *, channels=0):
         root = pathlib.Path(root).expanduser()
@@ -41,24 +40,27 @@ class VOC(ImageFolder):
                 f"{lists} has no list of a class, such as dog_{split}.txt: VOC's trainval and test come in two "
                 "archives, unpack both there."
             )
-        self.name, self.channels = f"{root.name}:{split}", channels or 3
+        name = f"{root.name}:{split}"
         self.target_names = tuple(file.stem.removesuffix(f"_{split}") for file in files)
         listed = [_read(file) for file in files]
-        names = sorted(set().union(*listed))
-        self.targets = np.asarray([[of_class.get(name, DIFFICULT) for of_class in listed] for name in names], np.int8)
-        paths = [root / "JPEGImages" / f"{name}.jpg" for name in names]
+        images = sorted(set().union(*listed))
+        targets = [[of_class.get(image, DIFFICULT) for of_class in listed] for image in images]
+        self.targets = np.asarray(targets, np.int8)
+        paths = [root / "JPEGImages" / f"{image}.jpg" for image in images]
         there = {file.name for file in (root / "JPEGImages").glob("*.jpg")}
         missing = [path for path in paths if path.name not in there]
         if missing:
             raise UserError(
-                f"{len(missing)} of the {len(paths)} images of {self.name} are missing, {missing[0]} for one: unpack "
+                f"{len(missing)} of the {len(paths)} images of {name} are missing, {missing[0]} for one: unpack "
                 "the archive of this split again."
             )
-        self.paths = [str(path) for path in paths]
+        super().__init__([str(path) for path in paths], name=name, channels=channels)
 
-    def _keep(self, rows):
-        super()._keep(rows)
-        self.targets = self.targets[rows]
+    def take(self, rows):
+        """The examples `rows` (int [m]) as a source of their own."""
+        part = super().take(rows)
+        part.targets = self.targets[rows]
+        return part
 
 
 def _read(file):

@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from barlow_jax import experiment, results, sharding
-from barlow_jax.data import Arrays, eval_steps, order
+from barlow_jax.data import eval_steps, order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, features, linear_experiment, subject
 from barlow_jax.run import cluster, progress
@@ -189,18 +189,10 @@ def description(judged, source, draw, fit):
         "view": view,
         "data": source.name,
         "n": len(source),
-        "crc": content(source),
+        "content": source.fingerprint(),
         "canvas": experiment.canvas(config, source),
     }
     return json.dumps(told)
-
-
-def content(source):
-    """A CRC-32 that tells one set of images from another of the same name: of arrays, of paths, and of labels."""
-    crc = 0 if source.labels is None else zlib.crc32(np.ascontiguousarray(source.labels))
-    if isinstance(source, Arrays):
-        return zlib.crc32(np.ascontiguousarray(source.images), crc)
-    return zlib.crc32("\n".join(getattr(source, "paths", ())).encode(), crc)
 
 
 def check_finite(extracted, source, judged):
@@ -208,11 +200,10 @@ def check_finite(extracted, source, judged):
     # Of the rows' sums: nothing of the size of the features is allocated.
     bad = extracted.index[~np.isfinite(extracted.features.sum(1, dtype=np.float64))]
     if len(bad):
-        where = f" ({source.where(bad[0])})" if hasattr(source, "where") else ""
         raise UserError(
             f"The features of {len(bad)} of the {len(extracted.index)} images of {source.name} are not finite, first "
-            f"those of image {bad[0]}{where}; judge an earlier checkpoint than step {judged.step} of {judged.path}, or "
-            "set config.precision=float32."
+            f"those of image {bad[0]} ({source.where(bad[0])}); judge an earlier checkpoint than step {judged.step} of "
+            f"{judged.path}, or set config.precision=float32."
         )
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from barlow_jax import augment, data
-from barlow_jax.data import decode, order, pipeline
+from barlow_jax.data import decode, order, readers
 from barlow_jax.errors import UserError
 
 RNG = np.random.RandomState(0)
@@ -173,7 +173,7 @@ def stands_in(source):
 
 @pytest.fixture
 def short_detour(monkeypatch):
-    monkeypatch.setattr(pipeline, "DETOUR", 3)
+    monkeypatch.setattr(readers, "DETOUR", 3)
 
 
 # Whole images, so that the truncated one cannot be read whatever the box.

@@ -8,29 +8,11 @@ import commands
 import numpy as np
 import pytest
 from PIL import Image
+from source_kinds import PIXELS, folder, one_sentence
 
 from barlow_jax import data
 from barlow_jax.data import sources
 from barlow_jax.errors import UserError
-
-PIXELS = np.random.RandomState(0).randint(0, 256, (6, 5, 4, 3)).astype(np.uint8)
-
-
-def folder(root, *names):
-    for name in names:
-        path = pathlib.Path(root) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not name.endswith("/"):
-            path.write_bytes(b"")
-        else:
-            path.mkdir()
-    return root
-
-
-def one_sentence(caught):
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith(".") and len(text) < 400
-    return text
 
 
 def test_class_folders_are_numbered_in_sorted_order(tmp_path):
@@ -155,60 +137,6 @@ def test_unusable_arrays(images, labels, names, words):
     with pytest.raises(UserError) as caught:
         data.Arrays(images, labels, class_names=names)
     assert words in one_sentence(caught)
-
-
-@pytest.mark.parametrize(
-    ("split", "keys"), [("train", "x_train y_train"), ("val", "val_images val_labels"), ("", "images labels")]
-)
-@pytest.mark.parametrize("names", ["names", "classes", None])
-def test_npz(tmp_path, split, keys, names):
-    images, labels = keys.split()
-    extra = {names: np.asarray(["ant", "bee"])} if names else {}
-    np.savez(tmp_path / "set.npz", **{images: PIXELS, labels: np.arange(6) % 2, "unread": np.asarray([None])}, **extra)
-    source = data.open_source("npz", str(tmp_path / "set.npz"), split)
-    assert np.array_equal(source.images, PIXELS) and source.labels.tolist() == [0, 1] * 3
-    assert source.class_names == (("ant", "bee") if names else None)
-
-
-def test_npz_of_grey_images_without_labels(tmp_path):
-    np.savez(tmp_path / "grey.npz", x_test=PIXELS[..., 0])
-    source = data.load_npz(tmp_path / "grey.npz", "test")
-    assert source.images.shape == (6, 5, 4, 1) and source.labels is None and source.name == "grey.npz:test"
-
-
-def test_unusable_npz(tmp_path):
-    np.savez(tmp_path / "set.npz", x_train=PIXELS)
-    np.savez(tmp_path / "pickled.npz", x_train=np.asarray([None]))
-    np.save(tmp_path / "bare.npz.npy", PIXELS)
-    (tmp_path / "text.npz").write_text("hello")
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "set.npz").read_bytes()[:200])
-    for name, split, words in (
-        ("set.npz", "test", "test_images or x_test (it has x_train)"),
-        ("none.npz", "train", "does not exist"),
-        ("pickled.npz", "train", "cannot be read"),
-        ("bare.npz.npy", "train", "cannot be read"),
-        ("text.npz", "train", "cannot be read"),
-        ("cut.npz", "train", "cannot be read"),
-    ):
-        with pytest.raises(UserError) as caught:
-            data.load_npz(tmp_path / name, split)
-        assert words in one_sentence(caught) and name in str(caught.value)
-
-
-def test_open_source(tmp_path):
-    folder(tmp_path, "train/a/1.jpg", "train/b/2.jpg")
-    assert data.open_source("folder", str(tmp_path), "train").class_names == ("a", "b")
-    assert data.open_source("folder", str(tmp_path / "train"), "", labels="none").labels is None
-    for arguments, options, words in (
-        (("tfrecord", "x"), {}, "'folder', 'tfds', 'npz', 'digits'"),
-        (("folder", ""), {}, "needs a data path"),
-        (("folder", str(tmp_path), "test"), {}, "no sub-folder 'test'"),
-        (("npz", "x.npz"), {"labels": "none"}, "no option 'labels'"),
-        (("digits", "somewhere"), {}, "built in"),
-    ):
-        with pytest.raises(UserError) as caught:
-            data.open_source(*arguments, **options)
-        assert words in one_sentence(caught)
 
 
 @pytest.mark.parametrize("count", [1, 4, 6, 0, 99])

@@ -97,6 +97,32 @@ def test_features_are_computed_once(run, alone):
     assert len(list(workdir.glob("features_*.npz"))) == 3
 
 
+@pytest.mark.parametrize("resident_bytes", [0, 2**30])
+def test_features_of_replaced_pixels_are_computed_anew(run, tmp_path, resident_bytes):
+    """One image of those that are judged is another one by the same name and of the same size, then its old self."""
+    for split, each in (("train", 9), ("val", 4)):
+        commands.photographs(tmp_path / "set" / split, classes=2, each=each)
+    workdir, file = tmp_path / "eval", tmp_path / "set" / "val" / "class1" / "002.jpg"
+    call = ("-m", "barlow_jax.knn", f"--checkpoint={run}", f"--workdir={workdir}", *SHORT, "--config.shot_seeds=0")
+    call += ("--config.data.kind=folder", f"--config.data.path={tmp_path / 'set'}", "--config.data.train=train")
+    call += ("--config.data.val=val", f"--config.data.resident_bytes={resident_bytes}", "--config.data.canvas=64")
+    status, output = commands.run(*call)
+    assert status == 0 and "read from" not in output, output
+    kept = {path: path.read_bytes() for path in workdir.glob("features_*.npz")}
+    before = file.read_bytes()
+    other = (tmp_path / "set" / "val" / "class0" / "001.jpg").read_bytes()
+    size = max(len(before), len(other))  # what follows a JPEG is no part of the image
+    file.write_bytes(before.ljust(size, b"\0"))
+    status, output = commands.run(*call)
+    assert status == 0 and output.count("read from") == 1, output
+    file.write_bytes(other.ljust(size, b"\0"))
+    status, output = commands.run(*call)
+    assert status == 0 and output.count("read from") == 1 and "set/train: read from" in output, output
+    assert len(kept) == 2 and len(list(workdir.glob("features_*.npz"))) == 4
+    features = [np.load(path)["features"] for path in workdir.glob("features_*.npz")]
+    assert len({rows.tobytes() for rows in features}) == 3  # of the training images, of before, and of after
+
+
 def test_without_labels_there_is_the_effective_rank(run, tmp_path):
     data = frozen_runs.write_set(tmp_path / "set.npz", y_train=np.full(frozen_runs.TRAIN, -1))
     call = ("-m", "barlow_jax.knn", f"--checkpoint={run}", f"--workdir={tmp_path / 'eval'}", *SHORT)
@@ -114,7 +140,8 @@ def test_features_that_are_not_finite_are_one_sentence(run, tmp_path):
     bad = frozen_runs.make(tmp_path / "run", run.parent / "set.npz", broken)
     status, output = commands.run("-m", "barlow_jax.knn", f"--checkpoint={bad}", *SHORT)
     assert status == 1 and "Traceback" not in output
-    want = "error: The features of 45 of the 45 images of set.npz:test are not finite, first those of image 0; judge an"
+    want = "error: The features of 45 of the 45 images of set.npz:test are not finite, first those of image 0 "
+    want += "(set.npz:test[0]); judge an"
     assert want in output.splitlines()[-1], output
     assert not list((bad / "eval").glob("features_*"))
 

@@ -1,0 +1,47 @@
+"""A short text that tells one state of a set of images from every other: what is kept of images goes by it."""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+READERS = 32  # files asked about at a time, as on a network each answer takes long; on a local disk they cost nothing
+PART = 1000  # files that a thread asks about in a row
+
+
+def fingerprint(about: dict[str, Any], *, arrays: Sequence[np.ndarray | None] = (), files: Sequence[str] = ()) -> str:
+    """SHA-256, as 64 hex digits, of plain values, of arrays to the byte, and of the state of files.
+
+    about: what JSON can hold. arrays: None stands for one that is not there. files: paths, in an order that counts; of
+    each the path, size and time of change are taken, not the content. A file that is not there is a state like any
+    other: it is up to whoever reads it to complain.
+    6 us a file on a local disk, 0.8 s a GB of arrays.
+    """
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for array in arrays:
+        found.update(repr(None if array is None else (array.dtype.str, array.shape)).encode())
+        if array is not None:
+            found.update(np.ascontiguousarray(array).data)
+    for states in _states(files):
+        found.update(states)
+    return found.hexdigest()
+
+
+def _states(files: Sequence[str]) -> Iterator[bytes]:
+    """What `_state` says of each file, in order, PART files at a time."""
+    parts = [files[start : start + PART] for start in range(0, len(files), PART)]
+    with concurrent.futures.ThreadPoolExecutor(READERS, "fingerprint") as pool:
+        yield from pool.map(lambda part: b"".join(map(_state, part)), parts)
+
+
+def _state(file: str) -> bytes:
+    try:
+        found = os.stat(file)
+        size, changed = found.st_size, found.st_mtime_ns
+    except OSError:  # a link to nothing, or deleted since the set was opened
+        size, changed = -1, 0
+    return os.fsencode(file) + f"\0{size}\0{changed}\0".encode()

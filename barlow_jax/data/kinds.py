@@ -1,0 +1,104 @@
+"""The kinds of sources by name, and `open_source`, which opens what a few fields of a config name."""
+
+import inspect
+import itertools
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from barlow_jax.data.protocol import Source
+from barlow_jax.data.sources import Arrays, ImageFolder
+from barlow_jax.errors import UserError
+
+
+def _read_npz(path, wanted):
+    """The names of all arrays in an .npz file, and those among `wanted` as a dict."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: point the data path to an .npz file.")
+    try:
+        with open(path, "rb") as stream, np.load(stream) as file:  # numpy leaves a damaged file open
+            return sorted(file.files), {key: file[key] for key in wanted if key in file.files}
+    # ValueError: pickled objects. AttributeError, TypeError: a bare .npy, which is no context manager.
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as an .npz file of plain arrays ({error}): write it again with numpy.savez."
+        ) from None
+
+
+def load_npz(path, split="train"):
+    """Arrays from one .npz file.
+
+    Images and labels are read from {split}_images and {split}_labels, or x_{split} and y_{split}; with
+    split="" from images and labels. Labels may be absent. Class names: classes, class_names or names.
+    Images [n, h, w] get a channel axis. UserError names what the file lacks.
+    """
+    path = pathlib.Path(path).expanduser()
+    pairs = [(f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}")] if split else [("images", "labels")]
+    names_keys = ("classes", "class_names", "names")
+    held, arrays = _read_npz(path, [*itertools.chain(*pairs), *names_keys])
+    found = next((pair for pair in pairs if pair[0] in arrays), None)
+    if found is None:
+        raise UserError(
+            f"{path} has no array {' or '.join(pair[0] for pair in pairs)} (it has {', '.join(held)}): "
+            "choose another split, or '' for one named images."
+        )
+    images, labels = arrays[found[0]], arrays.get(found[1])
+    names = next((arrays[key] for key in names_keys if key in arrays), None)
+    if images.ndim == 3:
+        images = images[..., None]
+    return Arrays(images, labels, class_names=names, name=f"{path.name}:{split}" if split else path.name)
+
+
+def _open_folder(path, split, labels="auto", class_names=None, listed="", channels=0):
+    root = pathlib.Path(path).expanduser()
+    if split and root.is_dir() and not (root / split).is_dir():
+        raise UserError(f"{root} has no sub-folder {split!r}: set split to one it has, or to '' to read all of it.")
+    return ImageFolder(root / split, labels=labels, class_names=class_names, listed=listed, channels=channels)
+
+
+def _open_tfds(path, split, name="", channels=0):
+    from barlow_jax.data.records import Records  # here, as it brings TensorFlow
+
+    if not name:
+        raise UserError("data kind 'tfds' needs the name of a data set: set name, such as 'imagenet2012'.")
+    return Records(name, split, data_dir=path, channels=channels)
+
+
+def _open_npz(path, split):
+    return load_npz(path, split)
+
+
+def _open_digits(path, split, size=24, renderings=3, seed=0):
+    from barlow_jax.data.digits import scattered_digits  # here, as scikit-learn takes seconds to import
+
+    if path:
+        raise UserError(f"data path is {path!r}, but the digits are built in: leave it empty.")
+    return scattered_digits(split, size=size, renderings=renderings, seed=seed)
+
+
+KINDS = {"folder": _open_folder, "tfds": _open_tfds, "npz": _open_npz, "digits": _open_digits}
+NEED_PATH = ("folder", "npz")  # TFDS has a place of its own, the digits are built in
+
+
+def open_source(kind: str, path: str = "", split: str = "train", **options) -> Source:
+    """The source that a few fields of a config name.
+
+    kind="folder": ImageFolder(path/split) or, with split="", ImageFolder(path); options labels, class_names, listed,
+      channels.
+    kind="tfds": Records(name, split, data_dir=path); options name, channels.
+    kind="npz": load_npz(path, split).
+    kind="digits": digits.scattered_digits(split), built in, no path; options size, renderings, seed.
+    UserError for an unknown kind or option, or an unusable path.
+    """
+    if kind not in KINDS:
+        raise UserError(f"data kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}.")
+    opener = KINDS[kind]
+    known = list(inspect.signature(opener).parameters)[2:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UserError(f"data kind {kind!r} has no option {unknown[0]!r}; its options: {', '.join(known) or 'none'}.")
+    if not path and kind in NEED_PATH:
+        raise UserError(f"data kind {kind!r} needs a data path: set it to where the images are.")
+    return opener(path, split, **options)

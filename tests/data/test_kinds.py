@@ -1,0 +1,62 @@
+"""What a few fields of a config open: .npz files, and the sentence where kind, option or path is wrong."""
+
+import numpy as np
+import pytest
+from source_kinds import PIXELS, folder, one_sentence
+
+from barlow_jax import data
+from barlow_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("split", "keys"), [("train", "x_train y_train"), ("val", "val_images val_labels"), ("", "images labels")]
+)
+@pytest.mark.parametrize("names", ["names", "classes", None])
+def test_npz(tmp_path, split, keys, names):
+    images, labels = keys.split()
+    extra = {names: np.asarray(["ant", "bee"])} if names else {}
+    np.savez(tmp_path / "set.npz", **{images: PIXELS, labels: np.arange(6) % 2, "unread": np.asarray([None])}, **extra)
+    source = data.open_source("npz", str(tmp_path / "set.npz"), split)
+    assert np.array_equal(source.images, PIXELS) and source.labels.tolist() == [0, 1] * 3
+    assert source.class_names == (("ant", "bee") if names else None)
+
+
+def test_npz_of_grey_images_without_labels(tmp_path):
+    np.savez(tmp_path / "grey.npz", x_test=PIXELS[..., 0])
+    source = data.load_npz(tmp_path / "grey.npz", "test")
+    assert source.images.shape == (6, 5, 4, 1) and source.labels is None and source.name == "grey.npz:test"
+
+
+def test_unusable_npz(tmp_path):
+    np.savez(tmp_path / "set.npz", x_train=PIXELS)
+    np.savez(tmp_path / "pickled.npz", x_train=np.asarray([None]))
+    np.save(tmp_path / "bare.npz.npy", PIXELS)
+    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "set.npz").read_bytes()[:200])
+    for name, split, words in (
+        ("set.npz", "test", "test_images or x_test (it has x_train)"),
+        ("none.npz", "train", "does not exist"),
+        ("pickled.npz", "train", "cannot be read"),
+        ("bare.npz.npy", "train", "cannot be read"),
+        ("text.npz", "train", "cannot be read"),
+        ("cut.npz", "train", "cannot be read"),
+    ):
+        with pytest.raises(UserError) as caught:
+            data.load_npz(tmp_path / name, split)
+        assert words in one_sentence(caught) and name in str(caught.value)
+
+
+def test_open_source(tmp_path):
+    folder(tmp_path, "train/a/1.jpg", "train/b/2.jpg")
+    assert data.open_source("folder", str(tmp_path), "train").class_names == ("a", "b")
+    assert data.open_source("folder", str(tmp_path / "train"), "", labels="none").labels is None
+    for arguments, options, words in (
+        (("tfrecord", "x"), {}, "'folder', 'tfds', 'npz', 'digits'"),
+        (("folder", ""), {}, "needs a data path"),
+        (("folder", str(tmp_path), "test"), {}, "no sub-folder 'test'"),
+        (("npz", "x.npz"), {"labels": "none"}, "no option 'labels'"),
+        (("digits", "somewhere"), {}, "built in"),
+    ):
+        with pytest.raises(UserError) as caught:
+            data.open_source(*arguments, **options)
+        assert words in one_sentence(caught)
