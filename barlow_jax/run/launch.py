@@ -133,18 +133,17 @@ class Flags:
 
 def _last_of_each(words, config):
     """The words with one --config.FIELD=VALUE a field, the last: a tuple given twice would be joined otherwise."""
-    words, kept = list(words), {}
-    for place, word in enumerate(words):
+    kept, words = {}, list(words)
+    while words:
+        word = words.pop(0)
         match = _FIELD.fullmatch(word)
-        if not match:
-            continue
-        field, value = match.groups()
-        if value is None and place + 1 < len(words) and not _is_switch(config, field):
-            words[place], words[place + 1] = f"--config.{field}={words[place + 1]}", None
-        if field in kept:
-            words[kept[field]] = None
-        kept[field] = place
-    return [word for word in words if word is not None]
+        field = match[1] if match else None
+        if match and match[2] is None and words and not _is_switch(config, field):
+            word = f"--config.{field}={words.pop(0)}"
+        key = field or object()  # what is no field stays, however often
+        kept.pop(key, None)
+        kept[key] = word
+    return [*kept.values()]
 
 
 def _is_switch(config, field):

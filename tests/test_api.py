@@ -1,0 +1,144 @@
+"""What a notebook calls: train, evaluate, load; the same code as behind the commands."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+
+import commands
+import frozen_runs
+import numpy as np
+import pytest
+
+import barlow_jax
+from barlow_jax.errors import UserError
+from barlow_jax.evaluation import subject
+
+FIELDS = {
+    "arch": "convnet",
+    "projector": (16, 16),
+    "precision": "float32",
+    "image_size": 24,
+    "batch_size": 16,
+    "warmup_epochs": 0,
+    "epochs": 2,
+    "eval": {"resize": 24, "crop": 24, "batch_size": 16, "knn_k": 5},
+}
+LINEAR = {"epochs": 3, "batch_size": 16, "image_size": 0, "eval": {"resize": 0, "crop": 0}}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(work folder of a run, the .npz it was trained on)."""
+    folder = tmp_path_factory.mktemp("api")
+    data = frozen_runs.write_set(folder / "set.npz")
+    assert barlow_jax.train("cifar10", data=data, workdir=folder / "run", **FIELDS)
+    return folder / "run", data
+
+
+def test_importing_the_package_loads_nothing():
+    code = "import sys, barlow_jax; print([m for m in ('jax', 'tensorflow', 'torch', 'absl') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=commands.ROOT, capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stderr
+    assert {*barlow_jax.__all__} == {"config", "evaluate", "load", "train"}
+    from barlow_jax.evaluation import classifier, heads
+
+    assert barlow_jax.trained is classifier and barlow_jax.heads is heads  # where they were in 0.1
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        barlow_jax.nothing  # noqa: B018
+
+
+def test_the_same_call_goes_on_and_gives_handlers_and_lock_back(trained):
+    run, data = trained
+    before = signal.getsignal(signal.SIGINT)
+    lines = (run / "metrics.jsonl").read_text()
+    assert barlow_jax.train("cifar10", data=data, workdir=run, **FIELDS)
+    assert (run / "metrics.jsonl").read_text() == lines  # all was done
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(UserError, match="config.epochs was 2 and is 3"):
+        barlow_jax.train("cifar10", data=data, workdir=run, **(FIELDS | {"epochs": 3}))
+
+
+def test_ctrl_c_saves_first(trained, tmp_path, monkeypatch):
+    _, data = trained
+    fields = FIELDS | {"epochs": 50, "log_every_steps": 1}
+
+    def press():
+        while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+            if ended.wait(0.02):
+                return
+        signal.raise_signal(signal.SIGINT)
+
+    ended = threading.Event()
+    presser = threading.Thread(target=press)
+    presser.start()
+    assert not barlow_jax.train("cifar10", data=data, workdir=tmp_path, **fields)
+    ended.set()
+    presser.join()
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert saved and max(saved) < 50 * 5
+
+
+@pytest.mark.parametrize("by", ["knn", "probe"])
+def test_evaluate_is_the_command(trained, tmp_path, by):
+    run, _ = trained
+    fields = {"knn": {"k": (1, 5), "shots": (), "shot_seeds": 0}, "probe": {"epochs": 2, "batch_size": 16}}[by]
+    found = barlow_jax.evaluate(run, by=by, workdir=tmp_path / "call", **fields)
+    written = [json.loads(line) for line in (tmp_path / "call" / "results.jsonl").read_text().splitlines()]
+    assert json.loads(json.dumps(found)) == written
+    assert written[0]["command"].startswith(f"barlow_jax.evaluate('{run}', by='{by}', ")
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    status, output = commands.run(
+        "-m", f"barlow_jax.{by}", f"--checkpoint={run}", f"--workdir={tmp_path / 'line'}", *flags, devices=8
+    )
+    assert status == 0, output
+    assert frozen_runs.lines(tmp_path / "line") == frozen_runs.lines(tmp_path / "call")
+
+
+def test_load_gives_features_and_classes(trained, tmp_path):
+    run, data = trained
+    arrays = np.load(data)
+    network = barlow_jax.load(run)
+    features = network.features(arrays["x_test"])
+    # What evaluations see: kNN's features, kept in its work folder.
+    barlow_jax.evaluate(run, by="knn", workdir=tmp_path / "knn", k=(1,), shot_seeds=0)
+    kept = [np.load(file) for file in (tmp_path / "knn").glob("features_*.npz")]
+    same = next(one for one in kept if len(one["features"]) == len(features))
+    np.testing.assert_allclose(features, same["features"], rtol=1e-4, atol=1e-5)
+    # One by one, of any size, and more than go at a time.
+    np.testing.assert_allclose(network.features([*arrays["x_test"][:3]]), features[:3], rtol=1e-4, atol=1e-5)
+    larger = arrays["x_train"][:1].repeat(2, 1).repeat(2, 2)
+    np.testing.assert_allclose(network.features(larger), network.features(arrays["x_train"][:1]), rtol=0.05, atol=0.05)
+    assert network.features(arrays["x_train"]).shape == (83, 256)
+    with pytest.raises(UserError, match=r"holds no trained classifier|has no classifier"):
+        network.classify(arrays["x_test"])
+
+    found = barlow_jax.evaluate(
+        run, by="linear", config="linear_cifar10", workdir=tmp_path / "linear", seed=1, **LINEAR
+    )
+    judged = barlow_jax.load(tmp_path / "linear")
+    shares = judged.classify(arrays["x_test"])
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
+    [last] = [line for line in found if line["settings"]["result"] == "last" and line["metric"] == "top1"]
+    assert (shares.argmax(1) == arrays["y_test"]).mean() == pytest.approx(last["value"])
+    np.testing.assert_allclose(judged.features(arrays["x_test"]), features, rtol=1e-4, atol=1e-5)
+    assert judged.class_names is None and judged.subject.sha256 == subject.load(run).sha256
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda run: barlow_jax.evaluate(run, by="nearest"), "by is 'nearest'; it is one of knn, probe, transfer"),
+        (lambda run: barlow_jax.evaluate(run, nothing=1), "config has no field nothing"),
+        (lambda run: barlow_jax.load(run / "nowhere"), "nowhere"),
+        (lambda run: barlow_jax.train("demo", workdir=""), "--workdir is missing"),
+        (lambda run: barlow_jax.train("nothing", workdir="x"), "There is no config 'nothing'"),
+        (lambda run: barlow_jax.load(run).features(np.zeros((2, 24, 24, 3))), "The images are float64"),
+        (lambda run: barlow_jax.load(run).features(np.zeros((2, 24, 24, 1), np.uint8)), r"give uint8 \[n, height, wi"),
+        (lambda run: barlow_jax.load(run).features([]), "There are no images"),
+    ],
+)
+def test_mistakes_are_one_sentence(trained, call, sentence):
+    with pytest.raises(UserError, match=sentence):
+        call(trained[0])
