@@ -72,6 +72,13 @@ def wait_for(process, condition):
         time.sleep(0.02)
 
 
+def assert_refused(status, output, pattern):
+    """The command ended with one sentence, in which the pattern is found."""
+    assert status == 1 and "Traceback" not in output, output
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: ") and re.search(pattern, last), output
+
+
 def free_port():
     """A port that nobody listens on."""
     with socket.socket() as probe:

@@ -47,3 +47,9 @@ def pillow(golden):
     """What Pillow makes of the fixtures of the views: (arrays as float32, parameters)."""
     arrays, described = golden("augment")
     return {name: array.astype(np.float32) for name, array in arrays.items()}, described
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """A folder of 48 JPEGs in three classes, that no test changes."""
+    return commands.photographs(tmp_path_factory.mktemp("photographs"))

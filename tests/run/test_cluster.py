@@ -110,7 +110,11 @@ def test_jax_says_that_there_is_no_tpu_here():
     assert os.environ.get("TPU_SKIP_MDS_QUERY") == "1"
 
 
-JOIN = "from barlow_jax import cluster, launch; cluster.join.__defaults__ = (4.0,); launch.run(lambda: print('joined'))"
+JOIN = """
+from barlow_jax.run import cluster, launch
+cluster.join.__defaults__ = (4.0,)
+launch.run(lambda: print("joined"))
+"""
 
 
 def test_processes_that_do_not_meet_end_with_one_sentence():
