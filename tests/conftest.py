@@ -23,6 +23,14 @@ def compiled_once(tmp_path_factory):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
+@pytest.fixture(autouse=True)
+def commands_end_with_their_test():
+    """Nothing that a test has started goes on after it. What a fixture of a module started before it may."""
+    before = set(commands.RUNNING)
+    yield
+    commands.end_all(but=before)
+
+
 @pytest.fixture
 def x64():
     """Double precision, for comparisons with the float64 fixtures."""

@@ -32,8 +32,7 @@ def test_one_and_eight_devices_have_the_same_losses(tmp_path):
             devices=devices,
         )
         commands.wait_for(process, lambda w=workdir: (w / "metrics.jsonl").exists() and len(commands.lines(w)) >= 11)
-        process.kill()
-        process.communicate()
+        process.end()
         losses.append([line["loss"] for line in commands.lines(workdir)][:11])
     assert len(set(losses[0])) == 11  # it moves
     np.testing.assert_allclose(*losses, rtol=1e-5)

@@ -1,6 +1,5 @@
 """`python train.py` undisturbed, and killed, stopped, started again, on two processes: the same run."""
 
-import os
 import signal
 from types import SimpleNamespace
 
@@ -70,8 +69,7 @@ def test_a_run_leaves_metrics_pictures_and_checkpoints(undisturbed):
 def test_killed_in_the_middle_and_started_again(photographs, undisturbed, tmp_path):
     process = commands.start("train.py", *arguments(photographs, tmp_path / "run"))
     commands.wait_for(process, lambda: list((tmp_path / "run" / "checkpoints").glob("1[0-9]/manifest.json")))
-    process.kill()
-    process.communicate()
+    process.end()
     status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run"))
     assert status == 0 and "going on from step" in output, output
     assert_same_run(tmp_path / "run", undisturbed[0])
@@ -82,7 +80,7 @@ def test_sigterm_saves_and_exits_with_status_0(photographs, undisturbed, tmp_pat
     metrics = tmp_path / "run" / "metrics.jsonl"
     commands.wait_for(process, lambda: metrics.exists() and metrics.read_text().count("\n") >= 2)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=100)
+    output = commands.finish(process, timeout=100)
     assert process.returncode == 0 and "preempted at step" in output, output
     status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run"))
     assert status == 0, output
@@ -110,9 +108,9 @@ def test_another_number_of_images_is_refused():
 
 def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path):
     """Two real processes of two devices each; SIGTERM to one of them stops both at the same step, and both go on."""
-    port = 20_000 + os.getpid() % 20_000
 
     def both():
+        port = commands.free_port()
         return [
             commands.start(
                 "train.py",
@@ -129,11 +127,11 @@ def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path
     metrics = tmp_path / "run" / "metrics.jsonl"
     commands.wait_for(processes[0], lambda: metrics.exists() and len(commands.lines(tmp_path / "run")) >= 3)
     processes[1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=250)[0] for process in processes]
+    outputs = [commands.finish(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert all("preempted at step" in output for output in outputs), outputs
     processes = both()
-    outputs = [process.communicate(timeout=250)[0] for process in processes]
+    outputs = [commands.finish(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     losses = [
         [line["loss"] for line in commands.lines(workdir) if "loss" in line]
@@ -146,13 +144,13 @@ def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path
 
 def test_two_processes_of_four_devices_end_where_one_of_eight_does(tmp_path):
     """Three steps in float64 with micro-batches: views bit for bit, all else to 1e-9; the two split their state."""
-    port, script = 20_000 + (os.getpid() + 9_999) % 20_000, "tests/steps_on_devices.py"
+    port, script = commands.free_port(), "tests/steps_on_devices.py"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
     processes = [commands.start(script, tmp_path / "one.npz", devices=8)]
     for index in range(2):
         place = cluster | {"JAX_PROCESS_ID": str(index)}
         processes.append(commands.start(script, tmp_path / "two.npz", "split", devices=4, **place))
-    outputs = [process.communicate(timeout=250)[0] for process in processes]
+    outputs = [commands.finish(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
     assert one.files == two.files and len(one.files) > 40
@@ -181,7 +179,7 @@ def test_keep_ends_an_epoch_with_a_smaller_batch_and_the_nominal_divisor(tmp_pat
     process = commands.start(*command, devices=4)
     commands.wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and len(commands.lines(workdir)) >= 2)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=100)
+    output = commands.finish(process, timeout=100)
     assert process.returncode == 0 and "3 steps an epoch" in output and "preempted at step" in output, output
     status, output = commands.run(*command, devices=4)
     assert status == 0 and "going on from step" in output, output
@@ -197,8 +195,7 @@ def test_a_small_folder_lives_on_the_devices(photographs, tmp_path):
     assert status == 0 and "lives on the devices: 48 images of at most 48 x 40 pixels" in output, output
     process = commands.start("train.py", *arguments(photographs, tmp_path / "two", *more))
     commands.wait_for(process, lambda: list((tmp_path / "two" / "checkpoints").glob("2/manifest.json")))
-    process.kill()
-    process.communicate()
+    process.end()
     status, output = commands.run("train.py", *arguments(photographs, tmp_path / "two", *more))
     assert status == 0 and commands.lines(tmp_path / "one") == commands.lines(tmp_path / "two"), output
 

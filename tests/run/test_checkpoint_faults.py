@@ -1,13 +1,10 @@
 """Checkpoints survive what happens to them: damaged files, full disks, kills, a notice to one of two processes."""
 
-import contextlib
 import logging
-import os
+import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 
 import commands
 import jax
@@ -151,8 +148,8 @@ with checkpoint.Checkpoints({folder!r}) as checkpoints:
 
 def test_killed_while_saving(tmp_path):
     code = CHILD.format(root=str(commands.ROOT), folder=str(tmp_path))
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    status, output = commands.run("-c", code, timeout=120)
+    assert status == -signal.SIGKILL, output
     assert any(name.startswith("2.") for name in folders(tmp_path))
     assert restore_params(tmp_path)[2] == {"step": 1}
     with Checkpoints(tmp_path) as checkpoints:
@@ -205,21 +202,14 @@ with checkpoint.Checkpoints(folder, keep=2) as checkpoints:
 def test_two_processes_and_a_preemption_notice_to_one_of_them(tmp_path):
     folder = tmp_path / "checkpoints"
     code = PROCESS.format(root=str(commands.ROOT), folder=str(folder), port=commands.free_port())
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    with contextlib.ExitStack() as stack:
-        running = []
-        for i in range(2):
-            errors = stack.enter_context((tmp_path / f"stderr{i}").open("w"))
-            command = [sys.executable, "-c", code, str(i)]
-            process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=errors)
-            running.append(stack.enter_context(process))
-            stack.callback(process.kill)
-        for i, process in enumerate(running):
-            ready = any("ready" in line for line in iter(process.stdout.readline, ""))
-            assert ready, (tmp_path / f"stderr{i}").read_text()[-3000:]
-        running[1].send_signal(signal.SIGTERM)
-        ends = [process.communicate(timeout=60)[0].split() for process in running]
-        assert [process.returncode for process in running] == [0, 0]
-    assert ends[0][:1] == ["preempted"] and ends[0] == ends[1], ends
-    assert {"2", "3.damaged", ends[0][1]} <= set(folders(folder))
-    assert restore_params(folder)[0]["b"].tolist() == [float(ends[0][1])] * 3
+    running = [commands.start("-c", code, i, devices=2) for i in range(2)]
+    for process in running:
+        commands.wait_for(process, lambda process=process: "ready\n" in process.printed(), timeout=120)
+    running[1].send_signal(signal.SIGTERM)
+    outputs = [commands.finish(process, timeout=60) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    ends = [re.findall(r"^preempted (\d+)$", output, re.M) for output in outputs]
+    assert len(ends[0]) == 1 and ends[0] == ends[1], outputs
+    [step] = ends[0]
+    assert {"2", "3.damaged", step} <= set(folders(folder))
+    assert restore_params(folder)[0]["b"].tolist() == [float(step)] * 3

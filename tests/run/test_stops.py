@@ -100,7 +100,7 @@ def test_a_second_run_is_refused_usr1_requeues_and_damaged_checkpoints_are_passe
         r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, SLURM job 4711\); stop it first, or take another --workdir",
     )
     process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=100)
+    output = commands.finish(process, timeout=100)
     assert process.returncode == 0 and "SLURM job 4711 is back in the queue" in output, output
     assert asked() == ["requeue 4711"]
     [stopped] = re.findall(r"preempted at step (\d+)", output)
@@ -149,17 +149,10 @@ def on_a_small_disk(script, images, tmp_path, **more):
         *arguments(images, "disk/run", "--config.keep_checkpoints=9"),
     ]
     command = [str(word).replace("=configs/", f"={commands.ROOT}/configs/") for word in command]
-    done = subprocess.run(
-        [*alone, script, "sh", *command],
-        cwd=tmp_path,
-        env=commands.environment(**more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
-    return done.stdout
+    process = commands.Command(*alone, script, "sh", *command, cwd=tmp_path, env=commands.environment(**more))
+    output = commands.finish(process, timeout=300)
+    assert process.returncode == 0 and "Traceback" not in output, output
+    return output
 
 
 def test_a_full_disk_ends_the_run_with_one_sentence_and_loses_nothing(images, undisturbed, tmp_path):
@@ -207,7 +200,7 @@ def stopped_by(number, steps, images, workdir, devices=1, status=0):
     process = commands.start("train.py", *arguments(images, workdir, *asked), devices=devices)
     commands.wait_for(process, logged(workdir, steps))
     process.send_signal(number)
-    output, _ = process.communicate(timeout=100)
+    output = commands.finish(process, timeout=100)
     assert process.returncode == status and "preempted at step" in output, output
 
 
@@ -225,12 +218,12 @@ def test_two_processes_go_on_for_one_and_one_for_them(images, undisturbed, slurm
         process.send_signal(signal.SIGSTOP)
     others = both(images, workdir, commands.free_port())
     for process in others:
-        output, _ = process.communicate(timeout=100)
+        output = commands.finish(process, timeout=100)
         commands.assert_refused(process.returncode, output, rf"in use by another run \(process {processes[0].pid} on ")
     for process in processes:
         process.send_signal(signal.SIGCONT)
     processes[1].send_signal(signal.SIGUSR1)
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [commands.finish(process, timeout=100) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert all("preempted at step" in output for output in outputs) and asked() == ["requeue 4711"], outputs
     status, output = commands.run("train.py", *arguments(images, workdir))
