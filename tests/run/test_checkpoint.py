@@ -1,8 +1,5 @@
 """Checkpoints come back bit for bit, on other devices too, and are refused where they do not fit."""
 
-import pathlib
-
-import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +10,6 @@ from jax.sharding import PartitionSpec as P
 from small_states import State, assert_same, folders, like, make_state, saved_run, with_string_keys
 
 from barlow_jax.errors import UserError
-from barlow_jax.run import checkpoint
 from barlow_jax.run.checkpoint import Checkpoints, restore_params
 
 
@@ -136,10 +132,3 @@ def test_nothing_to_restore(tmp_path):
         checkpoints.save(1, {"weights": jnp.ones(3)})
     with pytest.raises(UserError, match=r"holds \['weights'\] and no params"):
         restore_params(tmp_path / "other")
-
-
-def test_only_this_module_imports_orbax():
-    others = [
-        p for p in (commands.ROOT / "barlow_jax").rglob("*.py") if p.name != pathlib.Path(checkpoint.__file__).name
-    ]
-    assert others and not any("import orbax" in p.read_text() or "from orbax" in p.read_text() for p in others)
