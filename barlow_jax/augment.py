@@ -11,12 +11,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from barlow_jax.errors import UserError
 from barlow_jax.ops import color as color_ops
 from barlow_jax.ops import image as image_ops
-
-Array = jax.Array
 
 # What is folded into an example's key for its boxes; 0 and 1 are for its views. So both may be given the same key.
 _BOXES = 2
@@ -142,7 +141,7 @@ def draw(key: Array, recipe: Recipe, view: Array | int) -> Draw:
         flip=flip < recipe.flip,
         angle=recipe.rotation * (2.0 * angle - 1.0),
         order=jnp.where(jitter < recipe.jitter, jnp.argsort(uniform[8:12]), color_ops.NOTHING),
-        factors=low + (high - low) * uniform[12:],
+        factors=jnp.asarray(low + (high - low) * uniform[12:]),
         grayscale=grayscale < recipe.grayscale,
         sigma=jnp.where(
             blur < jnp.array(recipe.blur)[view],
