@@ -198,3 +198,22 @@ def test_the_readme_names_what_exists():
         assert (commands.ROOT / (name[0] or name[1])).exists(), name
     for target in re.findall(r"^make ([\w-]+)", text, re.M):
         assert f"\n{target}:" in (commands.ROOT / "Makefile").read_text(), target
+
+
+def test_contributing_names_what_exists():
+    """Its listing is that of the package; the files are there, and in them the names that a table puts there."""
+    text = (commands.ROOT / "CONTRIBUTING.md").read_text()
+    listing = text[text.index("    barlow_jax/\n") : text.index("    tests/ ")].splitlines()[1:]
+    listed = {word for line in listing for word in re.split(r"  +", line.strip())[0].split()}
+    folder = commands.ROOT / "barlow_jax"
+    rooms = {f"{f.name}/" if f.is_dir() else f.name for f in folder.iterdir() if not f.name.startswith("__")}
+    assert listed == rooms
+    for name in re.findall(r"`([\w./-]+/[\w.-]*)`|\]\(([^)]+)\)", text):
+        path = name[0] or name[1]
+        assert (commands.ROOT / path).exists() or (folder / path).exists(), path
+    named = re.findall(r"`(\w+)` in `(barlow_jax/[\w/]+\.py)`", text)
+    assert len(named) >= 8
+    for name, file in named:
+        assert re.search(
+            rf"^(def {name}\(|class {name}\b|{name} = |{name}: )", (commands.ROOT / file).read_text(), re.M
+        )
