@@ -3,7 +3,7 @@
 The host hands over uint8 canvases and crop boxes; everything else happens here. `draw` draws the random numbers of one
 view of one example from the example's own key, `apply` makes the view from them, and `two_views` maps both over a
 batch. So the views of an example depend on its key, canvas and boxes alone: not on its place in the batch, nor on the
-number of devices. The operations, equal to Pillow's 8-bit arithmetic, are in image_ops.py and color_ops.py.
+number of devices. The operations, equal to Pillow's 8-bit arithmetic, are in ops/image.py and ops/color.py.
 """
 
 import dataclasses
