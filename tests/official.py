@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from barlow_jax import model, optim, pretrain, sharding
-from barlow_jax.weights import naming
+from barlow_jax.weights import naming, pickle_writer
 
 
 def load(state_dict, dtype):
@@ -22,6 +22,14 @@ def get(tree, name):
     for key in naming.path_of(name):
         tree = tree[key]
     return naming.to_torch(tree)
+
+
+def write_backbone(golden, path, arch="resnet18", wrap=lambda arrays: arrays, **replaced):
+    """A state_dict of a whole backbone, under the names of the listing: our mapping has no part in it."""
+    described = golden("state_dicts")[1][arch]["backbone"]
+    arrays = detw.state_dict([(name, shape) for name, shape, _ in described], 3) | replaced
+    pickle_writer.save(path, wrap({name: value for name, value in arrays.items() if value is not None}))
+    return arrays
 
 
 def official_model(listing, projector, seed, dtype, **rule):

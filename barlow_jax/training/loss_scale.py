@@ -7,11 +7,14 @@ rounding.
 """
 
 import jax.numpy as jnp
+from jax import Array
+
+LossScale = dict[str, Array]
 
 INITIAL, GROWTH_INTERVAL = 2.0**16, 2000
 
 
-def create():
+def create() -> LossScale:
     """The state at step 0: {"scale" float32, "good_steps" and "overflows" int32}."""
     return {
         "scale": jnp.array(INITIAL, jnp.float32),
@@ -20,7 +23,7 @@ def create():
     }
 
 
-def update(state, good, overflow):
+def update(state: LossScale, good: Array, overflow: Array) -> LossScale:
     """The state after a step.
 
     Args:
