@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax import augment, metrics, model, optim
+from barlow_jax import augment, metrics, model, optim, tree
 from barlow_jax.errors import UserError
 from barlow_jax.loss import barlow_twins_loss, cross_correlation
 from barlow_jax.sharding import by_example, example_keys, replicated
@@ -77,16 +76,10 @@ def going_on(state, params, batch_stats, momentum, step):
     """
     opt_state = optim.going_on(state.opt_state, momentum, step)
     new = state._replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state)
-    wanted, given = (
-        {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (state, new))
-    )
-    for name in wanted | given:
-        here, there = (np.shape(found[name]) if name in found else "absent" for found in (wanted, given))
-        if here != there:
-            raise UserError(
-                f"The weights do not fit this run: {name} is {there} there and {here} here; take its config."
-            )
+    wrong = tree.differences(state, new)
+    if wrong:
+        name, (here, there) = next(iter(wrong.items()))
+        raise UserError(f"The weights do not fit this run: {name} is {there} there and {here} here; take its config.")
     return jax.tree.map(lambda old, value: jnp.asarray(value, old.dtype), state, new)
 
 

@@ -22,7 +22,7 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax import augment, metrics, model
+from barlow_jax import augment, metrics, model, tree
 from barlow_jax.errors import UserError
 from barlow_jax.sharding import by_example, example_keys, put, replicated
 
@@ -271,14 +271,11 @@ def fingerprint(params, batch_stats):
 
 
 def _check_fit(fresh, given):
-    fresh, given = (
-        {jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf) for path, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (fresh, given))
-    )
-    for name in sorted(fresh.keys() | given.keys()):
-        here, there = fresh.get(name, "absent"), given.get(name, "absent")
-        if here != there:
-            raise UserError(
-                f"The checkpoint's backbone does not fit: {name} is {there} there and {here} here; check "
-                "config.image_size, or give a checkpoint of this architecture."
-            )
+    wrong = tree.differences(fresh, given)
+    if wrong:
+        name = min(wrong)
+        here, there = wrong[name]
+        raise UserError(
+            f"The checkpoint's backbone does not fit: {name} is {there} there and {here} here; check "
+            "config.image_size, or give a checkpoint of this architecture."
+        )
