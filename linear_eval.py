@@ -17,7 +17,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from barlow_jax import experiment, results, sharding
+from barlow_jax import experiment, results, sharding, views
 from barlow_jax.data import order
 from barlow_jax.evaluation import classify, linear_experiment
 from barlow_jax.results import protocols
@@ -107,13 +107,13 @@ def evaluate(config, origin, workdir, stop):
     train_step = classify.make_train_step(
         graphdef,
         tx,
-        classify.make_images(recipe, config.seed, mesh),
+        views.make_one_view(recipe, config.seed, mesh),
         weights=config.weights,
         mesh=mesh,
         images_per_epoch=len(source),
         schedules=schedules,
     )
-    eval_images = classify.make_eval_images(size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
+    eval_images = views.make_eval_views(size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
     eval_step = classify.make_eval_step(graphdef, eval_images, mesh=mesh)
 
     # Where were we?

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from barlow_jax import experiment, metrics, pretrain, sharding
+from barlow_jax import experiment, metrics, pretrain, sharding, views
 from barlow_jax.data import order
 from barlow_jax.evaluation import online
 from barlow_jax.run import launch, metric_writers, pictures
@@ -73,7 +73,7 @@ def train(config, workdir, stop, init=""):
     )
     state_sharding = sharding.of_state(state, mesh, split=config.shard_params)
     state = jax.device_put(state, state_sharding)
-    views_of = pretrain.make_views(recipe, config.seed, mesh, microbatches=config.microbatches)
+    views_of = views.make_views(recipe, config.seed, mesh, microbatches=config.microbatches)
     embed = microbatches.make_embed(config.microbatches, config.microbatch_statistics)
     give_up_after = experiment.give_up_after(config)
     train_step = pretrain.make_train_step(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from barlow_jax import experiment, metrics, optim, pretrain, sharding
+from barlow_jax import experiment, metrics, optim, pretrain, sharding, views
 from barlow_jax.data import open_source, order, sources
 from barlow_jax.errors import UserError
 from barlow_jax.planning import compiled, machines
@@ -238,7 +238,7 @@ def compile_step(config, images, machine):
     step = pretrain.make_train_step(
         graphdef,
         tx,
-        pretrain.make_views(
+        views.make_views(
             experiment.recipe(config, images.channels), config.seed, mesh, microbatches=config.microbatches
         ),
         lambd=config.lambd,

@@ -1,7 +1,7 @@
 """Pre-training: the state, its creation, and the train step. In use:
 
     graphdef, state = create_state(network, tx)
-    views_of = make_views(recipe, seed, mesh)            # augmentation, on the device
+    views_of = views.make_views(recipe, seed, mesh)      # augmentation, on the device
     train_step = make_train_step(graphdef, tx, views_of, lambd=0.0051, mesh=mesh)
     state, metrics = train_step(state, batch)            # batch: {"canvas", "boxes", "index", "label"}
 
@@ -12,18 +12,16 @@ The step is one jitted program over the whole mesh; the gradient is that of the 
     loss_scale    float16
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec as P
 
-from barlow_jax import augment, metrics, model, optim, tree
+from barlow_jax import metrics, model, optim, tree
 from barlow_jax.errors import UserError
 from barlow_jax.loss import barlow_twins_loss, cross_correlation
-from barlow_jax.sharding import by_example, example_keys, replicated
+from barlow_jax.sharding import by_example, replicated
 from barlow_jax.training import loss_scale, microbatches, nonfinite
 
 
@@ -83,31 +81,6 @@ def going_on(state, params, batch_stats, momentum, step):
     return jax.tree.map(lambda old, value: jnp.asarray(value, old.dtype), state, new)
 
 
-def make_views(recipe, seed, mesh, *, microbatches=1):
-    """(step, batch) -> the two views of every image, float32 [B, 2, S, S, C], normalised.
-
-    Each device works on its own examples inside a shard_map, because the partitioner would gather the batch for some
-    of the gathers in here; each example has a key of its own, so that the views are the same on any number of devices.
-    With micro-batches a device makes one after the other, in the memory of one.
-    """
-
-    def local(*examples):
-        rows = len(examples[0])
-        parts = [x.reshape(microbatches, rows // microbatches, *x.shape[1:]) for x in examples]
-        views = jax.lax.map(lambda part: augment.two_views(*part, recipe), tuple(parts))
-        return views.reshape(rows, *views.shape[2:])
-
-    if microbatches == 1:
-        local = functools.partial(augment.two_views, recipe=recipe)
-
-    def views(step, batch):
-        keys = example_keys(seed, step, batch["canvas"].shape[0])
-        split = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P("data"), P("data")), out_specs=P("data"))
-        return split(keys, batch["canvas"], batch["boxes"])
-
-    return views
-
-
 def make_train_step(
     graphdef,
     tx,
@@ -129,7 +102,7 @@ def make_train_step(
     Args:
       graphdef: of the network, from `create_state`.
       tx: its optimiser.
-      views_of: (step, batch) -> [B, 2, S, S, C], traced into the step; `make_views` gives one.
+      views_of: (step, batch) -> [B, 2, S, S, C], traced into the step; `views.make_views` gives one.
       lambd, form: of the loss.
       batch_size: what the cross-correlation is divided by; None for the rows of each batch. As in the official code
         it is the nominal size where an epoch ends with a smaller batch, which is a program of its own to compile.

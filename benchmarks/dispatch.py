@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from barlow_jax import experiment, pretrain, sharding
+from barlow_jax import experiment, pretrain, sharding, views
 from configs import demo
 
 STEPS = flags.DEFINE_integer("steps", 200, "Calls to measure.")
@@ -55,7 +55,7 @@ def tiny_step(mesh):
     network = experiment.network(config, 3)
     graphdef, state = pretrain.create_state(network, tx, num_classes=10, probe_tx=probe_tx)
     state = jax.device_put(state, sharding.replicated(mesh))
-    views_of = pretrain.make_views(experiment.recipe(config, 3), config.seed, mesh)
+    views_of = views.make_views(experiment.recipe(config, 3), config.seed, mesh)
     step = pretrain.make_train_step(
         graphdef, tx, views_of, lambd=config.lambd, mesh=mesh, batch_size=8, schedules=schedules, probe_tx=probe_tx
     )

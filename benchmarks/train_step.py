@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, model, optim, pretrain, sharding
+from barlow_jax import augment, model, optim, pretrain, sharding, views
 
 LAMBD = 0.0051
 
@@ -83,7 +83,7 @@ def make_step(chosen):
     step = pretrain.make_train_step(
         graphdef,
         tx,
-        pretrain.make_views(recipe, 0, mesh),
+        views.make_views(recipe, 0, mesh),
         lambd=LAMBD,
         mesh=mesh,
         batch_size=chosen.batch_size,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from barlow_jax import experiment, pretrain, sharding
+from barlow_jax import experiment, pretrain, sharding, views
 from configs import barlow_twins
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images in a step.")
@@ -72,7 +72,7 @@ def main(_):
     recipe = experiment.recipe(config, 3)
 
     def views_of(recipe):
-        return pretrain.make_views(recipe, config.seed, mesh)
+        return views.make_views(recipe, config.seed, mesh)
 
     def views_cost(recipe):
         return cost(jax.jit(views_of(recipe)), jax.ShapeDtypeStruct((), jnp.int32), images)

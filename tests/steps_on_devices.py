@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, model, optim, pretrain, sharding
+from barlow_jax import augment, model, optim, pretrain, sharding, views
 from barlow_jax.run import cluster
 from barlow_jax.training import microbatches, nonfinite
 
@@ -32,7 +32,7 @@ def main(file, split=False):
     state = state._replace(params=wide[0], batch_stats=wide[1], opt_state=tx.init(wide[0]))
     state_sharding = sharding.of_state(state, mesh, split=split)
     state = jax.device_put(state, state_sharding)
-    views_of = pretrain.make_views(augment.Recipe(size=16), 0, mesh, microbatches=2)
+    views_of = views.make_views(augment.Recipe(size=16), 0, mesh, microbatches=2)
     step = pretrain.make_train_step(
         graphdef, tx, views_of, lambd=0.01, mesh=mesh, embed=microbatches.make_embed(2), state_sharding=state_sharding
     )
@@ -43,14 +43,14 @@ def main(file, split=False):
         boxes = np.concatenate([rng.uniform(0, 6, (ROWS, 2, 2)), rng.uniform(8, 18, (ROWS, 2, 2))], -1)
         batch = {"canvas": canvas, "boxes": boxes.astype(np.float32), "label": np.full(ROWS, -1, np.int32)}
         batch = sharding.put({name: x[mine] for name, x in batch.items()}, mesh)
-        views = jax.jit(views_of)(state.step, batch)
+        shown = jax.jit(views_of)(state.step, batch)
         state, report = step(state, batch)
         losses.append(float(report["loss"]))
     nonfinite.check_all(state, 1, lambda: None)
-    state, views = jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((state, views)))
+    state, shown = jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((state, shown)))
     if jax.process_index() == 0:
         leaves = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))
-        np.savez(file, *leaves, views=views, losses=losses)
+        np.savez(file, *leaves, views=shown, losses=losses)
 
 
 if __name__ == "__main__":

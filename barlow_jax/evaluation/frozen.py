@@ -24,10 +24,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from barlow_jax import experiment, results, sharding
+from barlow_jax import experiment, results, sharding, views
 from barlow_jax.data import Arrays, eval_steps, order
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import classify, features, linear_experiment, subject
+from barlow_jax.evaluation import features, linear_experiment, subject
 from barlow_jax.run import cluster, launch, metric_writers
 from barlow_jax.run.checkpoint import FOLDER as CHECKPOINTS
 from barlow_jax.weights import as_run
@@ -278,7 +278,7 @@ def _augmented(judged, source, draw):
     config, mesh = judged.config, judged.mesh
     recipe = linear_experiment.recipe(config, ConfigDict(judged.origin.config))
     graphdef, (params, batch_stats) = _backbone(judged, config.image_size)
-    images_of = classify.make_images(recipe, config.seed, mesh)
+    images_of = views.make_one_view(recipe, config.seed, mesh)
     step = features.make_view_feature_step(graphdef, images_of, mesh=mesh)
     epoch = order.steps_per_epoch(len(source), config.batch_size, "wrap")
     batches = experiment.train_batches(

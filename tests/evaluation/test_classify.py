@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from barlow_jax import augment, metrics, model, sharding
+from barlow_jax import augment, metrics, model, sharding, views
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify
 from barlow_jax.networks import resnet
@@ -304,11 +304,11 @@ def test_one_step_is_sgd_in_the_right_mode():
 def test_training_images_are_the_box_and_its_mirror_image():
     """Half of them mirrored, and nothing else done to them."""
     batch, mesh = batch_of(), sharding.make_mesh(jax.devices()[:2])
-    images = np.asarray(jax.jit(classify.make_images(RECIPE, 0, mesh))(0, sharding.put(batch, mesh)))
+    images = np.asarray(jax.jit(views.make_one_view(RECIPE, 0, mesh))(0, sharding.put(batch, mesh)))
     extent = np.tile(np.array([9, 10], np.int32), (16, 1))
     box = np.tile(np.array([0, 0, 9, 10], np.float32), (16, 1, 1))
     alone = batch["canvas"][:, 2:11, 1:11]  # what lies outside the box must not be seen
-    central = jax.jit(classify.make_eval_images(size=8, mean=RECIPE.mean, std=RECIPE.std, mesh=mesh))
+    central = jax.jit(views.make_eval_views(size=8, mean=RECIPE.mean, std=RECIPE.std, mesh=mesh))
     plain = np.asarray(central(sharding.put({"canvas": alone, "boxes": box, "extent": extent}, mesh)))
     as_is = np.abs(images - plain).max((1, 2, 3)) < 0.02  # of grey levels rounded or not, in units of 255 / 4
     mirrored = np.abs(images - plain[:, :, ::-1]).max((1, 2, 3)) < 0.02
