@@ -69,7 +69,6 @@ def evaluate(config, origin, workdir, stop):
     config = linear_experiment.filled_in(config, pretrained)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     # Data.
     source, val_source, num_classes = linear_experiment.sources(config, origin.channels)
@@ -137,7 +136,6 @@ def evaluate(config, origin, workdir, stop):
         source,
         start_step,
         mesh,
-        process,
         last="wrap",
         crop_scale=tuple(config.crop_scale),
         crop_ratio=tuple(config.crop_ratio),
@@ -162,7 +160,7 @@ def evaluate(config, origin, workdir, stop):
                 jax.block_until_ready(state)  # steps on their way belong to training's time
                 with progress.paused():
                     val_batches = metric_writers.watched(
-                        experiment.eval_batches(config, val_source, mesh, process),
+                        experiment.eval_batches(config, val_source, mesh),
                         order.eval_steps(len(val_source), sharding.round_up(config.eval.batch_size, mesh)),
                         f"validation on {val_source.name}",
                         shown=jax.process_index() == 0,

@@ -51,7 +51,6 @@ def train(config, workdir, stop, init=""):
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     experiment.check_microbatches(config, mesh)
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     # Data.
     source, val_source = experiment.sources(config)
@@ -92,7 +91,7 @@ def train(config, workdir, stop, init=""):
         state_sharding=state_sharding,
     )
     inspect = pretrain.make_inspect_step(graphdef, views_of, mesh=mesh, embed=embed)
-    evaluate = online.make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
+    evaluate = online.make_evaluation(config, graphdef, source, val_source, recipe, mesh)
 
     # Where were we?
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="knn")
@@ -117,7 +116,6 @@ def train(config, workdir, stop, init=""):
         source,
         start_step,
         mesh,
-        process,
         last=config.data.last,
         reference_world_size=config.reference_world_size,
         crop_scale=tuple(config.views.crop_scale),

@@ -1,14 +1,13 @@
 """From the fields of a config to arguments: the one place where they are checked and derived numbers are made."""
 
-import itertools
 import logging
 import operator
 
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import augment, loss, model, optim, sharding
-from barlow_jax.data import open_source, order, pipeline
+from barlow_jax import augment, feed, loss, model, optim
+from barlow_jax.data import open_source, order
 from barlow_jax.data.sources import NEED_PATH, Arrays
 from barlow_jax.errors import UserError
 from barlow_jax.training import microbatches
@@ -140,40 +139,13 @@ def sources(config):
         return open_source(data.kind, data.path, split, **options, **more)
 
     listed = {"listed": data.file_list} if data.file_list else {}
-    train = _resident(config, opened(data.train, **listed))
+    train = opened(data.train, **listed)
+    train = feed.resident(train, data.resident_bytes, **_reading(config, train))
     if not data.val:
         return train, None
     # Both splits of a folder must number their classes alike.
     names = {"class_names": train.class_names} if data.kind == "folder" and train.class_names else {}
     return train, opened(data.val, **names)
-
-
-def _resident(config, source):
-    """The training source as Arrays if it is small enough to live on the devices, else the source as it is."""
-    arrays = pipeline.in_memory(
-        source,
-        max_bytes=config.data.resident_bytes,
-        canvas=canvas(config, source),
-        threads=config.data.threads or None,
-        max_bad_fraction=config.data.max_bad_fraction,
-    )
-    if arrays is None:
-        return source
-    height, width = arrays.images.shape[1:3]
-    log.info(
-        "%s lives on the devices: %d images of at most %d x %d pixels, %.1f MB",
-        source.name,
-        len(source),
-        height,
-        width,
-        arrays.images.nbytes / 1e6,
-    )
-    return arrays
-
-
-def fits_on_devices(config, source):
-    """Whether a source is small enough to live on the devices."""
-    return isinstance(source, Arrays) and source.images.nbytes <= config.data.resident_bytes
 
 
 def check_microbatches(config, mesh):
@@ -203,73 +175,43 @@ def canvas(config, source):
     return max(source.images.shape[1:3]) if isinstance(source, Arrays) else config.data.canvas
 
 
-def train_batches(
-    config, source, start_step, mesh, process, *, last, reference_world_size=1, crop_scale, crop_ratio, views=2
-):
-    """Training batches on the devices, from `start_step` on, without end.
-
-    Args:
-      config: of pre-training or evaluation; both have seed, batch_size and data.
-      process: {"process_index", "process_count"}.
-      last, reference_world_size: how an epoch ends, see `order.steps_per_epoch` and `order.last_batch_size`.
-      crop_scale, crop_ratio, views: of the random boxes, and how many an image gets.
-    """
-    if fits_on_devices(config, source):
-        resident = sharding.ResidentSet(
-            source.images,
-            source.labels,
-            mesh,
-            seed=config.seed,
-            scale=crop_scale,
-            ratio=crop_ratio,
-            views=views,
-            sizes=source.sizes,
-        )
-        for step in itertools.count(start_step):
-            _, index = order.batch_indices(
-                len(source),
-                config.batch_size,
-                config.seed,
-                step,
-                last,
-                reference_world_size=reference_world_size,
-                **process,
-            )
-            yield resident.batch(index, step)
-    batches = pipeline.train_batches(
+def train_batches(config, source, start_step, mesh, *, last, reference_world_size=1, crop_scale, crop_ratio, views=2):
+    """`feed.train_batches` with the fields that pre-training and evaluation share: seed, batch_size, data."""
+    return feed.train_batches(
         source,
+        start_step,
+        mesh,
         batch_size=config.batch_size,
         seed=config.seed,
-        canvas=canvas(config, source),
-        scale=crop_scale,
-        ratio=crop_ratio,
-        views=views,
-        start_step=start_step,
         last=last,
         reference_world_size=reference_world_size,
-        threads=config.data.threads or None,
-        max_bad_fraction=config.data.max_bad_fraction,
-        **process,
+        crop_scale=crop_scale,
+        crop_ratio=crop_ratio,
+        views=views,
+        resident_bytes=config.data.resident_bytes,
+        **_reading(config, source),
     )
-    try:
-        yield from sharding.prefetch(batches, mesh)
-    finally:
-        batches.close()
 
 
-def eval_batches(config, source, mesh, process, *, fit="crop"):
-    """One pass over a source on the host, every image once, as config.eval says; fit: see `data.eval_batches`."""
-    return pipeline.eval_batches(
+def eval_batches(config, source, mesh, *, fit="crop"):
+    """`feed.eval_batches` as config.eval says; fit: see `pipeline.eval_batches`."""
+    return feed.eval_batches(
         source,
-        batch_size=sharding.round_up(config.eval.batch_size, mesh),
-        canvas=canvas(config, source),
+        mesh,
+        batch_size=config.eval.batch_size,
         resize_short=config.eval.resize,
         crop=config.eval.crop,
         fit=fit,
-        threads=config.data.threads or None,
-        max_bad_fraction=config.data.max_bad_fraction,
-        **process,
+        **_reading(config, source),
     )
+
+
+def _reading(config, source):
+    return {
+        "canvas": canvas(config, source),
+        "threads": config.data.threads or None,
+        "max_bad_fraction": config.data.max_bad_fraction,
+    }
 
 
 def recipe(config, channels):

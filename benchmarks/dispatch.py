@@ -8,7 +8,7 @@ this. Printed: the whole call, and what it is made of, each measured by itself:
 
     flatten        the state's tree to its leaves and back, which every jitted call does
     jit of as many arguments that computes nothing: JAX's own price for so many arrays in and out, donated as here
-    batch          getting the next batch onto the device (sharding.put), beside the step
+    batch          getting the next batch onto the device (feed.put), beside the step
 """
 
 import logging
@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from barlow_jax import experiment, pretrain, sharding, views
+from barlow_jax import experiment, feed, pretrain, sharding, views
 from configs import demo
 
 STEPS = flags.DEFINE_integer("steps", 200, "Calls to measure.")
@@ -72,7 +72,7 @@ def main(_):
     logging.getLogger("jax").setLevel(logging.WARNING)
     mesh = sharding.make_mesh(jax.devices()[:1])
     step, state, rows = tiny_step(mesh)
-    batch = sharding.put(rows, mesh)
+    batch = feed.put(rows, mesh)
     held = {"state": state, "leaves": None, "put": None}
 
     def train():
@@ -100,7 +100,7 @@ def main(_):
     parts.append((f"jit of {len(leaves)} arrays that adds 1", host_milliseconds(empty, wait, STEPS.value)))
 
     def put():
-        held["put"] = sharding.put(rows, mesh)
+        held["put"] = feed.put(rows, mesh)
 
     parts.append(("batch", host_milliseconds(put, wait, STEPS.value)))
 

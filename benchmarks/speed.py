@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from barlow_jax import augment, experiment, pretrain, sharding, views
+from barlow_jax import augment, experiment, feed, pretrain, sharding, views
 from configs import cifar10, demo
 
 
@@ -62,7 +62,7 @@ def batch_of(size, canvas, batch_size):
 def time_views(name, recipe, canvas, batch_size):
     mesh = sharding.make_mesh()
     views_of = jax.jit(views.make_views(recipe, 0, mesh))
-    batch = sharding.put(batch_of(recipe.size, canvas, batch_size), mesh)
+    batch = feed.put(batch_of(recipe.size, canvas, batch_size), mesh)
     row(name, *measure(lambda: jax.block_until_ready(views_of(jnp.int32(0), batch))), images=batch_size)
 
 
@@ -72,7 +72,7 @@ def time_step(name, config):
     graphdef, state = pretrain.create_state(experiment.network(config, 3), tx)
     views_of = views.make_views(experiment.recipe(config, 3), 0, mesh)
     step = pretrain.make_train_step(graphdef, tx, views_of, lambd=config.lambd, mesh=mesh)
-    batch = sharding.put(batch_of(config.image_size, config.image_size, config.batch_size), mesh)
+    batch = feed.put(batch_of(config.image_size, config.image_size, config.batch_size), mesh)
     holder = [jax.device_put(state, sharding.replicated(mesh))]
 
     def once():

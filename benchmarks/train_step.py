@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, model, optim, pretrain, sharding, views
+from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
 
 LAMBD = 0.0051
 
@@ -89,7 +89,7 @@ def make_step(chosen):
         batch_size=chosen.batch_size,
     )
     state = jax.device_put(state, sharding.replicated(mesh))
-    batch = sharding.put(random_batch(chosen), mesh)
+    batch = feed.put(random_batch(chosen), mesh)
     flops = count_flops(jax.make_jaxpr(step)(state, batch).jaxpr)
     holder = [state]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import model, optim, pretrain, sharding
+from barlow_jax import feed, model, optim, pretrain, sharding
 from barlow_jax.weights import naming
 
 
@@ -52,7 +52,7 @@ def run(network, params, batch_stats, tx, views, *, lambd, devices=1, split=Fals
     losses, norms = [], []
     for batch in views:
         label = np.full(len(batch), -1, np.int32)
-        state, report = step(state, sharding.put({"views": batch, "label": label}, mesh))
+        state, report = step(state, feed.put({"views": batch, "label": label}, mesh))
         losses.append(float(report["loss"]))
         norms.append(float(report["grad_norm"]))
     return np.array(losses), np.array(norms), state

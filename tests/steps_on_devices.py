@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, model, optim, pretrain, sharding, views
+from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
 from barlow_jax.run import cluster
 from barlow_jax.training import microbatches, nonfinite
 
@@ -42,7 +42,7 @@ def main(file, split=False):
         canvas = rng.integers(0, 255, (ROWS, 24, 24, 3), np.uint8)
         boxes = np.concatenate([rng.uniform(0, 6, (ROWS, 2, 2)), rng.uniform(8, 18, (ROWS, 2, 2))], -1)
         batch = {"canvas": canvas, "boxes": boxes.astype(np.float32), "label": np.full(ROWS, -1, np.int32)}
-        batch = sharding.put({name: x[mine] for name, x in batch.items()}, mesh)
+        batch = feed.put({name: x[mine] for name, x in batch.items()}, mesh)
         shown = jax.jit(views_of)(state.step, batch)
         state, report = step(state, batch)
         losses.append(float(report["loss"]))

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from barlow_jax import augment, model, optim, pretrain, sharding, views
+from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
 from barlow_jax.errors import UserError
 from barlow_jax.run.checkpoint import Checkpoints
 from barlow_jax.training import microbatches
@@ -98,7 +98,7 @@ def test_probe_learns_and_leaves_the_network_alone():
         )
         state = jax.device_put(state, sharding.replicated(mesh))
         for _ in range(30):
-            state, report = step(state, sharding.put({"views": views, "label": label}, mesh))
+            state, report = step(state, feed.put({"views": views, "label": label}, mesh))
         return state, report
 
     with_probe, report = train(label, num_classes=4, probe_tx=probe_tx)

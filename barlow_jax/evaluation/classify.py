@@ -24,7 +24,8 @@ from flax import nnx
 
 from barlow_jax import metrics, model, tree
 from barlow_jax.errors import UserError
-from barlow_jax.sharding import by_example, put, replicated
+from barlow_jax.feed import put
+from barlow_jax.sharding import by_example, replicated
 
 WEIGHTS = ("freeze", "finetune")
 

@@ -53,7 +53,6 @@ class Judged(NamedTuple):
     origin: subject.Origin
     workdir: pathlib.Path
     mesh: jax.sharding.Mesh
-    process: dict  # process_index, process_count
 
 
 def define_flags(config):
@@ -108,8 +107,7 @@ def open_run(given, fields, check):
             f"config.eval.crop is {config.eval.crop}, and the convnet of {found.path} is for images of {trained_on} "
             f"pixels; take --config.eval.crop={trained_on}."
         )
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return Judged(config, found, workdir, sharding.make_mesh(), process)
+    return Judged(config, found, workdir, sharding.make_mesh())
 
 
 def run_folder(checkpoint):
@@ -264,7 +262,7 @@ def _central(judged, source, fit):
     step = features.make_feature_step(
         graphdef, size=config.eval.crop, mean=tuple(views["mean"]), std=tuple(views["std"]), mesh=mesh
     )
-    batches = experiment.eval_batches(config, source, mesh, judged.process, fit=fit)
+    batches = experiment.eval_batches(config, source, mesh, fit=fit)
     total = eval_steps(len(source), sharding.round_up(config.eval.batch_size, mesh))
     try:
         shown = tracked(batches, total, f"features of {source.name}")
@@ -286,7 +284,6 @@ def _augmented(judged, source, draw):
         source,
         draw * epoch,
         mesh,
-        judged.process,
         last="wrap",
         crop_scale=tuple(config.crop_scale),
         crop_ratio=tuple(config.crop_ratio),

@@ -8,7 +8,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.evaluation import features
 
 
-def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process):
+def make_evaluation(config, graphdef, source, val_source, recipe, mesh):
     """state -> scores: kNN and the online probe on the validation images, effective rank of their features.
 
     Unlabelled images, on either side, count for the effective rank only. Without labels, or without validation images,
@@ -25,7 +25,7 @@ def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
         )
 
     def extract(state, source):
-        batches = experiment.eval_batches(config, source, mesh, process)
+        batches = experiment.eval_batches(config, source, mesh)
         return features.extract(step, state.params, state.batch_stats, batches, mesh)[:2]
 
     def known(features, labels):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from barlow_jax import model, optim, pretrain, sharding
+from barlow_jax import feed, model, optim, pretrain, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.training import loss_scale, nonfinite
 
@@ -46,7 +46,7 @@ def compiled(give_up_after, dtype=jnp.float32, factor=1.0):
         reports = []
         for views in batches:
             batch = {"views": views, "label": np.arange(16, dtype=np.int32) % 3}
-            state, report = step(state, sharding.put(batch, mesh))
+            state, report = step(state, feed.put(batch, mesh))
             reports.append(jax.device_get(report))
         return state, reports
 

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 from saved_runs import a_config, save_run
 
-from barlow_jax import export, model, optim, pretrain, sharding
+from barlow_jax import export, feed, model, optim, pretrain, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import subject
 from barlow_jax.weights import as_run, files, naming, pickle_reader, pickle_writer
@@ -307,7 +307,7 @@ def test_ten_official_steps_through_two_checkpoints(golden, x64, tmp_path):
         state = jax.device_put(jax.tree.map(jnp.array, state), sharding.replicated(mesh))  # a copy: it is donated
         for batch in views[first : first + 5]:
             batch = {"views": batch, "label": np.full(len(batch), -1, np.int32)}
-            state, report = step(state, sharding.put(batch, mesh))
+            state, report = step(state, feed.put(batch, mesh))
             losses.append(float(report["loss"]))
         momentum = state.opt_state[1][1].trace
         reached = files.Weights("pretraining", state.params, state.batch_stats, momentum, first + 5, first + 5)

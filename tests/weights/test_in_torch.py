@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from barlow_jax import export, model, optim, pretrain, sharding
+from barlow_jax import export, feed, model, optim, pretrain, sharding
 from barlow_jax.weights import as_run, files, pickle_writer
 from configs import barlow_twins
 
@@ -223,7 +223,7 @@ def test_a_run_goes_on_here_and_there_again(tmp_path):
         step = pretrain.make_train_step(graphdef, tx, lambda _, batch: batch["views"], lambd=LAMBD, mesh=mesh)
         state = jax.device_put(state, sharding.replicated(mesh))
         for k in range(3, 8):
-            batch = sharding.put({"views": views_of(k), "label": np.full(BATCH, -1, np.int32)}, mesh)
+            batch = feed.put({"views": views_of(k), "label": np.full(BATCH, -1, np.int32)}, mesh)
             state, report = step(state, batch)
             losses.append(float(report["loss"]))
         momentum = state.opt_state[1][1].trace
