@@ -147,14 +147,14 @@ def evaluate(config, origin, workdir, stop):
             with progress.waiting():
                 batch = next(batches)
 
-            state, report = train_step(state, batch)
+            state, metrics = train_step(state, batch)
 
             done = step + 1
             epoch, last = done // steps_per_epoch, done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
             progress.step(config.batch_size)
             if step == 0 or last or launch.due(done, config.log_every_steps):
-                writer.scalars(done, launch.checked(report, done, checkpoints) | progress.rates())
+                writer.scalars(done, launch.checked(metrics, done, checkpoints) | progress.rates())
             fresh = {}
             if last or launch.due(done, config.eval.every_epochs * steps_per_epoch):
                 jax.block_until_ready(state)  # steps on their way belong to training's time
@@ -170,7 +170,7 @@ def evaluate(config, origin, workdir, stop):
                 writer.scalars(done, {"epoch": epoch, **fresh})
                 log.info("epoch %d: top-1 %.2f %%, top-5 %.2f %%", epoch, 100 * fresh["top1"], 100 * fresh["top5"])
             if last or stopping or launch.due(done, config.checkpoint_every_epochs * steps_per_epoch):
-                launch.checked(report, done, checkpoints)
+                launch.checked(metrics, done, checkpoints)
                 checkpoints.save(done, state, meta | {"results": scores}, fresh)
             if stopping and not last:
                 checkpoints.wait()

@@ -1,12 +1,14 @@
 """From the fields of a config to arguments: the one place where they are checked and derived numbers are made."""
 
+import functools
 import logging
 import operator
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import augment, feed, loss, model, optim
+from barlow_jax import augment, feed, loss, model, optim, pretrain, sharding, views
 from barlow_jax.data import open_source, order
 from barlow_jax.data.sources import NEED_PATH, Arrays
 from barlow_jax.errors import UserError
@@ -29,6 +31,7 @@ FREE_FIELDS = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "wandb",
+    "profile_steps",
     "remat",
     "shard_params",
     "on_nonfinite",
@@ -54,11 +57,6 @@ def check(config):
             "max_skipped": 1,
         },
     )
-    if config.epochs <= config.warmup_epochs:
-        raise UserError(
-            f"config.epochs is {config.epochs}, no more than config.warmup_epochs ({config.warmup_epochs}); "
-            "the run would end inside its warm-up: train longer or set config.warmup_epochs lower."
-        )
     check_one_of(
         config,
         {
@@ -72,6 +70,18 @@ def check(config):
             "microbatch_statistics": microbatches.STATISTICS,
         },
     )
+    if config.epochs <= config.warmup_epochs:
+        raise UserError(
+            f"config.epochs is {config.epochs}, no more than config.warmup_epochs ({config.warmup_epochs}); "
+            "the run would end inside its warm-up: train longer or set config.warmup_epochs lower."
+        )
+    _check_network(config)
+    _check_sizes(config)
+    _check_profile(config)
+    check_data(config.data)
+
+
+def _check_network(config):
     if config.remat == "blocks" and config.arch in model.OF_ONE_SIZE:
         raise UserError(
             f"config.remat is 'blocks', and config.arch {config.arch!r} has no residual blocks; take 'none'."
@@ -83,6 +93,9 @@ def check(config):
             f"config.arch 'convnet' is for images up to 64 pixels, and config.image_size is "
             f"{config.image_size}; take a resnet."
         )
+
+
+def _check_sizes(config):
     if config.views.crop_scale[1] > 1 and not config.views.rotation:
         raise UserError(
             f"config.views.crop_scale is {tuple(config.views.crop_scale)}; crops larger than the image need "
@@ -93,7 +106,14 @@ def check(config):
             f"config.eval.crop is {config.eval.crop} and config.eval.resize {config.eval.resize}; the crop is cut out "
             "of the resized image, so it must not be larger."
         )
-    check_data(config.data)
+
+
+def _check_profile(config):
+    steps = tuple(config.profile_steps)
+    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        raise UserError(
+            f"config.profile_steps is {steps}; it is the first and the last step to profile, such as (11, 13), or ()."
+        )
 
 
 def check_data(data):
@@ -216,16 +236,16 @@ def _reading(config, source):
 
 def recipe(config, channels):
     """The two views as an augment.Recipe."""
-    views = dict(config.views)
-    del views["crop_scale"], views["crop_ratio"]  # of the boxes
-    if channels != len(views["mean"]):
+    fields = dict(config.views)
+    del fields["crop_scale"], fields["crop_ratio"]  # of the boxes
+    if channels != len(fields["mean"]):
         raise UserError(
-            f"The images have {channels} channels and config.views.mean {len(views['mean'])} values; "
+            f"The images have {channels} channels and config.views.mean {len(fields['mean'])} values; "
             "give config.views.mean and config.views.std one value for each channel."
         )
     if channels != 3:
         log.info("images of %d channels: saturation, hue and grayscale are for 3 and are left out", channels)
-    return augment.Recipe(size=config.image_size, **views)
+    return augment.Recipe(size=config.image_size, **fields)
 
 
 def backbone(config, channels, *, remat=False):
@@ -251,9 +271,47 @@ def network(config, channels):
     )
 
 
-def give_up_after(config):
-    """How many steps in a row may not be finite, see `nonfinite`."""
-    return config.max_skipped if config.on_nonfinite == "skip" else 1
+def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=False):
+    """All that the train step is made of, and the state at step 0: of train.py, of plans and of benchmarks.
+
+    Args:
+      channels, num_classes: of the training images; None for unlabelled ones, which have no online probe.
+      abstract: whether nothing is computed: the state is then one of `jax.ShapeDtypeStruct`.
+    Returns:
+      pretrain.Method; TrainState, not yet on the mesh: `method.state_sharding` says how it lies there.
+    """
+    tx, schedules = optimizer(config, steps_per_epoch)
+    probe_tx = probe_optimizer(config, steps_per_epoch) if num_classes else None
+    structure = []
+
+    def create():
+        graphdef, state = pretrain.create_state(
+            network(config, channels),
+            tx,
+            num_classes=num_classes,
+            probe_tx=probe_tx,
+            scaled=config.precision == "float16",
+        )
+        structure.append(graphdef)
+        return state
+
+    state = jax.eval_shape(create) if abstract else create()
+    parts = pretrain.Method(
+        graphdef=structure[0],
+        tx=tx,
+        views_of=views.make_views(recipe(config, channels), config.seed, mesh, microbatches=config.microbatches),
+        loss=functools.partial(
+            loss.barlow_twins_loss, lambd=config.lambd, form=config.loss_form, batch_size=config.batch_size
+        ),
+        mesh=mesh,
+        forward=microbatches.make_forward(config.microbatches, config.microbatch_statistics),
+        scale_loss=config.scale_loss,
+        probe_tx=probe_tx,
+        schedules=schedules,
+        give_up_after=config.max_skipped if config.on_nonfinite == "skip" else 1,
+        state_sharding=sharding.of_state(state, mesh, split=config.shard_params),
+    )
+    return parts, state
 
 
 def optimizer(config, steps_per_epoch):

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from barlow_jax import experiment, feed, pretrain, sharding, views
+from barlow_jax import experiment, feed, pretrain, sharding
 from configs import demo
 
 STEPS = flags.DEFINE_integer("steps", 200, "Calls to measure.")
@@ -50,22 +50,15 @@ def tiny_step(mesh):
     """The jitted train step of a tiny network, its state and a batch on the device."""
     config = demo.get_config().unlock()
     config.projector, config.batch_size, config.image_size = (8, 8), 8, 12
-    tx, schedules = experiment.optimizer(config, 100)
-    probe_tx = experiment.probe_optimizer(config, 100)
-    network = experiment.network(config, 3)
-    graphdef, state = pretrain.create_state(network, tx, num_classes=10, probe_tx=probe_tx)
-    state = jax.device_put(state, sharding.replicated(mesh))
-    views_of = views.make_views(experiment.recipe(config, 3), config.seed, mesh)
-    step = pretrain.make_train_step(
-        graphdef, tx, views_of, lambd=config.lambd, mesh=mesh, batch_size=8, schedules=schedules, probe_tx=probe_tx
-    )
+    method, state = experiment.method(config, channels=3, num_classes=10, steps_per_epoch=100, mesh=mesh)
+    state = jax.device_put(state, method.state_sharding)
     batch = {
         "canvas": np.zeros((8, 12, 12, 3), np.uint8),
         "boxes": np.tile(np.array([0, 0, 12, 12], np.float32), (8, 2, 1)),
         "index": np.arange(8, dtype=np.int32),
         "label": np.zeros(8, np.int32),
     }
-    return step, state, batch
+    return pretrain.make_train_step(method), state, batch
 
 
 def main(_):
@@ -76,7 +69,7 @@ def main(_):
     held = {"state": state, "leaves": None, "put": None}
 
     def train():
-        held["state"], held["report"] = step(held["state"], batch)
+        held["state"], held["metrics"] = step(held["state"], batch)
 
     def wait():
         jax.block_until_ready((held["state"], held["leaves"], held["put"]))

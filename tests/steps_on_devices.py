@@ -6,6 +6,7 @@ Views, parameters, running statistics, losses and the momentum. Started as one p
 `cluster.join`, as several; process 0 writes. `split` divides the state over the devices.
 """
 
+import functools
 import sys
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
+from barlow_jax.loss import barlow_twins_loss
 from barlow_jax.run import cluster
 from barlow_jax.training import microbatches, nonfinite
 
@@ -33,9 +35,10 @@ def main(file, split=False):
     state_sharding = sharding.of_state(state, mesh, split=split)
     state = jax.device_put(state, state_sharding)
     views_of = views.make_views(augment.Recipe(size=16), 0, mesh, microbatches=2)
-    step = pretrain.make_train_step(
-        graphdef, tx, views_of, lambd=0.01, mesh=mesh, embed=microbatches.make_embed(2), state_sharding=state_sharding
-    )
+    loss = functools.partial(barlow_twins_loss, lambd=0.01)
+    forward = microbatches.make_forward(2)
+    method = pretrain.Method(graphdef, tx, views_of, loss, mesh, forward=forward, state_sharding=state_sharding)
+    step = pretrain.make_train_step(method)
     rng, losses = np.random.default_rng(0), []
     mine = slice(*(ROWS * (jax.process_index() + k) // jax.process_count() for k in (0, 1)))
     for _ in range(3):
@@ -44,8 +47,8 @@ def main(file, split=False):
         batch = {"canvas": canvas, "boxes": boxes.astype(np.float32), "label": np.full(ROWS, -1, np.int32)}
         batch = feed.put({name: x[mine] for name, x in batch.items()}, mesh)
         shown = jax.jit(views_of)(state.step, batch)
-        state, report = step(state, batch)
-        losses.append(float(report["loss"]))
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
     nonfinite.check_all(state, 1, lambda: None)
     state, shown = jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((state, shown)))
     if jax.process_index() == 0:

@@ -172,7 +172,8 @@ def test_the_frozen_backbone_is_the_checkpoint_bit_for_bit(pretrained, undisturb
 DRIVER = """
 import os, signal, sys
 import linear_eval
-from barlow_jax import classify, launch
+from barlow_jax.evaluation import classify
+from barlow_jax.run import launch
 
 number, last, evaluation = getattr(signal, sys.argv.pop(1)), int(sys.argv.pop(1)), int(sys.argv.pop(1))
 make_train_step, made = classify.make_train_step, []

@@ -1,5 +1,6 @@
 """The train step against the official model, optimiser and DDP, and against itself on several devices."""
 
+import functools
 import re
 
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 
 from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
 from barlow_jax.errors import UserError
+from barlow_jax.loss import barlow_twins_loss
 from barlow_jax.run.checkpoint import Checkpoints
 from barlow_jax.training import microbatches
 
@@ -93,20 +95,18 @@ def test_probe_learns_and_leaves_the_network_alone():
 
     def train(label, **probe):
         graphdef, state = pretrain.create_state(small_network(), tx, **probe)
-        step = pretrain.make_train_step(
-            graphdef, tx, lambda s, batch: batch["views"], lambd=0.005, mesh=mesh, probe_tx=probe.get("probe_tx")
-        )
+        step = official.step_on_views(graphdef, tx, mesh, lambd=0.005, probe_tx=probe.get("probe_tx"))
         state = jax.device_put(state, sharding.replicated(mesh))
         for _ in range(30):
-            state, report = step(state, feed.put({"views": views, "label": label}, mesh))
-        return state, report
+            state, metrics = step(state, feed.put({"views": views, "label": label}, mesh))
+        return state, metrics
 
-    with_probe, report = train(label, num_classes=4, probe_tx=probe_tx)
+    with_probe, metrics = train(label, num_classes=4, probe_tx=probe_tx)
     without, _ = train(label)
-    assert report["probe_accuracy"] > 0.9
+    assert metrics["probe_accuracy"] > 0.9
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), with_probe.params, without.params)
-    unlabelled, report = train(np.full(32, -1, np.int32), num_classes=4, probe_tx=probe_tx)
-    assert report["probe_loss"] == 0 and not np.any(unlabelled.probe["params"]["kernel"])
+    unlabelled, metrics = train(np.full(32, -1, np.int32), num_classes=4, probe_tx=probe_tx)
+    assert metrics["probe_loss"] == 0 and not np.any(unlabelled.probe["params"]["kernel"])
 
 
 class Pixels(nnx.Module):
@@ -153,7 +153,7 @@ def test_a_smaller_batch_is_divided_by_the_nominal_size(x64, form, devices):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, want)
 
 
-def test_scale_loss_scales_the_gradient_and_not_the_report():
+def test_scale_loss_scales_the_gradient_and_not_the_metric():
     rng = np.random.default_rng(0)
     views = [rng.normal(size=(16, 2, 16, 16, 3)).astype(np.float32)]
     tx = optim.make_optimizer("sgd", 0.0, 0.0)
@@ -209,8 +209,9 @@ def test_nothing_large_travels_between_eight_devices():
     batch = {name: jax.ShapeDtypeStruct(*of) for name, of in batch.items()}
     for n in (1, 4):
         views_of = views.make_views(augment.Recipe(size=16), 0, mesh, microbatches=n)
-        embed = microbatches.make_embed(n)
-        step = pretrain.make_train_step(graphdef, tx, views_of, lambd=0.01, mesh=mesh, embed=embed)
+        loss = functools.partial(barlow_twins_loss, lambd=0.01)
+        method = pretrain.Method(graphdef, tx, views_of, loss, mesh, forward=microbatches.make_forward(n))
+        step = pretrain.make_train_step(method)
         text = step.lower(state, batch).compile().as_text()
         reduced, gathered = collectives(text, "all-reduce"), collectives(text, "all-gather")
         assert {(48, width), (width, 48)} & {*reduced}  # a gradient: the pattern finds what is there

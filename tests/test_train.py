@@ -274,8 +274,7 @@ def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
 
     def scores(label, *sides):
         source, val_source = (Arrays(images[rows], label[rows]) for rows in sides)
-        recipe = experiment.recipe(config, 3)
-        return online.make_evaluation(config, graphdef, source, val_source, recipe, mesh)(state)
+        return online.make_evaluation(config, graphdef, source, val_source, mesh)(state)
 
     partly, without = scores(np.where(known, label, -1), *sides), scores(label, *(side & known for side in sides))
     assert (partly["knn"], partly["probe"]) == (without["knn"], without["probe"])

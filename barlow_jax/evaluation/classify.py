@@ -22,9 +22,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from barlow_jax import metrics, model, tree
+from barlow_jax import model, tree
 from barlow_jax.errors import UserError
 from barlow_jax.feed import put
+from barlow_jax.metrics import topk_accuracy
 from barlow_jax.sharding import by_example, replicated
 
 WEIGHTS = ("freeze", "finetune")
@@ -130,7 +131,7 @@ def make_train_step(graphdef, tx, images_of, *, weights, mesh, images_per_epoch=
       weights: "freeze" or "finetune".
       images_per_epoch: n where the last batch of an epoch is filled up beyond the n-th image: those rows do not count,
         as if the batch were smaller. None: every row counts.
-      schedules: {name: schedule}, learning rates to report.
+      schedules: {name: schedule}, learning rates to show.
     Returns:
       (state, batch) -> (state, metrics); metrics are scalars on the device: loss, train_top1, grad_norm.
     """
@@ -143,7 +144,7 @@ def make_train_step(graphdef, tx, images_of, *, weights, mesh, images_per_epoch=
             logits, batch_stats = network(images, train=False), state.batch_stats
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label, 0))
         loss = jnp.where(counted, cross_entropy, 0).sum() / counted.sum()
-        hits = metrics.topk_accuracy(logits, label, ks=(1,), mask=counted)
+        hits = topk_accuracy(logits, label, ks=(1,), mask=counted)
         return loss, (batch_stats, {"loss": loss, "train_top1": hits["top1"] / hits["count"]})
 
     def train_step(state, batch):
@@ -151,12 +152,12 @@ def make_train_step(graphdef, tx, images_of, *, weights, mesh, images_per_epoch=
         counted = jnp.arange(len(label)) < rows_that_count(state.step, len(label), images_per_epoch)
         images = images_of(state.step, batch)
         gradient = jax.grad(objective, has_aux=True)
-        grads, (batch_stats, report) = gradient(moving, state, images, counted, label)
-        report["grad_norm"] = optax.tree.norm(grads)
-        report |= {name: jnp.asarray(rate(state.step)) for name, rate in (schedules or {}).items()}
+        grads, (batch_stats, metrics) = gradient(moving, state, images, counted, label)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics |= {name: jnp.asarray(rate(state.step)) for name, rate in (schedules or {}).items()}
         updates, opt_state = tx.update(grads, state.opt_state, moving)
         params = state.params | optax.apply_updates(moving, updates)
-        return State(state.step + 1, params, batch_stats, opt_state), report
+        return State(state.step + 1, params, batch_stats, opt_state), metrics
 
     return jax.jit(
         train_step,
@@ -187,7 +188,7 @@ def make_eval_step(graphdef, images_of, *, mesh):
         label, counted = batch["label"], batch["mask"]
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label, 0))
         loss = jnp.where(counted, cross_entropy, 0).sum()
-        return {"loss": loss} | metrics.topk_accuracy(logits, label, ks=(1, 5), mask=counted)
+        return {"loss": loss} | topk_accuracy(logits, label, ks=(1, 5), mask=counted)
 
     whole = replicated(mesh)
     return jax.jit(eval_step, in_shardings=(whole, whole, by_example(mesh)), out_shardings=whole)

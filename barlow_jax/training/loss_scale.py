@@ -6,6 +6,7 @@ skipped and the scale halved; after 2000 good steps in a row it is doubled. A sc
 rounding.
 """
 
+import jax
 import jax.numpy as jnp
 
 INITIAL, GROWTH_INTERVAL = 2.0**16, 2000
@@ -18,6 +19,13 @@ def create():
         "good_steps": jnp.zeros([], jnp.int32),
         "overflows": jnp.zeros([], jnp.int32),
     }
+
+
+def through(pull_back, dz, state):
+    """pull_back(dz), the gradient of the parameters, by way of numbers `scale` times as large; state {}: as it is."""
+    if not state:
+        return pull_back(dz)
+    return jax.tree.map(lambda g: g / state["scale"], pull_back(dz * state["scale"]))
 
 
 def update(state, good, overflow):
@@ -34,3 +42,8 @@ def update(state, good, overflow):
         "good_steps": jnp.where(overflow | grown, 0, good_steps),
         "overflows": state["overflows"] + overflow,
     }
+
+
+def shown(state):
+    """What to show of the state, {name: scalar}."""
+    return {"loss_scale": state["scale"], "overflows": state["overflows"]} if state else {}

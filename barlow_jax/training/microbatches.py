@@ -9,7 +9,7 @@ the whole batch, for one more forward pass.
 What is left is BatchNorm. Either each micro-batch has statistics of its own ("micro", as each of N GPUs has without
 SyncBatchNorm), or all share those of the batch ("batch"), which cost many passes, see `shared_statistics`.
 
-All functions below are *embeddings of a batch*:
+The functions below that do so, `whole`, `own_statistics` and `shared_statistics`, are one to the train step:
 
     (graphdef, params, batch_stats, views [B, V, H, W, C]) -> features [B, V, F], z [B, V, D], batch_stats, pull_back
 
@@ -26,8 +26,8 @@ from barlow_jax import model
 STATISTICS = ("micro", "batch")
 
 
-def make_embed(microbatches=1, statistics="micro"):
-    """The embedding for so many micro-batches."""
+def make_forward(microbatches=1, statistics="micro"):
+    """The network there and back, for so many micro-batches."""
     if microbatches == 1:
         return whole
     return functools.partial({"micro": own_statistics, "batch": shared_statistics}[statistics], microbatches)
