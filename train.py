@@ -85,8 +85,9 @@ def train(config, workdir, stop, init=""):
     start_step = int(state.step)
     meta["init"] = saved.get("init", init)
 
-    resumed = {"resume_step": start_step or None, "config": config.to_dict()}
-    writer = metric_writers.create(workdir, jax.process_index(), wandb=config.wandb, **resumed)
+    writer = metric_writers.create(
+        workdir, jax.process_index(), wandb=config.wandb, resume_step=start_step or None, config=config.to_dict()
+    )
     progress = metric_writers.Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
     batches = experiment.train_batches(
         config,

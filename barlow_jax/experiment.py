@@ -195,21 +195,20 @@ def canvas(config, source):
     return max(source.images.shape[1:3]) if isinstance(source, Arrays) else config.data.canvas
 
 
-def train_batches(config, source, start_step, mesh, *, last, reference_world_size=1, crop_scale, crop_ratio, views=2):
-    """`feed.train_batches` with the fields that pre-training and evaluation share: seed, batch_size, data."""
+def train_batches(config, source, start_step, mesh, **options):
+    """`feed.train_batches` with the fields that pre-training and evaluation share (seed, batch_size, data) filled in.
+
+    options: how an epoch ends and of the boxes: last, reference_world_size, crop_scale, crop_ratio, views.
+    """
     return feed.train_batches(
         source,
         start_step,
         mesh,
         batch_size=config.batch_size,
         seed=config.seed,
-        last=last,
-        reference_world_size=reference_world_size,
-        crop_scale=crop_scale,
-        crop_ratio=crop_ratio,
-        views=views,
         resident_bytes=config.data.resident_bytes,
         **_reading(config, source),
+        **options,
     )
 
 
@@ -280,6 +279,7 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
     Returns:
       pretrain.Method; TrainState, not yet on the mesh: `method.state_sharding` says how it lies there.
     """
+    views_of = views.make_views(recipe(config, channels), config.seed, mesh, microbatches=config.microbatches)
     tx, schedules = optimizer(config, steps_per_epoch)
     probe_tx = probe_optimizer(config, steps_per_epoch) if num_classes else None
     structure = []
@@ -299,7 +299,7 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
     parts = pretrain.Method(
         graphdef=structure[0],
         tx=tx,
-        views_of=views.make_views(recipe(config, channels), config.seed, mesh, microbatches=config.microbatches),
+        views_of=views_of,
         loss=functools.partial(
             loss.barlow_twins_loss, lambd=config.lambd, form=config.loss_form, batch_size=config.batch_size
         ),

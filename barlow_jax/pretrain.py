@@ -147,17 +147,21 @@ def train_step(method, state, batch):
     Returns:
       The state after the step, and its metrics, scalars on the device.
     """
+    # Two views of every image, their features and embeddings.
     views = method.views_of(state.step, batch)
     features, z, batch_stats, pull_back = method.forward(method.graphdef, state.params, state.batch_stats, views)
 
+    # The loss couples all images of the batch, and sees them through z alone: its gradient there, and from there back.
     gradient = jax.grad(functools.partial(objective, method), (0, 1), has_aux=True)
     (dz, dhead), metrics = gradient(z, state.probe.get("params"), features, batch["label"])
     grads = loss_scale.through(pull_back, dz, state.loss_scale)
+
     squares = jax.tree.map(lambda g: jnp.square(g).sum(), grads)
     batch_stats, squares = whole((batch_stats, squares), method.mesh)
     metrics["grad_norm"] = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
     metrics |= {name: jnp.asarray(rate(state.step)) for name, rate in method.schedules.items()}
 
+    # The optimiser's update, which becomes the state if all that led to it is finite.
     new = update(method, state, grads, dhead)._replace(batch_stats=batch_stats)
     state = accept(state, new, nonfinite.find(batch_stats, z, metrics["loss"], squares), method.give_up_after)
     metrics["skipped"] = state.health["skipped"]
