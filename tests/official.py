@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import model, optim, pretrain, sharding
+from barlow_jax import feed, model, optim, pretrain, sharding
+from barlow_jax.loss import barlow_twins_loss
 from barlow_jax.weights import naming, pickle_writer
 
 
@@ -46,23 +47,30 @@ def two_views(seed, batch_size, noise, dtype):
     return np.stack([y.transpose(0, 2, 3, 1) for y in views], 1).astype(dtype)
 
 
-def run(network, params, batch_stats, tx, views, *, lambd, devices=1, split=False, **options):
-    """Trains on a list of view batches; returns losses, the last state."""
+def step_on_views(graphdef, tx, mesh, *, lambd, of_loss=None, **options):
+    """The train step for batches that hold their views; options: of the loss, and of `pretrain.Method`."""
+    loss = functools.partial(barlow_twins_loss, lambd=lambd, **(of_loss or {}))
+    return pretrain.make_train_step(
+        pretrain.Method(graphdef, tx, lambda _, batch: batch["views"], loss, mesh, **options)
+    )
+
+
+def run(network, params, batch_stats, tx, views, *, lambd, devices=1, split=False, scale_loss=1.0, **of_loss):
+    """Trains on a list of view batches; returns losses, gradient norms, the last state."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     graphdef, state = pretrain.create_state(network, tx)
     params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))  # copies: the step donates its state
     state = state._replace(params=params, batch_stats=batch_stats, opt_state=tx.init(params))
     shardings = sharding.of_state(state, mesh, split=split)
     state = jax.device_put(state, shardings)
-    step = pretrain.make_train_step(
-        graphdef, tx, lambda _, batch: batch["views"], lambd=lambd, mesh=mesh, state_sharding=shardings, **options
-    )
+    options = {"scale_loss": scale_loss, "state_sharding": shardings}
+    step = step_on_views(graphdef, tx, mesh, lambd=lambd, of_loss=of_loss, **options)
     losses, norms = [], []
     for batch in views:
         label = np.full(len(batch), -1, np.int32)
-        state, report = step(state, sharding.put({"views": batch, "label": label}, mesh))
-        losses.append(float(report["loss"]))
-        norms.append(float(report["grad_norm"]))
+        state, metrics = step(state, feed.put({"views": batch, "label": label}, mesh))
+        losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["grad_norm"]))
     return np.array(losses), np.array(norms), state
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from train_runs import arguments
 
 from barlow_jax import experiment, optim, pretrain, sharding
-from barlow_jax.data import Arrays, order
+from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import online
 from configs import cifar10
@@ -36,23 +36,6 @@ def test_one_and_eight_devices_have_the_same_losses(tmp_path):
         losses.append([line["loss"] for line in commands.lines(workdir)][:11])
     assert len(set(losses[0])) == 11  # it moves
     np.testing.assert_allclose(*losses, rtol=1e-5)
-
-
-@pytest.mark.parametrize("resident_bytes", [0, 2**30])
-def test_keep_serves_arrays_from_the_host_and_from_the_devices(resident_bytes):
-    config = ConfigDict(
-        {"seed": 3, "batch_size": 16, "data": {"resident_bytes": resident_bytes, "threads": 1, "max_bad_fraction": 0.0}}
-    )
-    source = Arrays(np.random.default_rng(0).integers(0, 255, (21, 9, 9, 3), np.uint8))
-    options = {"last": "keep", "reference_world_size": 8}
-    batches = experiment.train_batches(
-        config, source, 1, sharding.make_mesh(), {}, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0), **options
-    )
-    for step, rows in ((1, 8), (2, 16), (3, 8)):
-        batch = next(batches)
-        assert np.array_equal(batch["index"], order.batch_indices(21, 16, 3, step, **options)[1])
-        assert {key: len(value) for key, value in batch.items()} == dict.fromkeys(batch, rows)
-    batches.close()
 
 
 @pytest.mark.parametrize(
@@ -89,8 +72,7 @@ def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
 
     def scores(label, *sides):
         source, val_source = (Arrays(images[rows], label[rows]) for rows in sides)
-        recipe = experiment.recipe(config, 3)
-        return online.make_evaluation(config, graphdef, source, val_source, recipe, mesh, {})(state)
+        return online.make_evaluation(config, graphdef, source, val_source, mesh)(state)
 
     partly, without = scores(np.where(known, label, -1), *sides), scores(label, *(side & known for side in sides))
     assert (partly["knn"], partly["probe"]) == (without["knn"], without["probe"])

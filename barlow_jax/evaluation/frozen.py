@@ -22,10 +22,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, results, sharding
+from barlow_jax import experiment, results, sharding, views
 from barlow_jax.data import eval_steps, order
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import classify, features, linear_experiment, subject
+from barlow_jax.evaluation import features, linear_experiment, subject
 from barlow_jax.run import cluster, progress
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER as CHECKPOINTS
@@ -43,7 +43,6 @@ class Judged(NamedTuple):
     subject: subject.Subject
     workdir: pathlib.Path
     mesh: jax.sharding.Mesh
-    process: dict  # process_index, process_count
 
 
 def define_flags(flag, config):
@@ -90,9 +89,8 @@ def opened(wanted, default, fields, check):
             f"config.eval.crop is {config.eval.crop}, and the convnet of {found.path} is for images of {trained_on} "
             f"pixels; take --config.eval.crop={trained_on}."
         )
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     with workdirs.opened(str(folder), given.to_dict()) as folder:
-        yield Judged(config, found, folder, sharding.make_mesh(), process)
+        yield Judged(config, found, folder, sharding.make_mesh())
 
 
 def run_folder(checkpoint):
@@ -239,7 +237,7 @@ def _central(judged, source, fit):
     step = features.make_feature_step(
         graphdef, size=config.eval.crop, mean=tuple(views["mean"]), std=tuple(views["std"]), mesh=mesh
     )
-    batches = experiment.eval_batches(config, source, mesh, judged.process, fit=fit)
+    batches = experiment.eval_batches(config, source, mesh, fit=fit)
     total = eval_steps(len(source), sharding.round_up(config.eval.batch_size, mesh))
     try:
         shown = tracked(batches, total, f"features of {source.name}")
@@ -253,7 +251,7 @@ def _augmented(judged, source, draw):
     config, mesh = judged.config, judged.mesh
     recipe = linear_experiment.recipe(config, ConfigDict(judged.subject.config))
     graphdef, (params, batch_stats) = _backbone(judged, config.image_size)
-    images_of = classify.make_images(recipe, config.seed, mesh)
+    images_of = views.make_one_view(recipe, config.seed, mesh)
     step = features.make_view_feature_step(graphdef, images_of, mesh=mesh)
     epoch = order.steps_per_epoch(len(source), config.batch_size, "wrap")
     batches = experiment.train_batches(
@@ -261,7 +259,6 @@ def _augmented(judged, source, draw):
         source,
         draw * epoch,
         mesh,
-        judged.process,
         last="wrap",
         crop_scale=tuple(config.crop_scale),
         crop_ratio=tuple(config.crop_ratio),

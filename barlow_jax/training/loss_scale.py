@@ -6,6 +6,10 @@ skipped and the scale halved; after 2000 good steps in a row it is doubled. A sc
 rounding.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -23,6 +27,13 @@ def create() -> LossScale:
     }
 
 
+def through(pull_back: Callable[[Array], Any], dz: Array, state: LossScale) -> Any:
+    """pull_back(dz), the gradient of the parameters, by way of numbers `scale` times as large; state {}: as it is."""
+    if not state:
+        return pull_back(dz)
+    return jax.tree.map(lambda g: g / state["scale"], pull_back(dz * state["scale"]))
+
+
 def update(state: LossScale, good: Array, overflow: Array) -> LossScale:
     """The state after a step.
 
@@ -37,3 +48,8 @@ def update(state: LossScale, good: Array, overflow: Array) -> LossScale:
         "good_steps": jnp.where(overflow | grown, 0, good_steps),
         "overflows": state["overflows"] + overflow,
     }
+
+
+def shown(state):
+    """What to show of the state, {name: scalar}."""
+    return {"loss_scale": state["scale"], "overflows": state["overflows"]} if state else {}

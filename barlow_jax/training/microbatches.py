@@ -9,7 +9,7 @@ the whole batch, for one more forward pass.
 What is left is BatchNorm. Either each micro-batch has statistics of its own ("micro", as each of N GPUs has without
 SyncBatchNorm), or all share those of the batch ("batch"), which cost many passes, see `shared_statistics`.
 
-All functions below are *embeddings of a batch*:
+The functions below that do so, `whole`, `own_statistics` and `shared_statistics`, are one to the train step:
 
     (graphdef, params, batch_stats, views [B, V, H, W, C]) -> features [B, V, F], z [B, V, D], batch_stats, pull_back
 
@@ -33,8 +33,8 @@ STATISTICS = ("micro", "batch")
 Embedded = tuple[Array, Array, Tree, Callable[[Array], Tree]]
 
 
-def make_embed(microbatches: int = 1, statistics: str = "micro") -> Callable[..., Embedded]:
-    """The embedding for so many micro-batches."""
+def make_forward(microbatches: int = 1, statistics: str = "micro") -> Callable[..., Embedded]:
+    """The network there and back, for so many micro-batches."""
     if microbatches == 1:
         return whole
     return functools.partial({"micro": own_statistics, "batch": shared_statistics}[statistics], microbatches)

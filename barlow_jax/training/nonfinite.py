@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from barlow_jax.errors import UserError
+from barlow_jax.tree import named
 
 Tree = Any  # arrays by name, nested
 Record = dict[str, Array]
@@ -129,12 +130,12 @@ def in_order(tree: Tree) -> list[tuple[str, Any]]:
     Trees forget it: names are sorted, and "10" comes before "2". Here a convolution or linear layer comes before the
     norm of its number, stages after both, the backbone before the projector and `bn` last.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
-    # "norms.1" is one place, as "bn1" is; "layer1.0" is a place inside a place.
-    return sorted(
-        named, key=lambda item: [_place(name) for name in re.sub(r"(?<=[a-z])\.(?=\d)", "", item[0]).split(".")]
-    )
+
+    def places(item):
+        # "norms.1" is one place, as "bn1" is; "layer1.0" is a place inside a place.
+        return [_place(name) for name in re.sub(r"(?<=[a-z])\.(?=\d)", "", item[0]).split(".")]
+
+    return sorted(named(tree).items(), key=places)
 
 
 def _place(name):

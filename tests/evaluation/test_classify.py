@@ -9,7 +9,7 @@ import optax
 import pytest
 from small_classifiers import head, moved_backbone, small_classifier
 
-from barlow_jax import augment, model, sharding
+from barlow_jax import augment, feed, model, sharding, views
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify
 
@@ -52,7 +52,7 @@ def train(weights, rates, *, devices=2, steps=1, weight_decay=1e-6, images_per_e
     )
     losses = []
     for _ in range(steps):
-        state, report = step(state, sharding.put(batch_of(), mesh))
+        state, report = step(state, feed.put(batch_of(), mesh))
         losses.append(float(report["loss"]))
     return graphdef, state, losses
 
@@ -115,12 +115,12 @@ def test_one_step_is_sgd_in_the_right_mode():
 def test_training_images_are_the_box_and_its_mirror_image():
     """Half of them mirrored, and nothing else done to them."""
     batch, mesh = batch_of(), sharding.make_mesh(jax.devices()[:2])
-    images = np.asarray(jax.jit(classify.make_images(RECIPE, 0, mesh))(0, sharding.put(batch, mesh)))
+    images = np.asarray(jax.jit(views.make_one_view(RECIPE, 0, mesh))(0, feed.put(batch, mesh)))
     extent = np.tile(np.array([9, 10], np.int32), (16, 1))
     box = np.tile(np.array([0, 0, 9, 10], np.float32), (16, 1, 1))
     alone = batch["canvas"][:, 2:11, 1:11]  # what lies outside the box must not be seen
-    central = jax.jit(classify.make_eval_images(size=8, mean=RECIPE.mean, std=RECIPE.std, mesh=mesh))
-    plain = np.asarray(central(sharding.put({"canvas": alone, "boxes": box, "extent": extent}, mesh)))
+    central = jax.jit(views.make_eval_views(size=8, mean=RECIPE.mean, std=RECIPE.std, mesh=mesh))
+    plain = np.asarray(central(feed.put({"canvas": alone, "boxes": box, "extent": extent}, mesh)))
     as_is = np.abs(images - plain).max((1, 2, 3)) < 0.02  # of grey levels rounded or not, in units of 255 / 4
     mirrored = np.abs(images - plain[:, :, ::-1]).max((1, 2, 3)) < 0.02
     assert np.all(as_is ^ mirrored) and 3 < mirrored.sum() < 13
@@ -161,16 +161,3 @@ def test_errors_name_the_remedy():
     params["dense"]["kernel"] = params["dense"]["kernel"][:-1]
     with pytest.raises(UserError, match=r"dense.kernel is \(191, 16\) there and \(192, 16\) here; check config"):
         classify.create_state(small_classifier, tx, backbone=(params, batch_stats), weights="freeze")
-
-
-def test_the_box_of_one_view_is_the_first_of_two_on_the_devices():
-    mesh = sharding.make_mesh(jax.devices()[:2])
-    images = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 3)).astype(np.uint8)
-    one, two = (
-        sharding.ResidentSet(images, None, mesh, seed=1, scale=(0.08, 1.0), ratio=(0.75, 1.33), views=views).batch(
-            np.arange(4), step=5
-        )
-        for views in (1, 2)
-    )
-    assert one["boxes"].shape == (4, 1, 4)
-    np.testing.assert_array_equal(one["boxes"][:, 0], two["boxes"][:, 0])

@@ -7,7 +7,7 @@ import optax
 import pytest
 from small_classifiers import head
 
-from barlow_jax import metrics, sharding
+from barlow_jax import feed, metrics, sharding
 from barlow_jax.evaluation import classify
 
 TOLERANCE = {jnp.float64: 1e-9, jnp.float32: 1e-5}
@@ -41,7 +41,7 @@ def official_run(golden, name, dtype, *, filled_up=False, devices=1):
     for _ in range(run["epochs"]):
         for start in range(0, n, size):
             rows = np.arange(start, start + size) % n if filled_up else slice(start, start + size)
-            state, report = step(state, sharding.put({"features": features[rows], "label": labels[rows]}, mesh))
+            state, report = step(state, feed.put({"features": features[rows], "label": labels[rows]}, mesh))
             got["losses"].append(float(report["loss"]))
         got["rates"].append(float(report["rate"]))
         got["weight"].append(np.asarray(state.params["fc"]["kernel"]).T)
@@ -145,7 +145,7 @@ def test_steps_and_nesterov_in_float64(x64, nesterov):
         for first in range(0, n, size):
             rows = np.arange(first, first + size) % n
             rates.append(float(rate(state.step)))
-            state, _ = step(state, sharding.put({"features": features[rows], "label": labels[rows]}, mesh))
+            state, _ = step(state, feed.put({"features": features[rows], "label": labels[rows]}, mesh))
         fc = jax.device_get(state.params["fc"])
         got.append(np.r_[fc["kernel"], fc["bias"][None]])
     np.testing.assert_allclose(np.stack(got), want, rtol=1e-9, atol=1e-12)

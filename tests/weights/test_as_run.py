@@ -11,7 +11,7 @@ from flax import nnx
 from official import write_backbone
 from saved_runs import a_config, save_run
 
-from barlow_jax import export, model, optim, pretrain, sharding
+from barlow_jax import export, feed, model, optim, pretrain, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.weights import as_run, files, pickle_writer
 from configs import barlow_twins
@@ -55,7 +55,7 @@ def test_ten_official_steps_through_two_checkpoints(golden, x64, tmp_path):
     mesh = sharding.make_mesh(jax.devices()[:1])
     graphdef, fresh = pretrain.create_state(network, tx)
     fresh = jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype.kind == "f" else a, fresh)
-    step = pretrain.make_train_step(graphdef, tx, lambda _, batch: batch["views"], lambd=config["lambd"], mesh=mesh)
+    step = official.step_on_views(graphdef, tx, mesh, lambd=config["lambd"])
     losses = []
     for first in (0, 5):
         state = as_run.begin(tmp_path / f"{first}.pth", fresh, minitrain_config(described), 3, 1)
@@ -63,8 +63,8 @@ def test_ten_official_steps_through_two_checkpoints(golden, x64, tmp_path):
         state = jax.device_put(jax.tree.map(jnp.array, state), sharding.replicated(mesh))  # a copy: it is donated
         for batch in views[first : first + 5]:
             batch = {"views": batch, "label": np.full(len(batch), -1, np.int32)}
-            state, report = step(state, sharding.put(batch, mesh))
-            losses.append(float(report["loss"]))
+            state, metrics = step(state, feed.put(batch, mesh))
+            losses.append(float(metrics["loss"]))
         momentum = state.opt_state[1][1].trace
         reached = files.Weights("pretraining", state.params, state.batch_stats, momentum, first + 5, first + 5)
         files.save(tmp_path / f"{first + 5}.pth", "official", reached)
