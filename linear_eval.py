@@ -26,7 +26,7 @@ from barlow_jax.results import protocols
 from barlow_jax.run import launch, metric_writers
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
-from barlow_jax.run.progress import Progress, due, watched
+from barlow_jax.run.progress import Progress, due, tracked
 from barlow_jax.run.signals import StopSignals
 
 log = logging.getLogger("linear_eval")
@@ -171,11 +171,10 @@ def evaluate(config, subject, workdir, stop):
             if last or due(done, config.eval.every_epochs * steps_per_epoch):
                 jax.block_until_ready(state)  # steps on their way belong to training's time
                 with progress.paused():
-                    val_batches = watched(
+                    val_batches = tracked(
                         experiment.eval_batches(config, val_source, mesh),
                         order.eval_steps(len(val_source), sharding.round_up(config.eval.batch_size, mesh)),
                         f"validation on {val_source.name}",
-                        shown=jax.process_index() == 0,
                     )
                     fresh = classify.evaluate(eval_step, state, val_batches, mesh)
                 scores = with_scores(scores, fresh, epoch)
