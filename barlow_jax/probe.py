@@ -70,10 +70,7 @@ def evaluate(judged):
     queries, targets = frozen.known(feature_cache.features_of(judged, val))
     if not len(queries):
         raise UserError(f"No image of {val.name} has a label; name another split with --config.data.val.")
-    passes = [frozen.known(feature_cache.features_of(judged, train, draw=k)) for k in range(1, config.passes + 1)]
-    if any(not np.array_equal(given, labels) for _, given in passes):
-        raise UserError(f"Some images of {train.name} cannot be read; repair or delete them, or set config.passes=0.")
-    passes = [features for features, _ in passes] or [central]
+    passes = augmented(judged, train, labels) or [central]
 
     grid = list(itertools.product(config.learning_rates, config.weight_decays))
     outcomes = []
@@ -121,6 +118,15 @@ def evaluate(judged):
     )
     images = f"{len(labels)} images of {train.name}, {len(targets)} of {val.name}"
     return [line], table(judged, outcomes, line, images)
+
+
+def augmented(judged, train, labels):
+    """The features of config.passes augmented passes over the training images, a list of float32 [n, F]."""
+    draws = range(1, judged.config.passes + 1)
+    passes = [frozen.known(feature_cache.features_of(judged, train, draw=draw)) for draw in draws]
+    if any(not np.array_equal(given, labels) for _, given in passes):
+        raise UserError(f"Some images of {train.name} cannot be read; repair or delete them, or set config.passes=0.")
+    return [features for features, _ in passes]
 
 
 def check(config):
