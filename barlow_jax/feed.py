@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from barlow_jax import augment
-from barlow_jax.data import Arrays, order, pipeline
+from barlow_jax.data import order, pipeline
 from barlow_jax.sharding import by_example, example_keys, replicated, round_up
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class ResidentSet:
 
 def fits_on_devices(source, max_bytes):
     """Whether a source is small enough to live on the devices."""
-    return isinstance(source, Arrays) and source.images.nbytes <= max_bytes
+    return source.images is not None and source.images.nbytes <= max_bytes
 
 
 def resident(source, max_bytes, *, canvas, threads=None, max_bad_fraction=0.01):
