@@ -10,25 +10,32 @@ Each process reads its own rows of a batch and no others.
 import collections
 import itertools
 import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.sharding import Mesh
 
 from barlow_jax import augment
-from barlow_jax.data import order, pipeline
+from barlow_jax.data import Source, order, pipeline
 from barlow_jax.sharding import by_example, example_keys, replicated, round_up
 
 log = logging.getLogger(__name__)
 
+HostBatch = Mapping[str, np.ndarray]
+Batch = dict[str, Array]
 
-def put(batch, mesh):
+
+def put(batch: HostBatch, mesh: Mesh) -> Batch:
     """This process's rows (a dict of numpy arrays) as global arrays split by example."""
     sharding = by_example(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def prefetch(batches, mesh, ahead=2):
+def prefetch(batches: Iterable[HostBatch], mesh: Mesh, ahead: int = 2) -> Iterator[Batch]:
     """Host batches -> device batches, `ahead` of them on their way while the devices compute."""
     queue = collections.deque()
     for batch in batches:
@@ -71,12 +78,14 @@ class ResidentSet:
         return self._gather(self._held, index, np.int32(step))
 
 
-def fits_on_devices(source, max_bytes):
+def fits_on_devices(source: Source, max_bytes: int) -> bool:
     """Whether a source is small enough to live on the devices."""
     return source.images is not None and source.images.nbytes <= max_bytes
 
 
-def resident(source, max_bytes, *, canvas, threads=None, max_bad_fraction=0.01):
+def resident(
+    source: Source, max_bytes: int, *, canvas: int, threads: int | None = None, max_bad_fraction: float = 0.01
+) -> Source:
     """The source as Arrays if it is small enough to live on the devices, else the source as it is.
 
     Args:
@@ -102,22 +111,22 @@ def resident(source, max_bytes, *, canvas, threads=None, max_bad_fraction=0.01):
 
 
 def train_batches(
-    source,
-    start_step,
-    mesh,
+    source: Source,
+    start_step: int,
+    mesh: Mesh,
     *,
-    batch_size,
-    seed,
-    last,
-    reference_world_size=1,
-    crop_scale,
-    crop_ratio,
-    views=2,
-    canvas,
-    resident_bytes=0,
-    threads=None,
-    max_bad_fraction=0.01,
-):
+    batch_size: int,
+    seed: int,
+    last: str,
+    reference_world_size: int = 1,
+    crop_scale: tuple[float, float],
+    crop_ratio: tuple[float, float],
+    views: int = 2,
+    canvas: int,
+    resident_bytes: int = 0,
+    threads: int | None = None,
+    max_bad_fraction: float = 0.01,
+) -> Iterator[Batch]:
     """Training batches on the devices, from `start_step` on, without end.
 
     Args:
@@ -154,7 +163,7 @@ def train_batches(
         batches.close()
 
 
-def eval_batches(source, mesh, *, batch_size, **options):
+def eval_batches(source: Source, mesh: Mesh, *, batch_size: int, **options: Any) -> pipeline.Batches:
     """One pass over a source, every image once: this process's batches, on the host.
 
     Args:
@@ -164,5 +173,5 @@ def eval_batches(source, mesh, *, batch_size, **options):
     return pipeline.eval_batches(source, batch_size=round_up(batch_size, mesh), **options, **_process())
 
 
-def _process():
+def _process() -> dict[str, Any]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -187,7 +187,7 @@ def withheld(old: optax.OptState, new: optax.OptState) -> optax.OptState:
     )
 
 
-def going_on(opt_state: optax.OptState, momentum: Tree | None, step: Array) -> optax.OptState:
+def going_on(opt_state: optax.OptState, momentum: Tree | None, step: int | Array) -> optax.OptState:
     """A fresh optimiser state as it is after `step` steps.
 
     Args:

@@ -67,8 +67,8 @@ class Method:
 
     graphdef: Any
     tx: optax.GradientTransformation
-    views_of: Callable
-    loss: Callable
+    views_of: Callable[..., jax.Array]
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     mesh: jax.sharding.Mesh
     _: dataclasses.KW_ONLY
     forward: Callable = microbatches.whole
@@ -84,21 +84,28 @@ class Method:
         return all(sharding.is_fully_replicated for sharding in jax.tree.leaves(self.state_sharding))
 
 
-def create_state(barlow_twins, tx, *, num_classes=None, probe_tx=None, scaled=False):
+def create_state(
+    barlow_twins: model.BarlowTwins,
+    tx: optax.GradientTransformation,
+    *,
+    num_classes: int | None = None,
+    probe_tx: optax.GradientTransformation | None = None,
+    scaled: bool = False,
+) -> tuple[Any, TrainState]:
     """The state at step 0.
 
     Args:
       barlow_twins: a fresh `model.BarlowTwins`.
       tx: its optimiser.
-      num_classes: of the online probe; None for no probe.
-      probe_tx: the probe's optimiser.
+      num_classes: of the online probe.
+      probe_tx: the probe's optimiser. There is a probe where both are given.
       scaled: whether the gradient needs a loss scale, as float16 does.
     Returns:
       graphdef (static structure of the network), TrainState.
     """
     graphdef, params, batch_stats = model.split(barlow_twins)
     probe = {}
-    if num_classes is not None:
+    if num_classes is not None and probe_tx is not None:
         head = {
             "kernel": jnp.zeros((barlow_twins.backbone.num_features, num_classes)),
             "bias": jnp.zeros(num_classes),
@@ -109,7 +116,7 @@ def create_state(barlow_twins, tx, *, num_classes=None, probe_tx=None, scaled=Fa
     return graphdef, TrainState(step, params, batch_stats, tx.init(params), probe, nonfinite.create(), scale)
 
 
-def going_on(state, params, batch_stats, momentum, step):
+def going_on(state: TrainState, params: Any, batch_stats: Any, momentum: Any, step: int | jax.Array) -> TrainState:
     """A fresh state with what another run has reached.
 
     Args:
@@ -128,7 +135,7 @@ def going_on(state, params, batch_stats, momentum, step):
     return jax.tree.map(lambda old, value: jnp.asarray(value, old.dtype), state, new)
 
 
-def make_train_step(method):
+def make_train_step(method: Method) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step`, jitted over the mesh: (state, batch) -> (state, metrics). The state it is given is donated."""
     state_sharding = replicated(method.mesh) if method.state_sharding is None else method.state_sharding
     return jax.jit(
@@ -139,7 +146,7 @@ def make_train_step(method):
     )
 
 
-def train_step(method, state, batch):
+def train_step(method: Method, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of Barlow Twins: (state, batch) -> (state, metrics), a pure function.
 
     Args:
@@ -251,7 +258,7 @@ def linear_probe(head, features, label):
     return loss, {"probe_loss": loss, "probe_accuracy": hits / count}
 
 
-def make_inspect_step(method):
+def make_inspect_step(method: Method) -> Callable[[TrainState, Any], dict[str, jax.Array]]:
     """A look at a batch without learning from it: the views and embeddings that the train step would see.
 
     Returns:
