@@ -164,12 +164,11 @@ def evaluate(config, subject, workdir, stop):
             done = step + 1
             epoch, last = done // steps_per_epoch, done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
-            progress.step(config.batch_size)
+            progress.step(config.batch_size, metrics)
             if step == 0 or last or due(done, config.log_every_steps):
                 writer.scalars(done, checked(metrics, done, checkpoints) | progress.rates())
             fresh = {}
             if last or due(done, config.eval.every_epochs * steps_per_epoch):
-                jax.block_until_ready(state)  # steps on their way belong to training's time
                 with progress.paused():
                     val_batches = tracked(
                         experiment.eval_batches(config, val_source, mesh),

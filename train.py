@@ -102,6 +102,8 @@ def train(config, workdir, stop, init=""):
         crop_scale=tuple(config.views.crop_scale),
         crop_ratio=tuple(config.views.crop_ratio),
     )
+    if start_step < total_steps:
+        log.info("compiling the train step: seconds for a small network, minutes for a ResNet-50")
     profile = Profile(workdir / "profile", config.profile_steps)
     log_expected_loss(config, state)
 
@@ -123,17 +125,18 @@ def train(config, workdir, stop, init=""):
             done = step + 1
             last = done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
-            progress.step(len(batch["index"]))
-            if step == 0 or last or due(done, config.log_every_steps):
+            progress.step(len(batch["index"]), metrics)
+            ends_epoch = due(done, steps_per_epoch)
+            if step == 0 or ends_epoch or due(done, config.log_every_steps):
                 nonfinite.check(state, method.give_up_after, checkpoints.latest_step)
                 writer.scalars(done, metrics | progress.rates())
             scores = {}
             if config.eval.every_epochs and (last or due(done, config.eval.every_epochs * steps_per_epoch)):
-                jax.block_until_ready(state)  # steps on their way belong to training's time
                 with progress.paused():
                     scores = evaluate(state)
                 writer.scalars(done, scores)
-                log.info("epoch %d: %s", done // steps_per_epoch, ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+            if ends_epoch:
+                log_epoch(done // steps_per_epoch, metrics, scores)
             if last:
                 draw_correlation(inspect(state, batch), done, workdir, writer)
             if scores or last or stopping or due(done, config.checkpoint_every_steps):
@@ -154,6 +157,12 @@ def log_expected_loss(config, state):
     expected = expected_at_init(config.batch_size, state.batch_stats["bn"]["mean"].size, config.lambd)
     said = "loss of unrelated views: %.4g (on_diag %.4g, off_diag %.4g)"
     log.info(said, expected["loss"], expected["on_diag"], expected["off_diag"])
+
+
+def log_epoch(epoch, metrics, scores):
+    """One line an epoch: the loss with its terms, and the scores where there was an evaluation."""
+    shown = {name: metrics[name] for name in ("loss", "on_diag", "off_diag")} | scores
+    log.info("epoch %d: %s", epoch, ", ".join(f"{name} {float(value):.4g}" for name, value in shown.items()))
 
 
 def draw_views(look, config, workdir, writer):

@@ -89,9 +89,9 @@ def end_all(but=()):
 atexit.register(end_all)  # sessions of their own do not end with the terminal's
 
 
-def start(*command, devices=1, **more):
-    """The command (script and arguments, or -m and module), running."""
-    return Command(sys.executable, *command, env=environment(devices, **more))
+def start(*command, devices=1, prefix=(), **more):
+    """The command (script and arguments, or -m and module), running; prefix: words in front of Python."""
+    return Command(*prefix, sys.executable, *command, env=environment(devices, **more))
 
 
 def finish(process, timeout=250):
@@ -103,9 +103,9 @@ def finish(process, timeout=250):
     return process.end()
 
 
-def run(*command, devices=1, timeout=300, **more):
+def run(*command, devices=1, timeout=300, prefix=(), **more):
     """The command's exit status and what it printed."""
-    process = start(*command, devices=devices, **more)
+    process = start(*command, devices=devices, prefix=prefix, **more)
     output = finish(process, timeout)
     return process.returncode, output
 

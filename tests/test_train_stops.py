@@ -104,6 +104,8 @@ def test_another_number_of_images_is_refused():
         workdir.resume(Saved, state, source, total_steps=9)
     Saved.restore = staticmethod(lambda state: (state, {"images": 47}))
     assert workdir.resume(Saved, state, source, total_steps=9) == (state, {"images": 47})
+    with pytest.raises(UserError, match="has done 7 steps, and its config ends at step 6; set config.epochs higher"):
+        workdir.resume(Saved, state, source, total_steps=6)
 
 
 def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path):

@@ -3,7 +3,9 @@
 Nothing here touches the network where there is one process only: `place` looks at the environment and at nothing else.
 """
 
+import errno
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -16,11 +18,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from barlow_jax import tree
 from barlow_jax.errors import UserError
+from barlow_jax.run import last_words
 
 ADDRESS, COUNT, INDEX = VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 DEVICES = "JAX_LOCAL_DEVICE_IDS"  # read by JAX
 TIMEOUT = 300.0  # seconds until all processes must have found each other
+HEARTBEAT = 100  # seconds without a word after which a process counts as gone
+
+_FAMILY = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 
 _SENTENCE = 4096  # bytes of the longest sentence that process 0 can tell the others
 
@@ -143,8 +150,7 @@ def join(timeout=TIMEOUT):
     who = "This process" if here.index is None else f"Process {here.index} of {here.count}"
     where = f"at {here.address}" if here.address else f"where {here.told_by} says that process 0 is"
     remedy = "see that all of them were started, that this host can reach that one, and that no firewall is between"
-    if here.address and here.index == 0:
-        _check_port(here.address)
+    listens = {"coordinator_bind_address": _listening(here.address)} if here.address and here.index == 0 else {}
 
     def give_up():
         print(f"error: {who} did not meet the others {where} within {timeout:.0f} s; {remedy}.", file=sys.stderr)
@@ -158,26 +164,66 @@ def join(timeout=TIMEOUT):
             *here[1:4],
             local_device_ids=None if DEVICES in os.environ else list(here.devices),  # None: JAX reads the variable
             initialization_timeout=round(timeout) + 60,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            **listens,
         )
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{who} could not join the others {where} ({reason}); {remedy}.") from error
     finally:
         watch.cancel()
+    last_words.witness(
+        f"{who} has ended, because another process is gone or because it was killed itself; the logs of the others say "
+        "more. Start the same line again on all, the run goes on from its last checkpoint."
+    )
 
 
-def _check_port(address):
-    """Raises UserError if process 0 cannot open the port where the others look for it: there JAX would crash."""
-    port = int(address.rsplit(":", 1)[1])
+def _listening(address):
+    """The address where process 0 listens: the one that was named, or all of this host's if that is not one of them.
+
+    An address may be that of a router in front of the host, or of a service of Kubernetes: there nobody can listen.
+
+    Raises:
+      UserError: the port is taken: there JAX would crash.
+    """
+    host, port = address.rsplit(":", 1)
     try:
-        with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", port))
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"Process 0 cannot open port {port} of {ADDRESS}={address} ({getattr(error, 'strerror', None) or error}); "
-            "give every process another port."
-        ) from error
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except (OSError, OverflowError, ValueError):
+        found = []
+    for named, family, place in [*((True, one[0], one[4]) for one in found), (False, _FAMILY, ("", int(port)))]:
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+                return address if named else f"[::]:{port}"
+        except (OSError, OverflowError) as error:
+            if named and getattr(error, "errno", None) in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                continue
+            raise UserError(
+                f"Process 0 cannot open port {port} of {ADDRESS}={address} "
+                f"({getattr(error, 'strerror', None) or error}); give every process another port."
+            ) from error
+
+
+def check_agreement(facts):
+    """Raises UserError on all processes where they were told different things.
+
+    Args:
+      facts: {name: text}, the same names on every process.
+    """
+    if jax.process_count() == 1:
+        return
+    told = json.dumps(facts).encode()
+    length = int(multihost_utils.process_allgather(np.int32(len(told))).max())
+    padded = np.frombuffer(told.ljust(length), np.uint8)
+    everyone = [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
+    for index, others in enumerate(everyone):
+        for name, (ours, theirs) in tree.differences(everyone[0], others, told=str).items():
+            raise UserError(
+                f"Process {index} has {name} {theirs} and process 0 has {ours}; start all processes of a run with the "
+                "same line, code and data."
+            )
 
 
 def on_process_0(work):
@@ -218,6 +264,7 @@ def leave(status, patience=10.0):
 
 
 def _exit(status):
+    last_words.farewell()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -9,6 +9,7 @@ as modules called `train` or `configs`.
 """
 
 import ast
+import hashlib
 import importlib.machinery
 import importlib.util
 import pathlib
@@ -16,6 +17,7 @@ import traceback
 
 from ml_collections import ConfigDict
 
+from barlow_jax import __version__
 from barlow_jax.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -31,6 +33,15 @@ def program(name):
 def names():
     """The names of the configs that come along, sorted."""
     return sorted(file.stem for file in CONFIGS.glob("*.py") if file.stem != "__init__")
+
+
+def code():
+    """What tells this code from another: the version, and a digest of all files of Python."""
+    files = [*sorted(_PACKAGE.rglob("*.py")), *(PROGRAMS / f"{name}.py" for name in ("train", "linear_eval"))]
+    digest = hashlib.sha256()
+    for file in dict.fromkeys(files):
+        digest.update(file.read_bytes())
+    return f"{__version__} ({digest.hexdigest()[:12]})"
 
 
 def about(name):

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -177,6 +178,8 @@ def run(main, define_flags, command=None):
         with errors_for_people():
             wanted = flag.parsed(command)
             cluster.join()
+            _show_log()
+            cluster.check_agreement(_told(wanted))
             status = main(wanted)
             sys.stdout.flush()
         sys.exit(status)
@@ -188,12 +191,24 @@ def run(main, define_flags, command=None):
     except BrokenPipeError:  # of `... | head`: whoever read us has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception:
+    except Exception as error:
         if not jax.distributed.is_initialized():
             raise
-        traceback.print_exc()
-        print("error: If another process has ended, this one only follows; see the logs of all.", file=sys.stderr)
+        cause = _of_another(error)
+        if not cause:
+            traceback.print_exc()
+        follows = f"error: If another process has ended, this one only follows; see the logs of all{cause}."
+        print(follows, file=sys.stderr)
         cluster.leave(1)
+
+
+def _of_another(error):
+    """ " (REASON)" where an exception says that another process is gone, "" where it may be a fault of this one."""
+    text = " ".join(str(error).split())
+    signs = ("Connection closed by peer", "Connection reset by peer", "Gloo", "NCCL", "coordination service")
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in text for sign in signs):
+        return f" ({text[:160].rstrip('.')})"
+    return ""
 
 
 def _program(name, main):
@@ -202,10 +217,27 @@ def _program(name, main):
     return f"python -m {spec.name}" if spec else name if name.startswith("barlow-jax") else f"python {name}"
 
 
+def _told(wanted):
+    """What all processes of a run must have been told alike, see `cluster.check_agreement`."""
+    kinds = sorted({device.device_kind for device in jax.local_devices()}) if jax.process_count() > 1 else []
+    flags_ = {name: str(value) for name, value in vars(wanted).items() if name != "config"}
+    config = json.loads(wanted.config.to_json_best_effort()) if wanted.config else {}
+    code = {"barlow_jax": config_files.code(), "jax": jax.__version__}
+    return {"config": config, "flags": flags_, "code": code, "devices": kinds}
+
+
 def _show_log():
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    """Log lines on the standard error, each with its date and, of several processes, its process."""
+    logging.basicConfig(level=logging.INFO, force=True)
+    logging.root.handlers[0].setFormatter(log_format())
     for chatty in ("jax", "orbax", "tensorflow", "absl"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def log_format():
+    """Of all log lines, here and in files."""
+    process = f"[{jax.process_index()}] " if jax.distributed.is_initialized() else ""
+    return logging.Formatter(f"%(asctime)s {process}%(message)s", datefmt="%Y-%m-%d %H:%M:%S")
 
 
 @contextlib.contextmanager

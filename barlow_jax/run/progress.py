@@ -4,8 +4,11 @@ progress = Progress(total_steps, start=step)
 with progress.waiting():
     batch = next(batches)
 ...
-progress.step(len(batch))
-writer.scalars(step, {"loss": loss} | progress.rates())
+state, metrics = train_step(state, batch)
+progress.step(len(batch), metrics)
+writer.scalars(step, metrics | progress.rates())
+
+What is shown is of steps that are done, and not of those that were handed to the devices, which return at once.
 """
 
 import collections
@@ -44,12 +47,15 @@ def tracked(items, total, name):
 
 Mark = collections.namedtuple("Mark", "time, steps, images, waited")
 
+AHEAD = 2  # steps that may be on their way: enough to keep the devices busy, few enough to stop soon
+
 
 class Progress:
-    """Counts steps and images, measures the wait for data, and shows both with the time that is left.
+    """Counts steps and images that are done, measures the wait for data, and shows both with the time that is left.
 
     On a terminal it is a bar; elsewhere one plain line every `every` seconds, so that log files stay readable. Speeds
     are those of the last minute. They leave out the first step, which compiles, and what happens inside `paused`.
+    No more than AHEAD steps are on their way at a time: `step` waits for the one before them.
 
     Args:
       total: steps of the whole run; start: steps already done.
@@ -66,6 +72,7 @@ class Progress:
         self._marks = collections.deque(maxlen=60)  # at most one a second
         self._reported = None  # the mark of the last call of rates
         self._away = 0.0  # seconds inside `paused`
+        self._pending, self._loss = collections.deque(), None
         self._plain = shown and not self._stream.isatty()
         self._next_line, self._shown_step = -math.inf, None
         self._bar = None
@@ -86,16 +93,36 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self):
-        """Around what is not training, such as an evaluation: its time counts for no speed."""
+        """Around what is not training, such as an evaluation: its time counts for no speed. All steps are done first."""
+        self._settle(0)
         start = self._clock()
         try:
             yield
         finally:
             self._away += self._clock() - start
 
-    def step(self, images):
-        """One more step is done, on that many images."""
+    def step(self, images, metrics=None):
+        """One more step, on that many images.
+
+        Args:
+          metrics: arrays that are there when the step is done, with its "loss"; None: it is done.
+        """
+        self._pending.append((images, metrics))
+        self._settle(AHEAD)
+
+    def _settle(self, ahead):
+        """Counts the steps that are done, and waits until no more than `ahead` are on their way."""
+        while self._pending:
+            images, metrics = self._pending[0]
+            if len(self._pending) <= ahead and not _is_ready(metrics):
+                return
+            jax.block_until_ready(metrics)
+            self._pending.popleft()
+            self._count(images, metrics)
+
+    def _count(self, images, metrics):
         old = self._now
+        self._loss = metrics and metrics.get("loss")
         self._now = Mark(self._clock() - self._away, old.steps + 1, old.images + images, old.waited)
         if self._reported is None:
             self._reported = self._now
@@ -115,7 +142,8 @@ class Progress:
         return _rates(since, self._now)
 
     def close(self):
-        """Shows the last step."""
+        """Shows the last step that is done."""
+        self._settle(len(self._pending))
         if self._marks and self._now.steps != self._shown_step:
             self._next_line = -math.inf
             self._show()
@@ -123,13 +151,15 @@ class Progress:
             self._bar.close()
 
     def text(self):
-        """The speed of the last minute and the time left, in words; "" after the first step."""
+        """The loss, the speed of the last minute and the time left, in words; "" after the first step."""
         first, steps = self._marks[0], self._now.steps - self._marks[0].steps
         if not steps:
             return ""
         rates = _rates(first, self._now)
         left = duration((self._now.time - first.time) / steps * (self._total - self._now.steps))
-        return f"{rates['images_per_second']:.0f} images/s, {rates['data_wait']:.0%} waiting for data, {left} left"
+        loss = "" if self._loss is None else f"loss {float(self._loss):.4g}, "
+        speed = f"{rates['images_per_second']:.0f} images/s"
+        return f"{loss}{speed}, {rates['data_wait']:.0%} waiting for data, {left} left"
 
     def _show(self):
         text = self.text()
@@ -140,6 +170,10 @@ class Progress:
             self._next_line = self._now.time + self._every
             self._shown_step = self._now.steps
             print(f"step {self._now.steps}/{self._total}" + (text and f", {text}"), file=self._stream, flush=True)
+
+
+def _is_ready(metrics):
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
 
 
 def _rates(old, new):

@@ -16,19 +16,20 @@ log = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """Turns SIGTERM, Ctrl-C and SIGUSR1 into a request that the loop looks at after each step.
+    """Turns SIGTERM, Ctrl-C, SIGUSR1 and SIGHUP into a request that the loop looks at after each step.
 
         with StopSignals() as stop:
             ...                         # the handlers that were there before come back at the end
 
-    The run saves, and ends with status 0; the same line goes on from there. A second Ctrl-C stops at once.
+    The run says so at once, saves, and ends with status 0; the same line goes on from there. A second Ctrl-C stops at
+    once. SIGHUP is a terminal that was closed, and is ignored where nohup has said so.
 
     SIGUSR1 says that a SLURM job is near its time limit, and asks to be started again: `sbatch --signal=USR1@120`
     sends it 120 s before. When the checkpoint is complete, process 0 runs `scontrol requeue $SLURM_JOB_ID`. Outside of
     a SLURM job, or where there is no scontrol, as inside most containers, that is left to the job's script and logged.
 
-    Several processes have to stop at the same step. There JAX's own service takes SIGTERM, and the other two signals
-    are passed on to it; `Checkpoints.reached_preemption` tells when, and `received` stays None. A signal to one process
+    Several processes have to stop at the same step. There JAX's own service takes SIGTERM, and the other signals are
+    passed on to it; `Checkpoints.reached_preemption` tells when, and `received` stays None. A signal to one process
     stops all.
 
     Outside of the main thread, where Python lets nobody handle signals, nothing is handled.
@@ -43,8 +44,10 @@ class StopSignals:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if self._alone else [])):
-                self._before[number] = signal.signal(number, self._receive)
+            numbers = [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, *([signal.SIGTERM] if self._alone else [])]
+            for number in numbers:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error):
@@ -55,6 +58,9 @@ class StopSignals:
         del frame
         if self._last == number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self._last is None:
+            again = "; Ctrl-C again stops at once, unsaved" if number == signal.SIGINT else ""
+            log.info("%s: the run saves after the steps that are on their way, and stops%s", _name(number), again)
         self._last = number
         self._again |= number == signal.SIGUSR1
         if self._alone:
@@ -70,6 +76,10 @@ class StopSignals:
         """
         if cluster.on_any_process(self._again):
             cluster.on_process_0(requeue_job)
+
+
+def _name(number):
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def requeue_job():

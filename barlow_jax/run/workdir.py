@@ -15,6 +15,8 @@ import logging
 import os
 import pathlib
 
+import jax
+
 from barlow_jax.errors import UserError
 from barlow_jax.run import cluster, lock
 from barlow_jax.run.checkpoint import holds_checkpoints, newest_step
@@ -66,10 +68,29 @@ def opened(named, config, *, free=(), allowed=()):
 
     try:
         cluster.on_process_0(prepare)
-        yield folder
+        with _logged(folder):
+            yield folder
     finally:
         for descriptor in held:
             lock.release(descriptor)
+
+
+@contextlib.contextmanager
+def _logged(folder):
+    """Inside it all log lines go to log.txt in the folder too, those of process 3 to log_3.txt."""
+    index = jax.process_index()
+    try:
+        handler = logging.FileHandler(folder / (f"log_{index}.txt" if index else "log.txt"), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--workdir {folder} cannot be written ({error.strerror}); take another folder.") from error
+    told = next((one.formatter for one in logging.root.handlers if one.formatter), None)
+    handler.setFormatter(told or logging.Formatter("%(asctime)s %(message)s"))
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+        handler.close()
 
 
 def resume(checkpoints, state, source, total_steps):
@@ -78,7 +99,7 @@ def resume(checkpoints, state, source, total_steps):
     Args:
       source: of the training images; a checkpoint holds as "images" how many there were.
     Raises:
-      UserError: there are more or fewer now.
+      UserError: there are more or fewer now, or the run has gone further than it is to go.
     """
     if checkpoints.latest_step() is None:
         log.info("starting at step %d of %d", int(state.step), total_steps)
@@ -88,6 +109,11 @@ def resume(checkpoints, state, source, total_steps):
         raise UserError(
             f"{source.name} holds {len(source)} images and had {saved['images']} when this run began, so the order "
             "would change; restore the images, or take another --workdir."
+        )
+    if int(state.step) > total_steps:
+        raise UserError(
+            f"This run has done {int(state.step)} steps, and its config ends at step {total_steps}; set config.epochs "
+            "higher, or take another --workdir."
         )
     log.info("going on from step %d of %d", int(state.step), total_steps)
     return state, saved

@@ -118,3 +118,44 @@ def test_durations():
         "3:07:42",
         "1 d 01:00",
     ]
+
+
+class Later:
+    """An array that is there when it is told so; waiting for it is that."""
+
+    def __init__(self):
+        self.there, self.waited = False, False
+
+    def is_ready(self):
+        return self.there
+
+    def block_until_ready(self):
+        self.there = self.waited = True
+        return self
+
+    def __float__(self):
+        return 7.0
+
+
+def test_steps_count_when_they_are_done_and_few_are_on_their_way():
+    """Handing a step to the devices takes no time: without this a run of 1 image/s shows thousands."""
+    now = [0.0]
+    progress = Progress(100, shown=False, clock=lambda: now[0])
+    results = [Later() for _ in range(6)]
+    for result in results[:2]:
+        progress.step(10, {"loss": result})
+    assert not any(result.waited for result in results) and progress._now.steps == 0
+    now[0] = 5.0
+    progress.step(10, {"loss": results[2]})  # a third is one too many: the first is waited for
+    assert [result.waited for result in results[:3]] == [True, False, False] and progress._now.steps == 1
+    assert progress.rates() == {}  # the first step compiles
+    now[0] = 15.0
+    progress.step(10, {"loss": results[3]})
+    assert progress.rates()["images_per_second"] == 1.0
+    assert progress.text().startswith("loss 7, 1 images/s")
+    with progress.paused():  # an evaluation begins when all is done
+        assert all(result.there for result in results[:4]) and progress._now.steps == 4
+    progress.step(10, {"loss": results[4]})
+    results[4].there = True
+    progress.close()
+    assert progress._now.steps == 5

@@ -1,0 +1,36 @@
+"""Processes and files whose user has no name: containers started with --user, OpenShift, NFS."""
+
+import os
+import shutil
+
+import commands
+import pytest
+
+NOBODY = 54_321  # no name in any list of users
+LINE = (
+    "train.py",
+    "--config=demo",
+    "--config.warmup_epochs=0",
+    "--config.batch_size=256",
+    "--config.eval.every_epochs=0",
+    "--config.picture_every_epochs=0",
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_user_without_a_name_saves_resumes_and_is_read(tmp_path):
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o777)
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("there is no setpriv to become somebody else with")
+    become = (setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    home = {"HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    for epochs, said in ((1, "finished at step 14"), (2, "going on from step 14 of 28")):
+        more = (f"--config.epochs={epochs}", "--allow_changes=epochs", f"--workdir={tmp_path / 'run'}")
+        status, output = commands.run(*LINE, *more, prefix=become, **home)
+        assert status == 0 and said in output, output
+    assert (tmp_path / "run" / "config.json").stat().st_uid == NOBODY
+    # And as root, whose name says nothing about the owner's.
+    status, output = commands.run("-m", "barlow_jax.knn", f"--checkpoint={tmp_path / 'run'}", "--config.shot_seeds=0")
+    assert status == 0, output
