@@ -77,7 +77,8 @@ def test_the_file_of_detectron2_holds_plain_numpy_under_its_names(run, tmp_path)
 
 def test_the_official_full_checkpoint_goes_there_and_back(run, tmp_path):
     folder, state = run
-    exported(folder, "official", tmp_path / "x.pth")
+    # A ResNet-18, which the official code has not, is written sooner; `check` would refuse it.
+    export.export(export.read(folder, whole=True), "official", tmp_path / "x.pth")
     with pickle_reader.opened(tmp_path / "x.pth") as tree:
         weights, biases = tree["optimizer"]["param_groups"]
         assert tree["epoch"] == 2 and int(tree["model"]["module.bn.num_batches_tracked"].numpy()) == 2 * STEP
@@ -162,9 +163,11 @@ def test_refusals(run, tmp_path):
     folder, _ = run
     save_run(tmp_path / "convnet", a_config("convnet", image_size=24))
     save_run(tmp_path / "cifar", a_config(stem="cifar"))
+    save_run(tmp_path / "imagenet", a_config())
     for name, layout, sentence in (
         ("convnet", "torchvision", "is a convnet, which torchvision does not have; take safetensors"),
         ("cifar", "official", "has the cifar stem, which the official code has not"),
+        ("imagenet", "official", "is a resnet18 for images of 3 channels, and the official code has a resnet50 for 3"),
     ):
         with pytest.raises(UserError, match=sentence):
             export.check(export.read(tmp_path / name), layout)

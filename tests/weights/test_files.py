@@ -20,6 +20,7 @@ from barlow_jax import export, model, optim, pretrain, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import subject
 from barlow_jax.weights import as_run, files, naming, pickle_reader, pickle_writer
+from barlow_jax.weights.file_arrays import Array
 from configs import barlow_twins
 
 TINY = commands.FIXTURES / "ckpt_tiny"
@@ -105,7 +106,7 @@ def plain(tree):
         return {key: plain(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [plain(value) for value in tree]
-    return tree.numpy() if isinstance(tree, pickle_reader.Array) else tree
+    return tree.numpy() if isinstance(tree, Array) else tree
 
 
 def test_checkpoints_that_pickle_functions_or_hold_one_group(tmp_path, expected):
@@ -213,9 +214,6 @@ def test_wrong_architectures_are_named(tmp_path, golden):
     path = tmp_path / "x.pth"
     with pytest.raises(UserError, match=r"holds \(3, 4, 6, 3\) blocks of width 3 .* is none of resnet18"):
         files.architecture(files.load(TINY / "resnet50.pth"), path)
-    write_backbone(golden, path, wrap=lambda a: {"encoder." + name: value for name, value in a.items()})
-    with pytest.raises(UserError, match="encoder.conv1.weight, which is no part of a ResNet"):
-        files.load(path)
     write_backbone(golden, path, **{"layer3.1.bn2.running_var": None})
     with pytest.raises(UserError, match="layer3.1.bn2.running_var, in our layout, is absent there"):
         files.architecture(files.load(path), path)
