@@ -73,6 +73,7 @@ def _is_side(value):
 _NEEDED = {
     "arch": lambda value: value in model.BACKBONES,
     "stem": lambda value: value in resnet.STEMS,
+    "precision": lambda value: value in experiment.PRECISIONS,
     "seed": lambda value: isinstance(value, int) and 0 <= value < 2**63,
     "image_size": _is_side,
     "eval.resize": _is_side,

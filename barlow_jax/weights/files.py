@@ -18,6 +18,7 @@ from barlow_jax import model
 from barlow_jax.errors import UserError
 from barlow_jax.networks import resnet
 from barlow_jax.weights import finite, naming, peers, pickle_reader, pickle_writer, safetensors_reader
+from barlow_jax.weights.file_arrays import reading
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,8 @@ class _Reader:
         self._left -= array.nbytes
         if self._left < 0:
             raise UserError(f"{self.path} names the same bytes more than twice; save its state_dict alone.")
-        values = array.numpy()
+        with reading(self.path):
+            values = array.numpy()
         if values.dtype.kind not in "iub" and values.dtype.itemsize < 4:
             values = values.astype(np.float32)
         if self.only_finite and not name.endswith("num_batches_tracked"):

@@ -41,7 +41,17 @@ PREFERRED = (
 
 # Modules that stand behind a backbone, and may lie among its own names.
 _HEADS = {
-    *("fc", "head", "heads", "projector", "projection_head", "prototypes", "predictor", "prediction_head", "classifier"),
+    *(
+        "fc",
+        "head",
+        "heads",
+        "projector",
+        "projection_head",
+        "prototypes",
+        "predictor",
+        "prediction_head",
+        "classifier",
+    ),
     "linear",
 }
 
@@ -115,7 +125,9 @@ def backbone(path, names):
         ours = _ours(rest) if inner.startswith(prefix) else None
         if ours is not None and (prefix == "" or not ours.startswith("fc.")):
             if ours in seen:
-                raise UserError(f"{path} holds {shown(name)} and {shown(seen[ours])}, which are one array; leave one out.")
+                raise UserError(
+                    f"{path} holds {shown(name)} and {shown(seen[ours])}, which are one array; leave one out."
+                )
             found[name], seen[ours] = ours, name
         elif not inner.startswith(prefix) or rest.split(".")[0] in _HEADS:
             aside.append(name)

@@ -176,6 +176,12 @@ def _size(limits, items=()):
     return checked_shape(items)
 
 
+def _list(limits, items=()):
+    """set and frozenset."""
+    limits.spend(len(items))
+    return [*items]
+
+
 def _dtype(limits, code, *more):
     del limits, more
     return _Dtype(code) if isinstance(code, str) and re.fullmatch(r"[fiub][1248]", code) else Foreign("numpy.dtype")
@@ -215,6 +221,8 @@ KNOWN = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda limits, data, *of_gradients: data,
     "torch.Size": _size,
+    **{f"{module}.{name}": _list for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
+    **{f"{module}.bytes": lambda limits: b"" for module in ("builtins", "__builtin__")},  # so protocol 2 spells b""
     "numpy.dtype": _dtype,
     "_codecs.encode": _encoded,
     **{

@@ -33,7 +33,7 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-HEADER_BYTES = 2**21  # that of a ResNet-152 has 100 KB
+HEADER_BYTES = 2**20  # that of a ResNet-152 has 100 KB
 
 
 @contextlib.contextmanager

@@ -220,6 +220,15 @@ def test_wrong_architectures_are_named(tmp_path, golden):
     write_backbone(golden, path, **{"layer2.1.conv2.weight": np.zeros((128, 64, 3, 3), np.float32)})
     with pytest.raises(UserError, match=r"layer2.1.conv2.weight, in our layout, is \(3, 3, 64, 128\) there"):
         files.architecture(files.load(path), path)
+    write_backbone(golden, path, **{"conv1.weight": np.zeros((64, 3), np.float32)})
+    with pytest.raises(UserError, match="behind a convolution of 0 x 0"):
+        files.architecture(files.load(path), path)
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(UserError, match="folder.pth is no file"):
+        files.load(tmp_path / "folder.pth")
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(UserError, match="pipe.pth is no file"):
+        files.load(tmp_path / "pipe.pth")
 
 
 def test_files_of_classifiers_and_wrapped_files(tmp_path, golden):
@@ -354,6 +363,24 @@ def test_a_run_does_not_go_on_from_what_does_not_fit(golden, tmp_path):
         begin(tmp_path / "momentum.pth", optimizer="adamw")
     write_backbone(golden, tmp_path / "backbone.pth")
     assert begin(tmp_path / "backbone.pth").step == 0
+
+
+def test_a_run_begins_with_the_backbone_of_others(golden, tmp_path):
+    """Files with names of a projector that is not ours, or of none: the backbone is taken, at step 0."""
+    described, _ = minitrain_file(golden, tmp_path / "x.pth")
+    config = minitrain_config(described)
+    make = model.make_backbone("resnet18", image_size=32)
+    network = model.BarlowTwins(make, tuple(config.projector), rngs=nnx.Rngs(0))
+    _, fresh = pretrain.create_state(network, optim.make_optimizer("lars", 0.1, 0.1))
+    for beside in ({}, {"projector.0.weight": np.zeros((8, 512), np.float32), "projector.0.bias": np.zeros(8)}):
+        wrap = lambda a, beside=beside: {"backbone." + name: value for name, value in a.items()} | beside  # noqa: E731
+        arrays = write_backbone(golden, tmp_path / "x.pth", wrap=wrap)
+        state = as_run.begin(tmp_path / "x.pth", fresh, config, 3, 5)
+        assert state.step == 0 and state.params.keys() == fresh.params.keys()
+        kernel = arrays["layer1.0.conv1.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(state.params["backbone"]["layer1"]["0"]["conv1"]["kernel"], kernel)
+        with pytest.raises(UserError, match="has no projector, so no full checkpoint"):
+            export.check(export.read(tmp_path / "x.pth", whole=True), "official")
 
 
 def test_train_begins_with_a_file_and_goes_on_from_its_own_checkpoint(tmp_path):
