@@ -2,11 +2,12 @@
 
     python benchmarks/hostile_weights.py [--mutations=2000] [--seed=0] [--keep=FOLDER]
 
-Small files of every format (.pth of today and of before torch 1.6, .pkl of detectron2, .safetensors of ours) are changed
-at random, half of them inside, so that checksums and lengths are right again; and some 200 files are made by hand to hang,
-fill memory or run a command. All are read by `as_run.restore` in processes of their own, with an address space of
-`ADDRESS_SPACE` more than they begin with. Prints a table; exit status 1 if anything was executed, ended otherwise than by
-weights or one sentence, took longer than `SECONDS` of a core, or more memory than twice the file and `MEMORY`.
+Small files of every format (.pth of today and of before torch 1.6, .pkl of detectron2, .safetensors of ours) are
+changed at random, half of them inside, so that checksums and lengths are right again; and some 300 files are made by
+hand to hang, fill memory or run a command. All are read by `as_run.restore` in a process of their own, with an address
+space of `ADDRESS_SPACE` more than it begins with. Prints a table; exit status 1 if anything was executed, ended
+otherwise than by weights or one sentence, took longer than `SECONDS` of a core, or more memory than twice the file and
+`MEMORY`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What every reader of files of weights shares: arrays that are read when they are asked for, and damage in a sentence."""
+"""What the readers of files of weights share: arrays that are read when asked for, and damage in a sentence."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""Weights that are no numbers: a training that diverged leaves them, and whatever is computed with them is none either."""
+"""Weights that are no numbers: a training that diverged leaves them, and nothing can be computed with them."""
 
 import numpy as np
 
@@ -22,7 +22,11 @@ def found_bad(arrays):
 
 
 def check(path, *trees):
-    """Raises UserError if an array of these nested dicts holds a value that is not finite; `path` is where they are from."""
+    """Raises UserError if an array of these nested dicts holds a value that is not finite.
+
+    Args:
+      path: where they are from, for the message.
+    """
     found = found_bad({".".join(place): values for tree in trees for place, values in naming.leaves(tree)})
     if found:
         raise UserError(in_words(path, found))
@@ -33,6 +37,6 @@ def in_words(path, found):
     name, count = next(iter(found.items()))
     more = f" and {sum(found.values()) - count} in {len(found) - 1} other arrays" if len(found) > 1 else ""
     return (
-        f"{path} holds {count} values that are nan or infinite in {peers.shown(name)}{more}; no features come of such a "
-        "network, so give a checkpoint from before."
+        f"{path} holds {count} values that are nan or infinite in {peers.shown(name)}{more}; no features come of such "
+        "a network, so give a checkpoint from before."
     )

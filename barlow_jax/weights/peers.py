@@ -5,8 +5,8 @@
     found.prefix      # "encoder_q."
     found.aside       # ("module.encoder_q.fc.weight", "module.queue", ...)
 
-A backbone is where a stem and a first block have one prefix, whatever the prefix; where there are several, `PREFERRED` says
-which of them its authors evaluate.
+A backbone is where a stem and a first block have one prefix, whatever the prefix; where there are several, `PREFERRED`
+says which of them its authors evaluate.
 """
 
 import logging
@@ -32,7 +32,7 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\
 # The children of torchvision's ResNet by their numbers, as lightly's examples have them in an nn.Sequential.
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
-# Of several backbones in one file, the first of these. MoCo evaluates the query encoder, DINO its teacher (lightly calls it
+# Of several backbones in one file, the first of these. MoCo evaluates the query encoder, DINO its teacher (lightly: a
 # `backbone` beside a `student_backbone`), BYOL and solo-learn the online one beside a `momentum_backbone`.
 PREFERRED = (
     *("", "backbone.", "model.backbone.", "encoder_q.", "base_encoder.", "teacher.backbone.", "teacher_backbone."),
@@ -40,20 +40,9 @@ PREFERRED = (
 )
 
 # Modules that stand behind a backbone, and may lie among its own names.
-_HEADS = {
-    *(
-        "fc",
-        "head",
-        "heads",
-        "projector",
-        "projection_head",
-        "prototypes",
-        "predictor",
-        "prediction_head",
-        "classifier",
-    ),
-    "linear",
-}
+_HEADS = frozenset(
+    "fc linear head heads projector projection_head predictor prediction_head prototypes classifier".split()
+)
 
 
 class Found(NamedTuple):
@@ -143,9 +132,8 @@ def _chosen(path, names):
     if len(prefixes) > 1:
         preferred = [prefix for prefix in PREFERRED if prefix in prefixes]
         if not preferred:
-            raise UserError(
-                f"{path} holds several networks ({', '.join(map(shown, sorted(prefixes)[:4]))}); save the state_dict of one of them."
-            )
+            several = ", ".join(map(shown, sorted(prefixes)[:4]))
+            raise UserError(f"{path} holds several networks ({several}); save the state_dict of one of them.")
         return preferred[0]
     # What lacks its stem, or is a convnet of ours, is looked at more closely later.
     return prefixes.pop() if prefixes else "backbone." if any(name.startswith("backbone.") for name in names) else ""

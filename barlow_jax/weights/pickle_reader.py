@@ -35,8 +35,8 @@ def opened(path):
     """What a file of torch.save, or a pickle of numpy arrays, holds.
 
     Yields:
-      dicts (OrderedDict and argparse.Namespace too), lists (sets too), tuples, numbers, strings, and an `Array` for each
-      tensor, which can be read while the file is open. Anything else is a `pickle_machine.Foreign`, which is inert.
+      dicts (OrderedDict and argparse.Namespace too), lists (sets too), tuples, numbers, strings, and an `Array` for
+      each tensor, which can be read while the file is open. Anything else is a `pickle_machine.Foreign`: inert.
     Raises:
       UserError: there is no such file, it is damaged or of another kind, or larger than files of weights are.
     """

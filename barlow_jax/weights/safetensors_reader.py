@@ -3,13 +3,12 @@
     with safetensors_reader.opened("x.safetensors") as (arrays, about):     # {name: Array}, {string: string}
         weight = arrays["conv1.weight"].numpy()
 
-The format promises that the arrays fill the file from end to end and lie beside each other; a header that says otherwise
-is refused before anything is read.
+The format promises that the arrays fill the file from end to end and lie beside each other; a header that says
+otherwise is refused before anything is read.
 """
 
 import contextlib
 import json
-import math
 import os
 import struct
 
