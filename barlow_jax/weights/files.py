@@ -93,7 +93,7 @@ def _is_safetensors(path):
 def _weights(path, arrays, about, around, *, whole, only_finite):
     """Weights of the arrays of a state_dict and of what lies around it in a full checkpoint."""
     plain = {peers.unwrapped(name): name for name in arrays}
-    if peers.is_official(plain):
+    if len(plain) == len(arrays) and peers.is_official(plain):
         kind = "pretraining"
         wanted = {name: theirs for name, theirs in plain.items() if whole or name.startswith("backbone.")}
     else:

@@ -1,6 +1,6 @@
 """Where the backbone is in the files of others: of their names, which are a ResNet's, and what the rest is.
 
-    found = backbone(names)
+    found = backbone(path, names)
     found.names       # {"module.encoder_q.conv1.weight": "conv1.weight", ...}
     found.prefix      # "encoder_q."
     found.aside       # ("module.encoder_q.fc.weight", "module.queue", ...)
