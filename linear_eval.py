@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, results, sharding
+from barlow_jax import experiment, results, sharding, views
 from barlow_jax.data import order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, linear_experiment
@@ -26,7 +26,7 @@ from barlow_jax.results import protocols
 from barlow_jax.run import launch, metric_writers
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
-from barlow_jax.run.progress import Progress, due, watched
+from barlow_jax.run.progress import Progress, due, tracked
 from barlow_jax.run.signals import StopSignals
 
 log = logging.getLogger("linear_eval")
@@ -81,7 +81,6 @@ def evaluate(config, subject, workdir, stop):
     config = linear_experiment.filled_in(config, pretrained)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     # Data.
     source, val_source, num_classes = linear_experiment.sources(config, subject.channels)
@@ -119,13 +118,13 @@ def evaluate(config, subject, workdir, stop):
     train_step = classify.make_train_step(
         graphdef,
         tx,
-        classify.make_images(recipe, config.seed, mesh),
+        views.make_one_view(recipe, config.seed, mesh),
         weights=config.weights,
         mesh=mesh,
         images_per_epoch=len(source),
         schedules=schedules,
     )
-    eval_images = classify.make_eval_images(size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
+    eval_images = views.make_eval_views(size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
     eval_step = classify.make_eval_step(graphdef, eval_images, mesh=mesh)
 
     # Where were we?
@@ -149,7 +148,6 @@ def evaluate(config, subject, workdir, stop):
         source,
         start_step,
         mesh,
-        process,
         last="wrap",
         crop_scale=tuple(config.crop_scale),
         crop_ratio=tuple(config.crop_ratio),
@@ -161,30 +159,29 @@ def evaluate(config, subject, workdir, stop):
             with progress.waiting():
                 batch = next(batches)
 
-            state, report = train_step(state, batch)
+            state, metrics = train_step(state, batch)
 
             done = step + 1
             epoch, last = done // steps_per_epoch, done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
             progress.step(config.batch_size)
             if step == 0 or last or due(done, config.log_every_steps):
-                writer.scalars(done, checked(report, done, checkpoints) | progress.rates())
+                writer.scalars(done, checked(metrics, done, checkpoints) | progress.rates())
             fresh = {}
             if last or due(done, config.eval.every_epochs * steps_per_epoch):
                 jax.block_until_ready(state)  # steps on their way belong to training's time
                 with progress.paused():
-                    val_batches = watched(
-                        experiment.eval_batches(config, val_source, mesh, process),
+                    val_batches = tracked(
+                        experiment.eval_batches(config, val_source, mesh),
                         order.eval_steps(len(val_source), sharding.round_up(config.eval.batch_size, mesh)),
                         f"validation on {val_source.name}",
-                        shown=jax.process_index() == 0,
                     )
                     fresh = classify.evaluate(eval_step, state, val_batches, mesh)
                 scores = with_scores(scores, fresh, epoch)
                 writer.scalars(done, {"epoch": epoch, **fresh})
                 log.info("epoch %d: top-1 %.2f %%, top-5 %.2f %%", epoch, 100 * fresh["top1"], 100 * fresh["top5"])
             if last or stopping or due(done, config.checkpoint_every_epochs * steps_per_epoch):
-                checked(report, done, checkpoints)
+                checked(metrics, done, checkpoints)
                 checkpoints.save(done, state, meta | {"results": scores}, fresh)
             if stopping and not last:
                 checkpoints.wait()

@@ -5,7 +5,8 @@
 The same line on one device, on eight, and on every host of a pod. Stopped or killed at any moment and started again
 with the same line, it goes on from its last checkpoint and ends where an undisturbed run ends.
 
-`train` below is the whole method, read from top to bottom: data, network, step, log, evaluate, save.
+`train` below is the whole method, read from top to bottom: data, network, step, log, evaluate, save. What the step does
+is one page on: `train_step` in barlow_jax/pretrain.py.
 """
 
 import logging
@@ -13,15 +14,17 @@ import logging
 import jax
 import numpy as np
 
-from barlow_jax import experiment, metrics, pretrain, sharding
+from barlow_jax import experiment, pretrain, sharding
 from barlow_jax.data import order
 from barlow_jax.evaluation import online
+from barlow_jax.metrics import expected_at_init
 from barlow_jax.run import launch, metric_writers, pictures
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
+from barlow_jax.run.profile import Profile
 from barlow_jax.run.progress import Progress, due
 from barlow_jax.run.signals import StopSignals
-from barlow_jax.training import microbatches, nonfinite
+from barlow_jax.training import nonfinite
 from barlow_jax.weights import as_run
 
 log = logging.getLogger("train")
@@ -54,7 +57,6 @@ def train(config, workdir, stop, init=""):
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     experiment.check_microbatches(config, mesh)
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     # Data.
     source, val_source = experiment.sources(config)
@@ -63,56 +65,31 @@ def train(config, workdir, stop, init=""):
     total_steps = config.epochs * steps_per_epoch
     log.info("%s: %d images, %d steps an epoch, %d in all", source.name, len(source), steps_per_epoch, total_steps)
 
-    # Network, optimiser, state.
-    recipe = experiment.recipe(config, source.channels)
-    tx, schedules = experiment.optimizer(config, steps_per_epoch)
-    probe_tx = experiment.probe_optimizer(config, steps_per_epoch) if source.num_classes else None
-    graphdef, state = pretrain.create_state(
-        experiment.network(config, source.channels),
-        tx,
+    # Network, optimiser, and the step that pretrain.train_step describes.
+    method, state = experiment.method(
+        config,
+        channels=source.channels,
         num_classes=source.num_classes,
-        probe_tx=probe_tx,
-        scaled=config.precision == "float16",
-    )
-    state_sharding = sharding.of_state(state, mesh, split=config.shard_params)
-    state = jax.device_put(state, state_sharding)
-    views_of = pretrain.make_views(recipe, config.seed, mesh, microbatches=config.microbatches)
-    embed = microbatches.make_embed(config.microbatches, config.microbatch_statistics)
-    give_up_after = experiment.give_up_after(config)
-    train_step = pretrain.make_train_step(
-        graphdef,
-        tx,
-        views_of,
-        lambd=config.lambd,
+        steps_per_epoch=steps_per_epoch,
         mesh=mesh,
-        batch_size=config.batch_size,
-        form=config.loss_form,
-        scale_loss=config.scale_loss,
-        schedules=schedules,
-        probe_tx=probe_tx,
-        embed=embed,
-        give_up_after=give_up_after,
-        state_sharding=state_sharding,
     )
-    inspect = pretrain.make_inspect_step(graphdef, views_of, mesh=mesh, embed=embed)
-    evaluate = online.make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
+    state = jax.device_put(state, method.state_sharding)
+    train_step = pretrain.make_train_step(method)
+    inspect = pretrain.make_inspect_step(method)
+    evaluate = online.make_evaluation(config, method.graphdef, source, val_source, mesh)
 
     # Where were we?
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="knn")
     meta = {"config": config.to_dict(), "channels": source.channels, "images": len(source)}
     if init and checkpoints.latest_step() is None:
         state = as_run.begin(init, state, config, source.channels, steps_per_epoch)
-        state = jax.device_put(state, state_sharding)
+        state = jax.device_put(state, method.state_sharding)
     state, saved = workdirs.resume(checkpoints, state, source, total_steps)
     start_step = int(state.step)
     meta["init"] = saved.get("init", init)
 
     writer = metric_writers.create(
-        workdir,
-        jax.process_index(),
-        wandb=config.wandb,
-        resume_step=start_step or None,
-        config=config.to_dict(),
+        workdir, jax.process_index(), wandb=config.wandb, resume_step=start_step or None, config=config.to_dict()
     )
     progress = Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
     batches = experiment.train_batches(
@@ -120,19 +97,13 @@ def train(config, workdir, stop, init=""):
         source,
         start_step,
         mesh,
-        process,
         last=config.data.last,
         reference_world_size=config.reference_world_size,
         crop_scale=tuple(config.views.crop_scale),
         crop_ratio=tuple(config.views.crop_ratio),
     )
-    expected = metrics.expected_at_init(config.batch_size, state.batch_stats["bn"]["mean"].size, config.lambd)
-    log.info(
-        "loss of unrelated views: %.4g (on_diag %.4g, off_diag %.4g)",
-        expected["loss"],
-        expected["on_diag"],
-        expected["off_diag"],
-    )
+    profile = Profile(workdir / "profile", config.profile_steps)
+    log_expected_loss(config, state)
 
     try:
         for step in range(start_step, total_steps):
@@ -143,18 +114,19 @@ def train(config, workdir, stop, init=""):
                 with progress.paused():
                     look = inspect(state, batch)
                     if begins:
-                        draw_views(look, recipe, workdir, writer)
+                        draw_views(look, config, workdir, writer)
                     draw_correlation(look, step, workdir, writer)
 
-            state, report = train_step(state, batch)
+            with profile.step(step, state):
+                state, metrics = train_step(state, batch)
 
             done = step + 1
             last = done == total_steps
             stopping = stop.received is not None or checkpoints.reached_preemption(done)
             progress.step(len(batch["index"]))
             if step == 0 or last or due(done, config.log_every_steps):
-                nonfinite.check(state, give_up_after, checkpoints.latest_step)
-                writer.scalars(done, report | progress.rates())
+                nonfinite.check(state, method.give_up_after, checkpoints.latest_step)
+                writer.scalars(done, metrics | progress.rates())
             scores = {}
             if config.eval.every_epochs and (last or due(done, config.eval.every_epochs * steps_per_epoch)):
                 jax.block_until_ready(state)  # steps on their way belong to training's time
@@ -165,22 +137,30 @@ def train(config, workdir, stop, init=""):
             if last:
                 draw_correlation(inspect(state, batch), done, workdir, writer)
             if scores or last or stopping or due(done, config.checkpoint_every_steps):
-                nonfinite.check_all(state, give_up_after, checkpoints.latest_step)
+                nonfinite.check_all(state, method.give_up_after, checkpoints.latest_step)
                 checkpoints.save(done, state, meta, scores)
             if stopping and not last:
                 checkpoints.wait()
                 log.info("preempted at step %d; the same command goes on from there", done)
                 return False
     finally:
-        launch.close(batches, progress, writer, checkpoints)
+        launch.close(batches, progress, profile, writer, checkpoints)
     log.info("finished at step %d; evaluate with linear_eval.py --checkpoint=%s", total_steps, workdir)
     return True
 
 
-def draw_views(look, recipe, workdir, writer):
+def log_expected_loss(config, state):
+    """What the loss would be if the two views had nothing to do with each other: about where it begins."""
+    expected = expected_at_init(config.batch_size, state.batch_stats["bn"]["mean"].size, config.lambd)
+    said = "loss of unrelated views: %.4g (on_diag %.4g, off_diag %.4g)"
+    log.info(said, expected["loss"], expected["on_diag"], expected["off_diag"])
+
+
+def draw_views(look, config, workdir, writer):
     """What the network is shown: 8 images, 2 views each, in views.png."""
     if jax.process_index() == 0:
-        picture = pictures.views_grid(np.asarray(look["views"]), recipe.mean, recipe.std, workdir / "views.png")
+        scale = config.views.mean, config.views.std
+        picture = pictures.views_grid(np.asarray(look["views"]), *scale, workdir / "views.png")
         writer.image(0, "views", picture)
 
 

@@ -10,6 +10,11 @@ notebook, saves first.
 """
 
 import importlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from barlow_jax import results
 from barlow_jax.errors import UserError
@@ -17,11 +22,14 @@ from barlow_jax.evaluation import encoder
 from barlow_jax.run import cluster, config_files, launch
 from barlow_jax.run.signals import StopSignals
 
+Config = str | os.PathLike[str] | ConfigDict
+Data = str | os.PathLike[str] | Mapping[str, Any] | None
+
 # How a run may be judged, and the config that is taken if none is named.
 EVALUATIONS = {"knn": "frozen", "probe": "frozen", "transfer": "voc07", "linear": "linear"}
 
 
-def config(named):
+def config(named: str | os.PathLike[str]) -> ConfigDict:
     """The config of a name or a file, as --config takes it, locked: "demo", "tfds:imagenette", "my_config.py".
 
     Returns:
@@ -32,7 +40,15 @@ def config(named):
     return config_files.load(named)
 
 
-def train(config, *, workdir, data=None, init="", allow_changes=(), **fields):
+def train(
+    config: Config,
+    *,
+    workdir: str | os.PathLike[str],
+    data: Data = None,
+    init: str | os.PathLike[str] = "",
+    allow_changes: Sequence[str] = (),
+    **fields: Any,
+) -> bool:
     """Pre-trains as train.py does, and goes on where a run in this folder was stopped.
 
     Args:
@@ -55,7 +71,16 @@ def train(config, *, workdir, data=None, init="", allow_changes=(), **fields):
         return program.main(wanted) == 0
 
 
-def evaluate(checkpoint, by="knn", *, config=None, workdir="", data=None, baseline="", **fields):
+def evaluate(
+    checkpoint: str | os.PathLike[str],
+    by: str = "knn",
+    *,
+    config: Config | None = None,
+    workdir: str | os.PathLike[str] = "",
+    data: Data = None,
+    baseline: str = "",
+    **fields: Any,
+) -> list[dict[str, Any]] | None:
     """Judges a run as `barlow-jax knn`, `probe`, `transfer` or `linear-eval` do.
 
     Args:
@@ -87,7 +112,7 @@ def evaluate(checkpoint, by="knn", *, config=None, workdir="", data=None, baseli
             return program.judge(wanted, stop)
 
 
-def load(path, *, step=None):
+def load(path: str | os.PathLike[str], *, step: int | None = None) -> encoder.Network:
     """A trained network, ready to use: see `evaluation.encoder.load`, which this is."""
     return encoder.load(path, step=step)
 
@@ -96,7 +121,7 @@ def _wanted(define_flags, config, data, fields, **values):
     """What a command's main takes."""
     flag = launch.Flags()
     define_flags(flag)
-    config = config if hasattr(config, "to_dict") else config_files.load(config)
+    config = config if isinstance(config, ConfigDict) else config_files.load(config)
     if data is not None:
-        fields = {"data": data if isinstance(data, dict) else {"path": str(data)}} | fields
+        fields = {"data": dict(data) if isinstance(data, Mapping) else {"path": str(data)}} | fields
     return flag.given(config_files.with_fields(config, fields), **values)

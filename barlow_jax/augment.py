@@ -3,7 +3,7 @@
 The host hands over uint8 canvases and crop boxes; everything else happens here. `draw` draws the random numbers of one
 view of one example from the example's own key, `apply` makes the view from them, and `two_views` maps both over a
 batch. So the views of an example depend on its key, canvas and boxes alone: not on its place in the batch, nor on the
-number of devices. The operations, equal to Pillow's 8-bit arithmetic, are in image_ops.py and color_ops.py.
+number of devices. The operations, equal to Pillow's 8-bit arithmetic, are in ops/image.py and ops/color.py.
 """
 
 import dataclasses
@@ -11,12 +11,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from barlow_jax.errors import UserError
 from barlow_jax.ops import color as color_ops
 from barlow_jax.ops import image as image_ops
-
-Array = jax.Array
 
 # What is folded into an example's key for its boxes; 0 and 1 are for its views. So both may be given the same key.
 _BOXES = 2
@@ -142,7 +141,7 @@ def draw(key: Array, recipe: Recipe, view: Array | int) -> Draw:
         flip=flip < recipe.flip,
         angle=recipe.rotation * (2.0 * angle - 1.0),
         order=jnp.where(jitter < recipe.jitter, jnp.argsort(uniform[8:12]), color_ops.NOTHING),
-        factors=low + (high - low) * uniform[12:],
+        factors=jnp.asarray(low + (high - low) * uniform[12:]),
         grayscale=grayscale < recipe.grayscale,
         sigma=jnp.where(
             blur < jnp.array(recipe.blur)[view],

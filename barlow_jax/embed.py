@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from barlow_jax import augment, experiment, sharding
+from barlow_jax import augment, experiment, feed, sharding
 from barlow_jax.data import eval_steps, open_source
 from barlow_jax.data.listed import ListedFiles
 from barlow_jax.errors import UserError
@@ -136,14 +136,14 @@ def embed(judged, config, source, folder, stop):
         return parts
     size = sharding.round_up(config.eval.batch_size, mesh)
     feature_step, weights = encoder(judged, config, mesh)
-    batches = experiment.eval_batches(config, source.take(np.arange(first, len(source))), mesh, {})
+    batches = experiment.eval_batches(config, source.take(np.arange(first, len(source))), mesh)
     total = eval_steps(len(source) - first, size)
     progress = Progress(total)
 
     def computed():
         """The results of each batch while the devices are at work on the next."""
         ahead = None
-        for batch in sharding.prefetch(batches, mesh):
+        for batch in feed.prefetch(batches, mesh):
             now = batch["index"], feature_step(*weights, batch)
             if ahead is not None:
                 yield ahead
@@ -200,7 +200,7 @@ def draw_neighbours(config, source, parts, path, queries=8, columns=8):
 def as_seen(config, source, rows):
     """These images as the network sees them, uint8 [m, S, S, C]."""
     tiles = []
-    for batch in experiment.eval_batches(config, source.take(rows), sharding.make_mesh(), {}):
+    for batch in experiment.eval_batches(config, source.take(rows), sharding.make_mesh()):
         views = augment.eval_views(
             batch["canvas"],
             batch["boxes"],

@@ -1,14 +1,15 @@
 """From the fields of a config to arguments: the one place where they are checked and derived numbers are made."""
 
-import itertools
+import functools
 import logging
 import operator
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import augment, loss, model, optim, sharding
-from barlow_jax.data import open_source, order, pipeline
+from barlow_jax import augment, feed, loss, model, optim, pretrain, sharding, views
+from barlow_jax.data import open_source, order
 from barlow_jax.data.kinds import NEED_PATH
 from barlow_jax.errors import UserError
 from barlow_jax.training import microbatches
@@ -30,6 +31,7 @@ FREE_FIELDS = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "wandb",
+    "profile_steps",
     "remat",
     "shard_params",
     "on_nonfinite",
@@ -55,11 +57,6 @@ def check(config):
             "max_skipped": 1,
         },
     )
-    if config.epochs <= config.warmup_epochs:
-        raise UserError(
-            f"config.epochs is {config.epochs}, no more than config.warmup_epochs ({config.warmup_epochs}); "
-            "the run would end inside its warm-up: train longer or set config.warmup_epochs lower."
-        )
     check_one_of(
         config,
         {
@@ -73,6 +70,18 @@ def check(config):
             "microbatch_statistics": microbatches.STATISTICS,
         },
     )
+    if config.epochs <= config.warmup_epochs:
+        raise UserError(
+            f"config.epochs is {config.epochs}, no more than config.warmup_epochs ({config.warmup_epochs}); "
+            "the run would end inside its warm-up: train longer or set config.warmup_epochs lower."
+        )
+    _check_network(config)
+    _check_sizes(config)
+    _check_profile(config)
+    check_data(config.data)
+
+
+def _check_network(config):
     if config.remat == "blocks" and config.arch in model.OF_ONE_SIZE:
         raise UserError(
             f"config.remat is 'blocks', and config.arch {config.arch!r} has no residual blocks; take 'none'."
@@ -84,6 +93,9 @@ def check(config):
             f"config.arch 'convnet' is for images up to 64 pixels, and config.image_size is "
             f"{config.image_size}; take a resnet."
         )
+
+
+def _check_sizes(config):
     if config.views.crop_scale[1] > 1 and not config.views.rotation:
         raise UserError(
             f"config.views.crop_scale is {tuple(config.views.crop_scale)}; crops larger than the image need "
@@ -94,7 +106,14 @@ def check(config):
             f"config.eval.crop is {config.eval.crop} and config.eval.resize {config.eval.resize}; the crop is cut out "
             "of the resized image, so it must not be larger."
         )
-    check_data(config.data)
+
+
+def _check_profile(config):
+    steps = tuple(config.profile_steps)
+    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        raise UserError(
+            f"config.profile_steps is {steps}; it is the first and the last step to profile, such as (11, 13), or ()."
+        )
 
 
 def check_data(data):
@@ -140,40 +159,13 @@ def sources(config):
         return open_source(data.kind, data.path, split, **options, **more)
 
     listed = {"listed": data.file_list} if data.file_list else {}
-    train = _resident(config, opened(data.train, **listed))
+    train = opened(data.train, **listed)
+    train = feed.resident(train, data.resident_bytes, **_reading(config, train))
     if not data.val:
         return train, None
     # Both splits of a folder must number their classes alike.
     names = {"class_names": train.class_names} if data.kind == "folder" and train.class_names else {}
     return train, opened(data.val, **names)
-
-
-def _resident(config, source):
-    """The training source as Arrays if it is small enough to live on the devices, else the source as it is."""
-    arrays = pipeline.in_memory(
-        source,
-        max_bytes=config.data.resident_bytes,
-        canvas=canvas(config, source),
-        threads=config.data.threads or None,
-        max_bad_fraction=config.data.max_bad_fraction,
-    )
-    if arrays is None:
-        return source
-    height, width = arrays.images.shape[1:3]
-    log.info(
-        "%s lives on the devices: %d images of at most %d x %d pixels, %.1f MB",
-        source.name,
-        len(source),
-        height,
-        width,
-        arrays.images.nbytes / 1e6,
-    )
-    return arrays
-
-
-def fits_on_devices(config, source):
-    """Whether a source is small enough to live on the devices."""
-    return source.images is not None and source.images.nbytes <= config.data.resident_bytes
 
 
 def check_microbatches(config, mesh):
@@ -203,87 +195,56 @@ def canvas(config, source):
     return config.data.canvas if source.images is None else max(source.shape[:2])
 
 
-def train_batches(
-    config, source, start_step, mesh, process, *, last, reference_world_size=1, crop_scale, crop_ratio, views=2
-):
-    """Training batches on the devices, from `start_step` on, without end.
+def train_batches(config, source, start_step, mesh, **options):
+    """`feed.train_batches` with the fields that pre-training and evaluation share (seed, batch_size, data) filled in.
 
-    Args:
-      config: of pre-training or evaluation; both have seed, batch_size and data.
-      process: {"process_index", "process_count"}.
-      last, reference_world_size: how an epoch ends, see `order.steps_per_epoch` and `order.last_batch_size`.
-      crop_scale, crop_ratio, views: of the random boxes, and how many an image gets.
+    options: how an epoch ends and of the boxes: last, reference_world_size, crop_scale, crop_ratio, views.
     """
-    if fits_on_devices(config, source):
-        resident = sharding.ResidentSet(
-            source.images,
-            source.labels,
-            mesh,
-            seed=config.seed,
-            scale=crop_scale,
-            ratio=crop_ratio,
-            views=views,
-            sizes=source.sizes,
-        )
-        for step in itertools.count(start_step):
-            _, index = order.batch_indices(
-                len(source),
-                config.batch_size,
-                config.seed,
-                step,
-                last,
-                reference_world_size=reference_world_size,
-                **process,
-            )
-            yield resident.batch(index, step)
-    batches = pipeline.train_batches(
+    return feed.train_batches(
         source,
+        start_step,
+        mesh,
         batch_size=config.batch_size,
         seed=config.seed,
-        canvas=canvas(config, source),
-        scale=crop_scale,
-        ratio=crop_ratio,
-        views=views,
-        start_step=start_step,
-        last=last,
-        reference_world_size=reference_world_size,
-        threads=config.data.threads or None,
-        max_bad_fraction=config.data.max_bad_fraction,
-        **process,
+        resident_bytes=config.data.resident_bytes,
+        **_reading(config, source),
+        **options,
     )
-    try:
-        yield from sharding.prefetch(batches, mesh)
-    finally:
-        batches.close()
 
 
-def eval_batches(config, source, mesh, process, *, fit="crop"):
-    """One pass over a source on the host, every image once, as config.eval says; fit: see `data.eval_batches`."""
-    return pipeline.eval_batches(
+def eval_batches(config, source, mesh, *, fit="crop"):
+    """`feed.eval_batches` as config.eval says; fit: see `pipeline.eval_batches`."""
+    return feed.eval_batches(
         source,
-        batch_size=sharding.round_up(config.eval.batch_size, mesh),
-        canvas=canvas(config, source),
+        mesh,
+        batch_size=config.eval.batch_size,
         resize_short=config.eval.resize,
         crop=config.eval.crop,
         fit=fit,
-        threads=config.data.threads or None,
-        max_bad_fraction=config.data.max_bad_fraction,
-        **process,
+        **_reading(config, source),
     )
+
+
+def _reading(config, source):
+    return {
+        "canvas": canvas(config, source),
+        "threads": config.data.threads or None,
+        "max_bad_fraction": config.data.max_bad_fraction,
+    }
 
 
 def recipe(config, channels):
     """The two views as an augment.Recipe."""
-    views = dict(config.views)
-    del views["crop_scale"], views["crop_ratio"]  # of the boxes
-    if channels != len(views["mean"]):
+    fields = dict(config.views)
+    del fields["crop_scale"], fields["crop_ratio"]  # of the boxes
+    if channels != len(fields["mean"]):
         raise UserError(
-            f"The images have {channels} channels and config.views.mean {len(views['mean'])} values; "
+            f"The images have {channels} channels and config.views.mean {len(fields['mean'])} values; "
             "give config.views.mean and config.views.std one value for each channel."
         )
     if channels != 3:
         log.info("images of %d channels: saturation, hue and grayscale are for 3 and are left out", channels)
-    return augment.Recipe(size=config.image_size, **views)
+    return augment.Recipe(size=config.image_size, **fields)
 
 
 def backbone(config, channels, *, remat=False):
@@ -309,9 +270,48 @@ def network(config, channels):
     )
 
 
-def give_up_after(config):
-    """How many steps in a row may not be finite, see `nonfinite`."""
-    return config.max_skipped if config.on_nonfinite == "skip" else 1
+def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=False):
+    """All that the train step is made of, and the state at step 0: of train.py, of plans and of benchmarks.
+
+    Args:
+      channels, num_classes: of the training images; None for unlabelled ones, which have no online probe.
+      abstract: whether nothing is computed: the state is then one of `jax.ShapeDtypeStruct`.
+    Returns:
+      pretrain.Method; TrainState, not yet on the mesh: `method.state_sharding` says how it lies there.
+    """
+    views_of = views.make_views(recipe(config, channels), config.seed, mesh, microbatches=config.microbatches)
+    tx, schedules = optimizer(config, steps_per_epoch)
+    probe_tx = probe_optimizer(config, steps_per_epoch) if num_classes else None
+    structure = []
+
+    def create():
+        graphdef, state = pretrain.create_state(
+            network(config, channels),
+            tx,
+            num_classes=num_classes,
+            probe_tx=probe_tx,
+            scaled=config.precision == "float16",
+        )
+        structure.append(graphdef)
+        return state
+
+    state = jax.eval_shape(create) if abstract else create()
+    parts = pretrain.Method(
+        graphdef=structure[0],
+        tx=tx,
+        views_of=views_of,
+        loss=functools.partial(
+            loss.barlow_twins_loss, lambd=config.lambd, form=config.loss_form, batch_size=config.batch_size
+        ),
+        mesh=mesh,
+        forward=microbatches.make_forward(config.microbatches, config.microbatch_statistics),
+        scale_loss=config.scale_loss,
+        probe_tx=probe_tx,
+        schedules=schedules,
+        give_up_after=config.max_skipped if config.on_nonfinite == "skip" else 1,
+        state_sharding=sharding.of_state(state, mesh, split=config.shard_params),
+    )
+    return parts, state
 
 
 def optimizer(config, steps_per_epoch):

@@ -16,8 +16,9 @@ import numpy as np
 from barlow_jax import experiment, metrics, results
 from barlow_jax.data import sources
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import few_shot, frozen
+from barlow_jax.evaluation import feature_cache, few_shot, frozen
 from barlow_jax.run import launch
+from barlow_jax.run.progress import tracked
 
 CONFIG = "frozen"  # taken if none is named
 FIELDS = ("k", "temperature", "bank", "shots", "shot_seeds", "seed")
@@ -43,11 +44,11 @@ def evaluate(judged):
     """(lines of results, rows of the table) of one backbone, a `frozen.Judged`."""
     config = judged.config
     train, val = frozen.splits(judged)
-    queries = frozen.features_of(judged, val or train)
+    queries = feature_cache.features_of(judged, val or train)
     lines, table = effective_rank(judged, val or train, queries)
     if val and train.num_classes and val.num_classes:
         bank = sources.evenly_spaced(train, config.bank, among=sources.labelled(train))
-        bank, labels = frozen.known(frozen.features_of(judged, bank))
+        bank, labels = frozen.known(feature_cache.features_of(judged, bank))
         queries, targets = frozen.known(queries)
         for part in (nearest_neighbours, few_labels):
             more, rows = part(judged, (bank, labels), (queries, targets), val.name, train.num_classes)
@@ -101,7 +102,7 @@ def nearest_neighbours(judged, bank, queries, dataset, classes):
         temperature=config.temperature,
         num_classes=classes,
         mesh=judged.mesh,
-        track=lambda starts: frozen.tracked(starts, len(starts), "nearest neighbours"),
+        track=lambda starts: tracked(starts, len(starts), "nearest neighbours"),
     )
     lines = [
         results.line(
@@ -136,7 +137,7 @@ def few_labels(judged, bank, queries, dataset, classes):
     seeds = list(range(config.seed, config.seed + config.shot_seeds))
     lines, table = [], ["", f"{'images a class':24}{'top-1 %':>8}"]
     work = [(count, name) for count in shots for name in few_shot.CLASSIFIERS]
-    for count, name in frozen.tracked(work, len(work), "few labels"):
+    for count, name in tracked(work, len(work), "few labels"):
         values = []
         for seed in seeds:
             rows = few_shot.draw(bank[1], count, seed)

@@ -11,12 +11,14 @@ into the gradient. N is the global batch: under `jax.jit` with sharded embedding
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 FORMS = ("auto", "direct", "dual")
 
 
-def standardize(z, eps=1e-5):
+def standardize(z: Array, eps: float = 1e-5) -> Array:
     """Zero mean and unit variance per dimension: the affine-free BatchNorm of the official code.
 
     The variance is the biased one and eps is added to it, as `torch.nn.BatchNorm1d(D, affine=False)` does and the
@@ -32,7 +34,7 @@ def standardize(z, eps=1e-5):
     return z * jax.lax.rsqrt(jnp.square(z).mean(0) + eps)
 
 
-def cross_correlation(z1, z2, *, batch_size=None, eps=1e-5):
+def cross_correlation(z1: Array, z2: Array, *, batch_size: int | None = None, eps: float = 1e-5) -> Array:
     """Cross-correlation matrix of two batches of embeddings, equation 2.
 
     Args:
@@ -46,7 +48,16 @@ def cross_correlation(z1, z2, *, batch_size=None, eps=1e-5):
     return jnp.matmul(standardize(z1, eps).T, standardize(z2, eps), precision="highest") / n
 
 
-def barlow_twins_loss(z1, z2, *, lambd, form="auto", mesh=None, batch_size=None, eps=1e-5):
+def barlow_twins_loss(
+    z1: Array,
+    z2: Array,
+    *,
+    lambd: float,
+    form: str = "auto",
+    mesh: Mesh | None = None,
+    batch_size: int | None = None,
+    eps: float = 1e-5,
+) -> tuple[Array, dict[str, Array]]:
     """The loss and its two terms.
 
     "direct" builds c. With a mesh, each device builds a slab of c's rows from its columns of z1 and all of z2, so that

@@ -11,14 +11,20 @@ Nothing here knows about data sets, models or files.
 """
 
 import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from numpy.typing import ArrayLike
 
 from barlow_jax.errors import UserError
+
+Rows = Array | np.ndarray  # on devices or on the host
 
 # A dimension is dead when its variance is below the eps of the loss's batch norm (`loss.standardize`): there eps
 # outweighs the signal, and c_ii stays below 0.71 (0.5 if dead in both views) however well the views agree.
@@ -27,7 +33,9 @@ DEAD_VARIANCE = 1e-5
 QUERY_BLOCK = 512  # test rows that the nearest-neighbour search takes at a time
 
 
-def topk_accuracy(logits, labels, ks=(1, 5), mask=None):
+def topk_accuracy(
+    logits: Array, labels: Array, ks: Sequence[int] = (1, 5), mask: Array | None = None
+) -> dict[str, Array]:
     """Counts the rows whose label is among the k largest logits.
 
     Counts and not rates, so that the sum over batches and devices is exact. Of equal logits the lower class comes
@@ -48,7 +56,9 @@ def topk_accuracy(logits, labels, ks=(1, 5), mask=None):
     return hits | {"count": counted.sum(dtype=jnp.int32)}
 
 
-def knn_accuracy(train_features, train_labels, test_features, test_labels, **options):
+def knn_accuracy(
+    train_features: Rows, train_labels: Rows, test_features: Rows, test_labels: Rows, **options: Any
+) -> float | dict[int, float]:
     """Share of the test rows that `knn_predict` gets right: a float, or {k: float} for several k.
 
     Args:
@@ -61,17 +71,17 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, **opt
 
 
 def knn_predict(
-    train_features,
-    train_labels,
-    test_features,
+    train_features: Rows,
+    train_labels: Rows,
+    test_features: Rows,
     *,
-    k=20,
-    temperature=0.07,
-    num_classes=None,
-    block=4096,
-    mesh=None,
-    track=lambda starts: starts,
-):
+    k: int | Sequence[int] = 20,
+    temperature: float = 0.07,
+    num_classes: int | None = None,
+    block: int = 4096,
+    mesh: Mesh | None = None,
+    track: Callable[[Iterable[int]], Iterable[int]] = lambda starts: starts,
+) -> np.ndarray:
     """Classes by a weighted vote of the k nearest training rows, exactly.
 
     Each of the k rows of largest cosine similarity s votes for its class with weight exp(s / temperature): the protocol
@@ -104,10 +114,10 @@ def knn_predict(
     mesh = mesh or jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:1])
     rows, columns = min(block, QUERY_BLOCK, m), min(block, n)
     blocks = -(-m // (rows * mesh.size)) * mesh.size
-    queries = _pad(np.asarray(test_features, np.float32), blocks * rows).reshape(blocks, rows, -1)
     # In parts along the first axis, each made on its own device.
     shape, sharding = (blocks, rows, max(ks)), NamedSharding(mesh, P("data"))
-    queries = jax.make_array_from_callback(queries.shape, sharding, queries.__getitem__)
+    queries = _pad(np.asarray(test_features, np.float32), blocks * rows).reshape(blocks, rows, -1)
+    queries = _placed(queries, sharding)
     best = jax.jit(
         lambda: (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)), out_shardings=(sharding, sharding)
     )()
@@ -116,11 +126,15 @@ def knn_predict(
         stop = min(start + columns, n)
         features = _pad(np.asarray(train_features[start:stop], np.float32), columns)
         labels = _pad(np.asarray(train_labels[start:stop], np.int32), columns, fill=-1)
-        features, labels = (jax.make_array_from_callback(x.shape, whole, x.__getitem__) for x in (features, labels))
-        before, best = best, merge(*best, queries, features, labels)
+        before, best = best, merge(*best, queries, _placed(features, whole), _placed(labels, whole))
         jax.block_until_ready(before)  # else the host would send block after block to a device that is still busy
     predicted = np.asarray(_voter(mesh, ks, classes)(*best, temperature)).reshape(len(ks), -1)[:, :m]
     return predicted[0] if isinstance(k, int) else predicted
+
+
+def _placed(x, sharding):
+    """An array that every process holds, on the devices."""
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
 
 @functools.cache
@@ -187,13 +201,13 @@ def _pad(x, length, fill=0):
     return np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
 
 
-def rank_sample(features):
+def rank_sample(features: Rows) -> Rows:
     """Evenly spaced rows, from 25,600 on: as many as the paper of RankMe takes the effective rank of. A view."""
     return features[:: max(len(features) // 25_600, 1)]
 
 
 @jax.jit
-def effective_rank(features):
+def effective_rank(features: Rows) -> Array:
     """RankMe: exp of the entropy of the singular values, from 1 (collapsed) to min(n, D) (isotropic).
 
     p_k = s_k / sum(s) + 1e-7 as in Garrido et al. 2023 (arXiv 2210.02885, equation 2), of the features as they are,
@@ -209,7 +223,7 @@ def effective_rank(features):
     return jnp.exp(-(share * jnp.log(share)).sum())
 
 
-def embedding_stats(z1, z2):
+def embedding_stats(z1: Array, z2: Array) -> dict[str, Array]:
     """What collapse looks like before the loss shows it; made to be called inside the train step.
 
     Args:
@@ -226,7 +240,7 @@ def embedding_stats(z1, z2):
     return {"z_mean": jnp.abs(mean).mean(), "z_std": jnp.sqrt(variance).mean(), "dead_dims": dead.astype(jnp.float32)}
 
 
-def expected_at_init(n, d, lambd):
+def expected_at_init(n: int, d: int, lambd: float) -> dict[str, float]:
     """What the loss is on average if the two views had nothing to do with each other.
 
     Assumption: the rows of z2 are in random order with respect to those of z1 (independent Gaussian embeddings are a
@@ -248,7 +262,9 @@ def expected_at_init(n, d, lambd):
     return {"on_diag": on_diag, "off_diag": off_diag, "loss": on_diag + lambd * off_diag}
 
 
-def average_precision(scores, targets, *, method="area", mask=None):
+def average_precision(
+    scores: ArrayLike, targets: ArrayLike, *, method: str = "area", mask: ArrayLike | None = None
+) -> float | np.ndarray:
     """Average precision of each class, in float64 on the host.
 
     "area" is sum_n (R_n - R_{n-1}) P_n over the distinct scores, without interpolation, as scikit-learn defines it.

@@ -5,14 +5,21 @@ dicts, params and batch_stats; `merge` them inside the function that is jitted o
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
 
 from barlow_jax.errors import UserError
 from barlow_jax.networks import convnet, resnet
 
-BACKBONES = {
+Backbone = Callable[..., Any]  # rngs -> module with `num_features`
+Tree = dict[str, Any]  # nested: parameters or batch statistics by name
+
+BACKBONES: dict[str, Backbone] = {
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
@@ -30,8 +37,15 @@ linear_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def make_backbone(
-    arch, *, image_size, channels=3, stem="imagenet", zero_init_residual=True, remat=False, dtype=jnp.float32
-):
+    arch: str,
+    *,
+    image_size: int,
+    channels: int = 3,
+    stem: str = "imagenet",
+    zero_init_residual: bool = True,
+    remat: bool = False,
+    dtype: DTypeLike = jnp.float32,
+) -> Backbone:
     """A constructor of the named backbone, rngs -> module.
 
     Args:
@@ -56,7 +70,7 @@ class Projector(nnx.Module):
       widths: of the layers, the last one the dimension D of the embeddings; () makes it the identity.
     """
 
-    def __init__(self, in_features, widths, *, dtype=jnp.float32, rngs):
+    def __init__(self, in_features: int, widths: Sequence[int], *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.linears = nnx.List([])
         self.norms = nnx.List([resnet.BatchNorm(width) for width in widths[:-1]])
         for fan_in, width in zip((in_features, *widths), widths, strict=False):
@@ -64,7 +78,7 @@ class Projector(nnx.Module):
                 nnx.Linear(fan_in, width, use_bias=False, kernel_init=linear_init, dtype=dtype, rngs=rngs)
             )
 
-    def __call__(self, features, *, train):
+    def __call__(self, features: Array, *, train: bool) -> Array:
         """[..., in_features] -> [..., D]; the view axis as in `resnet`."""
         z = features
         for linear, norm in zip(self.linears[:-1], self.norms, strict=True):
@@ -84,12 +98,19 @@ class BarlowTwins(nnx.Module):
       dtype: compute dtype.
     """
 
-    def __init__(self, backbone, projector=(8192, 8192, 8192), *, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        backbone: Backbone,
+        projector: Sequence[int] = (8192, 8192, 8192),
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.backbone = backbone(rngs=rngs)
         self.projector = Projector(self.backbone.num_features, projector, dtype=dtype, rngs=rngs)
         self.bn = resnet.BatchNorm(projector[-1] if projector else self.backbone.num_features, affine=False)
 
-    def __call__(self, images, *, train):
+    def __call__(self, images: Array, *, train: bool) -> tuple[Array, Array]:
         """Features and embeddings of every view in one pass.
 
         Args:
@@ -108,18 +129,18 @@ class BarlowTwins(nnx.Module):
 class Classifier(nnx.Module):
     """Backbone and one linear layer, `fc`, initialised as the official evaluate.py does: normal(0, 0.01), bias 0."""
 
-    def __init__(self, backbone, num_classes, *, rngs):
+    def __init__(self, backbone: Backbone, num_classes: int, *, rngs: nnx.Rngs):
         self.backbone = backbone(rngs=rngs)
         self.fc = nnx.Linear(
             self.backbone.num_features, num_classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs
         )
 
-    def __call__(self, images, *, train):
+    def __call__(self, images: Array, *, train: bool) -> Array:
         """images as in BarlowTwins -> logits [B(, V), num_classes] float32."""
         return self.fc(self.backbone(images, train=train))
 
 
-def split(module):
+def split(module: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
     """A module's structure, and its parameters and batch statistics as plain nested dicts with string keys.
 
     Returns:
@@ -130,12 +151,12 @@ def split(module):
     return graphdef, _string_keys(nnx.to_pure_dict(params)), _string_keys(nnx.to_pure_dict(batch_stats))
 
 
-def merge(graphdef, params, batch_stats):
+def merge(graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree) -> Any:
     """The module again, with these arrays in it."""
     return nnx.merge(graphdef, _list_keys(params), _list_keys(batch_stats))
 
 
-def batch_stats_of(module):
+def batch_stats_of(module: nnx.Module) -> Tree:
     """The batch statistics of a merged module, after a training pass has moved them."""
     return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
 
@@ -144,7 +165,7 @@ class Moments(nnx.Variable):
     """Of a BatchNorm whose batch comes in parts."""
 
 
-def moments_at_start(graphdef, params, batch_stats, views):
+def moments_at_start(graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, views: int) -> dict[str, Array]:
     """The moments of every BatchNorm if the batch had the running statistics: {path: [2, views, C]}."""
     return {
         path: jnp.stack([jnp.zeros_like(norm.var[...]), norm.var[...]])[:, None].repeat(views, 1)
@@ -152,7 +173,9 @@ def moments_at_start(graphdef, params, batch_stats, views):
     }
 
 
-def merge_with_moments(graphdef, params, batch_stats, moments, parts):
+def merge_with_moments(
+    graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, moments: dict[str, Array], parts: int
+) -> Any:
     """The module with these moments in its BatchNorms, for one of several parts of a batch; see `resnet.BatchNorm`."""
     module = merge(graphdef, params, batch_stats)
     for path, norm in _batch_norms(module):
@@ -160,7 +183,7 @@ def merge_with_moments(graphdef, params, batch_stats, moments, parts):
     return module
 
 
-def moments_of(module):
+def moments_of(module: nnx.Module) -> dict[str, Array]:
     """The moments of the part that a module with moments has seen, {path: [2, views, C]}."""
     return {path: norm.moments[...] for path, norm in _batch_norms(module)}
 

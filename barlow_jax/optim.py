@@ -5,16 +5,22 @@ the scales and offsets of BatchNorm), *weights* are the rest. Biases have a lear
 weight decay nor LARS adaptation.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from barlow_jax.errors import UserError
 
+Rate = optax.ScalarOrSchedule  # a constant, or step -> rate
+Tree = Any  # parameters, or arrays like them
 
-def warmup_cosine(peak, warmup_steps, total_steps, *, start=0.0, final=1e-3):
+
+def warmup_cosine(
+    peak: float, warmup_steps: int, total_steps: int, *, start: float = 0.0, final: float = 1e-3
+) -> optax.Schedule:
     """Linear warm-up to `peak`, then a cosine down to `final * peak`.
 
     Steps count from 0, so that step 0 has rate `start` and the floor is approached but never reached: the schedule of
@@ -40,12 +46,14 @@ def warmup_cosine(peak, warmup_steps, total_steps, *, start=0.0, final=1e-3):
     return schedule
 
 
-def is_weight(params):
+def is_weight(params: Tree) -> Tree:
     """Mask of the group *weights*: True where ndim != 1. By rank, never by name."""
     return jax.tree.map(lambda p: p.ndim != 1, params)
 
 
-def by_group(weights, biases):
+def by_group(
+    weights: optax.GradientTransformation, biases: optax.GradientTransformation
+) -> optax.GradientTransformation:
     """One transformation for the weights, another for the biases."""
 
     def groups(params):
@@ -55,10 +63,16 @@ def by_group(weights, biases):
 
 
 class TrustRatioState(NamedTuple):
-    count: jax.Array  # updates so far, for the rate that the clipped form needs
+    count: Array  # updates so far, for the rate that the clipped form needs
 
 
-def scale_by_trust_ratio(eta=1e-3, *, weight_decay=0.0, separate_norms=False, clip_at=None):
+def scale_by_trust_ratio(
+    eta: float = 1e-3,
+    *,
+    weight_decay: float = 0.0,
+    separate_norms: bool = False,
+    clip_at: optax.Schedule | None = None,
+) -> optax.GradientTransformation:
     """Weight decay and layer-wise adaptation, the first half of LARS (You et al., arXiv 1708.03888).
 
     For gradient g of parameter p, with u = g + weight_decay * p, the update is
@@ -89,7 +103,7 @@ def scale_by_trust_ratio(eta=1e-3, *, weight_decay=0.0, separate_norms=False, cl
             ratio = jnp.minimum(ratio / rate, 1)
         return jnp.where(adapted, u * ratio, g if separate_norms else u)
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         rate = None if clip_at is None else clip_at(state.count)
         updates = jax.tree.map(lambda g, p: adapt(g, p, rate), updates, params)
         return updates, TrustRatioState(state.count + 1)
@@ -98,16 +112,16 @@ def scale_by_trust_ratio(eta=1e-3, *, weight_decay=0.0, separate_norms=False, cl
 
 
 def lars(
-    rate_weights,
-    rate_biases,
+    rate_weights: Rate,
+    rate_biases: Rate,
     *,
-    weight_decay=1e-6,
-    momentum=0.9,
-    eta=1e-3,
-    clip=False,
-    separate_norms=False,
-    exclude_biases=True,
-):
+    weight_decay: float = 1e-6,
+    momentum: float = 0.9,
+    eta: float = 1e-3,
+    clip: bool = False,
+    separate_norms: bool = False,
+    exclude_biases: bool = True,
+) -> optax.GradientTransformation:
     """LARS in the order of the official code: decay, trust ratio, momentum, and the learning rate last.
 
     The rate stands outside the momentum; `optax.lars` puts it inside, which is another optimiser as soon as the rate
@@ -127,7 +141,9 @@ def lars(
     )
 
 
-def sgd(rate_weights, rate_biases, *, weight_decay=1e-6, momentum=0.9):
+def sgd(
+    rate_weights: Rate, rate_biases: Rate, *, weight_decay: float = 1e-6, momentum: float = 0.9
+) -> optax.GradientTransformation:
     """Momentum SGD; weight decay (coupled, as PyTorch's) on the weights only."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=is_weight),
@@ -136,7 +152,15 @@ def sgd(rate_weights, rate_biases, *, weight_decay=1e-6, momentum=0.9):
     )
 
 
-def adamw(rate_weights, rate_biases, *, weight_decay=1e-4, b1=0.9, b2=0.999, eps=1e-8):
+def adamw(
+    rate_weights: Rate,
+    rate_biases: Rate,
+    *,
+    weight_decay: float = 1e-4,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
     """AdamW; decoupled weight decay on the weights only.
 
     An `eps` well above the rounding errors of the gradients keeps those from becoming full steps, so that runs on
@@ -152,7 +176,7 @@ def adamw(rate_weights, rate_biases, *, weight_decay=1e-4, b1=0.9, b2=0.999, eps
 _COUNTS = (optax.ScaleByScheduleState, TrustRatioState)  # states that count the steps for a schedule
 
 
-def withheld(old, new):
+def withheld(old: optax.OptState, new: optax.OptState) -> optax.OptState:
     """The optimiser state after a step whose update is not applied: `old`, with the counts of schedules from `new`.
 
     So a learning rate stays a function of the training step, as in the official code, where it goes on during skipped
@@ -163,7 +187,7 @@ def withheld(old, new):
     )
 
 
-def going_on(opt_state, momentum, step):
+def going_on(opt_state: optax.OptState, momentum: Tree | None, step: int | Array) -> optax.OptState:
     """A fresh optimiser state as it is after `step` steps.
 
     Args:
@@ -193,7 +217,9 @@ def going_on(opt_state, momentum, step):
 OPTIMIZERS = {"lars": lars, "sgd": sgd, "adamw": adamw}
 
 
-def make_optimizer(name, rate_weights, rate_biases, *, reference_world_size=1, **options):
+def make_optimizer(
+    name: str, rate_weights: Rate, rate_biases: Rate, *, reference_world_size: int = 1, **options: Any
+) -> optax.GradientTransformation:
     """The optimiser of a run.
 
     Args:

@@ -1,30 +1,36 @@
 """Pre-training: the state, its creation, and the train step. In use:
 
     graphdef, state = create_state(network, tx)
-    views_of = make_views(recipe, seed, mesh)            # augmentation, on the device
-    train_step = make_train_step(graphdef, tx, views_of, lambd=0.0051, mesh=mesh)
-    state, metrics = train_step(state, batch)            # batch: {"canvas", "boxes", "index", "label"}
+    views_of = views.make_views(recipe, seed, mesh)      # augmentation, on the device
+    loss = functools.partial(barlow_twins_loss, lambd=0.0051)
+    step = make_train_step(Method(graphdef, tx, views_of, loss, mesh))
+    state, metrics = step(state, batch)                  # batch: {"canvas", "boxes", "index", "label"}
 
-The step is one jitted program over the whole mesh; the gradient is that of the global batch.
+`train_step` is the method: views, embeddings, the loss and its gradient, the update. It becomes one jitted program over
+the whole mesh, and its gradient is that of the global batch. Of its parts, here and in `training`:
 
+    objective     the loss at the embeddings
+    update        of the parameters, by the optimiser
+    accept        the new state, if all is finite
     microbatches  the network there and back, for the whole batch or for micro-batches
     nonfinite     steps whose numbers are not finite
     loss_scale    float16
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import PartitionSpec as P
 
-from barlow_jax import augment, metrics, model, optim
+from barlow_jax import model, optim, tree
 from barlow_jax.errors import UserError
-from barlow_jax.loss import barlow_twins_loss, cross_correlation
-from barlow_jax.sharding import by_example, example_keys, replicated
+from barlow_jax.loss import cross_correlation
+from barlow_jax.metrics import embedding_stats
+from barlow_jax.sharding import by_example, replicated
 from barlow_jax.training import loss_scale, microbatches, nonfinite
 
 
@@ -40,21 +46,66 @@ class TrainState(NamedTuple):
     loss_scale: Any  # of float16: {"scale", "good_steps", "overflows"}, or {} for other precisions
 
 
-def create_state(barlow_twins, tx, *, num_classes=None, probe_tx=None, scaled=False):
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What the train step is made of, all of it static: it is traced into the program, and no checkpoint holds it.
+
+    Attributes:
+      graphdef: of the network, from `create_state`.
+      tx: its optimiser.
+      views_of: (step, batch) -> [B, 2, S, S, C]; `views.make_views` gives one.
+      loss: (z1, z2, mesh=mesh) -> loss, {name: term}, of embeddings [B, D]: `loss.barlow_twins_loss` with its lambd.
+      mesh: the devices.
+      forward: the network there and back, see `microbatches`.
+      scale_loss: factor on the loss that is differentiated; the loss that is shown is without it. It matters only where
+        the optimiser is not scale-free.
+      probe_tx: optimiser of the online probe, if the state has one.
+      schedules: {name: schedule}, learning rates to show.
+      give_up_after: so many updates in a row that are not finite; see `nonfinite`. None of them is applied.
+      state_sharding: of the state, see `sharding.of_state`; None replicates it.
+    """
+
+    graphdef: Any
+    tx: optax.GradientTransformation
+    views_of: Callable[..., jax.Array]
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    mesh: jax.sharding.Mesh
+    _: dataclasses.KW_ONLY
+    forward: Callable = microbatches.whole
+    scale_loss: float = 1.0
+    probe_tx: optax.GradientTransformation | None = None
+    schedules: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    give_up_after: int = 1
+    state_sharding: Any = None
+
+    @property
+    def state_is_whole(self):
+        """Whether every device holds all of the state."""
+        return all(sharding.is_fully_replicated for sharding in jax.tree.leaves(self.state_sharding))
+
+
+def create_state(
+    barlow_twins: model.BarlowTwins,
+    tx: optax.GradientTransformation,
+    *,
+    num_classes: int | None = None,
+    probe_tx: optax.GradientTransformation | None = None,
+    scaled: bool = False,
+) -> tuple[Any, TrainState]:
     """The state at step 0.
 
     Args:
       barlow_twins: a fresh `model.BarlowTwins`.
       tx: its optimiser.
-      num_classes: of the online probe; None for no probe.
-      probe_tx: the probe's optimiser.
+      num_classes: of the online probe.
+      probe_tx: the probe's optimiser. There is a probe where both are given.
       scaled: whether the gradient needs a loss scale, as float16 does.
     Returns:
       graphdef (static structure of the network), TrainState.
     """
     graphdef, params, batch_stats = model.split(barlow_twins)
     probe = {}
-    if num_classes is not None:
+    if num_classes is not None and probe_tx is not None:
         head = {
             "kernel": jnp.zeros((barlow_twins.backbone.num_features, num_classes)),
             "bias": jnp.zeros(num_classes),
@@ -65,7 +116,7 @@ def create_state(barlow_twins, tx, *, num_classes=None, probe_tx=None, scaled=Fa
     return graphdef, TrainState(step, params, batch_stats, tx.init(params), probe, nonfinite.create(), scale)
 
 
-def going_on(state, params, batch_stats, momentum, step):
+def going_on(state: TrainState, params: Any, batch_stats: Any, momentum: Any, step: int | jax.Array) -> TrainState:
     """A fresh state with what another run has reached.
 
     Args:
@@ -77,132 +128,98 @@ def going_on(state, params, batch_stats, momentum, step):
     """
     opt_state = optim.going_on(state.opt_state, momentum, step)
     new = state._replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state)
-    wanted, given = (
-        {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (state, new))
-    )
-    for name in wanted | given:
-        here, there = (np.shape(found[name]) if name in found else "absent" for found in (wanted, given))
-        if here != there:
-            raise UserError(
-                f"The weights do not fit this run: {name} is {there} there and {here} here; take its config."
-            )
+    wrong = tree.differences(state, new)
+    if wrong:
+        name, (here, there) = next(iter(wrong.items()))
+        raise UserError(f"The weights do not fit this run: {name} is {there} there and {here} here; take its config.")
     return jax.tree.map(lambda old, value: jnp.asarray(value, old.dtype), state, new)
 
 
-def make_views(recipe, seed, mesh, *, microbatches=1):
-    """(step, batch) -> the two views of every image, float32 [B, 2, S, S, C], normalised.
-
-    Each device works on its own examples inside a shard_map, because the partitioner would gather the batch for some
-    of the gathers in here; each example has a key of its own, so that the views are the same on any number of devices.
-    With micro-batches a device makes one after the other, in the memory of one.
-    """
-
-    def local(*examples):
-        rows = len(examples[0])
-        parts = [x.reshape(microbatches, rows // microbatches, *x.shape[1:]) for x in examples]
-        views = jax.lax.map(lambda part: augment.two_views(*part, recipe), tuple(parts))
-        return views.reshape(rows, *views.shape[2:])
-
-    if microbatches == 1:
-        local = functools.partial(augment.two_views, recipe=recipe)
-
-    def views(step, batch):
-        keys = example_keys(seed, step, batch["canvas"].shape[0])
-        split = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P("data"), P("data")), out_specs=P("data"))
-        return split(keys, batch["canvas"], batch["boxes"])
-
-    return views
+def make_train_step(method: Method) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """`train_step`, jitted over the mesh: (state, batch) -> (state, metrics). The state it is given is donated."""
+    state_sharding = replicated(method.mesh) if method.state_sharding is None else method.state_sharding
+    return jax.jit(
+        functools.partial(train_step, method),
+        donate_argnums=0,
+        in_shardings=(state_sharding, by_example(method.mesh)),
+        out_shardings=(state_sharding, replicated(method.mesh)),
+    )
 
 
-def make_train_step(
-    graphdef,
-    tx,
-    views_of,
-    *,
-    lambd,
-    mesh,
-    batch_size=None,
-    form="auto",
-    scale_loss=1.0,
-    schedules=None,
-    probe_tx=None,
-    embed=microbatches.whole,
-    give_up_after=1,
-    state_sharding=None,
-):
-    """The train step, jitted over the mesh; the state it is given is donated.
+def train_step(method: Method, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of Barlow Twins: (state, batch) -> (state, metrics), a pure function.
 
     Args:
-      graphdef: of the network, from `create_state`.
-      tx: its optimiser.
-      views_of: (step, batch) -> [B, 2, S, S, C], traced into the step; `make_views` gives one.
-      lambd, form: of the loss.
-      batch_size: what the cross-correlation is divided by; None for the rows of each batch. As in the official code
-        it is the nominal size where an epoch ends with a smaller batch, which is a program of its own to compile.
-      scale_loss: factor on the loss that is differentiated; the reported loss is without it. It matters only where
-        the optimiser is not scale-free.
-      schedules: {name: schedule}, learning rates to report.
-      probe_tx: optimiser of the online probe, if the state has one.
-      embed: the network there and back, see `microbatches`.
-      give_up_after: so many updates in a row that are not finite; see `nonfinite`. None of them is applied.
-      state_sharding: of the state, see `sharding.of_state`; None replicates it.
+      batch: {"canvas", "boxes", "index", "label"}, [B, ...] each; what `method.views_of` takes, and the label.
     Returns:
-      (state, batch) -> (state, metrics); metrics are scalars on the device.
+      The state after the step, and its metrics, scalars on the device.
     """
+    # Two views of every image, their features and embeddings.
+    views = method.views_of(state.step, batch)
+    features, z, batch_stats, pull_back = method.forward(method.graphdef, state.params, state.batch_stats, views)
 
-    state_sharding = replicated(mesh) if state_sharding is None else state_sharding
-    undivided = all(sharding.is_fully_replicated for sharding in jax.tree.leaves(state_sharding))
+    # The loss couples all images of the batch, and sees them through z alone: its gradient there, and from there back.
+    gradient = jax.grad(functools.partial(objective, method), (0, 1), has_aux=True)
+    (dz, dhead), metrics = gradient(z, state.probe.get("params"), features, batch["label"])
+    grads = loss_scale.through(pull_back, dz, state.loss_scale)
 
-    def objective(z, head, features, label):
-        if undivided:
-            # The loss wants columns of z, and the partitioner would go back from there and split the projector's last
-            # product, the gradient and the update of its weights, which it then gathers in float32.
-            z = jax.lax.with_sharding_constraint(z, by_example(mesh))
-        loss, terms = barlow_twins_loss(z[:, 0], z[:, 1], lambd=lambd, form=form, mesh=mesh, batch_size=batch_size)
-        report = {"loss": loss, **terms, **metrics.embedding_stats(z[:, 0], z[:, 1])}
-        total = scale_loss * loss
-        if head is not None:
-            # Of the features, not through them: the probe watches and never shapes them.
-            probe_loss, probe_report = linear_probe(head, features, label)
-            total, report = total + probe_loss, report | probe_report
-        return total, report
+    squares = jax.tree.map(lambda g: jnp.square(g).sum(), grads)
+    batch_stats, squares = whole((batch_stats, squares), method.mesh)
+    metrics["grad_norm"] = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
+    metrics |= {name: jnp.asarray(rate(state.step)) for name, rate in method.schedules.items()}
 
-    def train_step(state, batch):
-        views = views_of(state.step, batch)
-        head = state.probe.get("params")
-        features, z, batch_stats, pull_back = embed(graphdef, state.params, state.batch_stats, views)
-        (dz, head_grads), report = jax.grad(objective, (0, 1), has_aux=True)(z, head, features, batch["label"])
-        scale = state.loss_scale.get("scale", 1)
-        grads = jax.tree.map(lambda g: g / scale, pull_back(dz * scale)) if state.loss_scale else pull_back(dz)
+    # The optimiser's update, which becomes the state if all that led to it is finite.
+    new = update(method, state, grads, dhead)._replace(batch_stats=batch_stats)
+    state = accept(state, new, nonfinite.find(batch_stats, z, metrics["loss"], squares), method.give_up_after)
+    metrics["skipped"] = state.health["skipped"]
+    return state, metrics | loss_scale.shown(state.loss_scale)
 
-        # Whole on every device: where the state is split, the partitioner would spread the small arrays that
-        # `nonfinite` joins over the devices, and through them the arithmetic of each BatchNorm, with 500 exchanges
-        # of 1 kB a step.
-        squares = jax.tree.map(lambda g: jnp.square(g).sum(), grads)
-        batch_stats, squares = jax.lax.with_sharding_constraint((batch_stats, squares), replicated(mesh))
-        report["grad_norm"] = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
-        report |= {name: jnp.asarray(rate(state.step)) for name, rate in (schedules or {}).items()}
 
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        probe = state.probe
-        if head is not None:
-            updates, head_state = probe_tx.update(head_grads, probe["opt_state"], head)
-            probe = {"params": optax.apply_updates(head, updates), "opt_state": head_state}
-        new = state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state, probe=probe)
-        state = accept(state, new, nonfinite.find(batch_stats, z, report["loss"], squares), give_up_after)
-        report["skipped"] = state.health["skipped"]
-        if state.loss_scale:
-            report |= {"loss_scale": state.loss_scale["scale"], "overflows": state.loss_scale["overflows"]}
-        return state, report
+def objective(method, z, head, features, label):
+    """What is differentiated: the loss at the embeddings of the whole batch, and the probe's.
 
-    return jax.jit(
-        train_step,
-        donate_argnums=0,
-        in_shardings=(state_sharding, by_example(mesh)),
-        out_shardings=(state_sharding, replicated(mesh)),
-    )
+    Args:
+      z: [B, 2, D]; features: [B, 2, F]; label: int32 [B].
+      head: of the probe, see `linear_probe`, or None.
+    Returns:
+      scalar, and what to show of it, {name: scalar}.
+    """
+    if method.state_is_whole:
+        # The loss wants columns of z, and the partitioner would go back from there and split the projector's last
+        # product, the gradient and the update of its weights, which it then gathers in float32.
+        z = jax.lax.with_sharding_constraint(z, by_example(method.mesh))
+    z1, z2 = z[:, 0], z[:, 1]
+    loss, terms = method.loss(z1, z2, mesh=method.mesh)
+    metrics = {"loss": loss, **terms, **embedding_stats(z1, z2)}
+    total = method.scale_loss * loss
+    if head is not None:
+        # Of the features, not through them: the probe watches and never shapes them.
+        probe_loss, probe_metrics = linear_probe(head, features, label)
+        total, metrics = total + probe_loss, metrics | probe_metrics
+    return total, metrics
+
+
+def update(method, state, grads, dhead):
+    """The state with the updates of the optimiser, and of the probe's, applied.
+
+    Args:
+      grads: like the parameters; dhead: like the probe's, or None.
+    """
+    updates, opt_state = method.tx.update(grads, state.opt_state, state.params)
+    params, probe = optax.apply_updates(state.params, updates), state.probe
+    if probe:
+        updates, probe_state = method.probe_tx.update(dhead, probe["opt_state"], probe["params"])
+        probe = {"params": optax.apply_updates(probe["params"], updates), "opt_state": probe_state}
+    return state._replace(params=params, opt_state=opt_state, probe=probe)
+
+
+def whole(tree, mesh):
+    """The arrays of a tree, small ones, whole on every device.
+
+    Where the state is split, the partitioner would spread the small arrays that `nonfinite` joins over the devices, and
+    through them the arithmetic of each BatchNorm, with 500 exchanges of 1 kB a step.
+    """
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def accept(old, new, findings, give_up_after):
@@ -241,19 +258,17 @@ def linear_probe(head, features, label):
     return loss, {"probe_loss": loss, "probe_accuracy": hits / count}
 
 
-def make_inspect_step(graphdef, views_of, *, mesh, embed=microbatches.whole):
+def make_inspect_step(method: Method) -> Callable[[TrainState, Any], dict[str, jax.Array]]:
     """A look at a batch without learning from it: the views and embeddings that the train step would see.
 
-    Args:
-      graphdef, views_of, mesh, embed: as of `make_train_step`.
     Returns:
       (state, batch) -> {"views" [<= 8, 2, S, S, C], "c" [D, D]}, c of the first 8192 dimensions where there are more,
       and divided by the rows that the batch has.
     """
 
     def inspect(state, batch):
-        views = views_of(state.step, batch)
-        _, z, _, _ = embed(graphdef, state.params, state.batch_stats, views)
+        views = method.views_of(state.step, batch)
+        _, z, _, _ = method.forward(method.graphdef, state.params, state.batch_stats, views)
         return {"views": views[:8], "c": cross_correlation(z[:, 0, :8192], z[:, 1, :8192])}
 
-    return jax.jit(inspect, in_shardings=(None, by_example(mesh)), out_shardings=replicated(mesh))
+    return jax.jit(inspect, in_shardings=(None, by_example(method.mesh)), out_shardings=replicated(method.mesh))

@@ -19,8 +19,9 @@ import numpy as np
 
 from barlow_jax import experiment, results, sharding
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import frozen, heads, linear_experiment
+from barlow_jax.evaluation import feature_cache, frozen, heads, linear_experiment
 from barlow_jax.run import launch
+from barlow_jax.run.progress import tracked
 
 CONFIG = "frozen"  # taken if none is named
 FIELDS = (
@@ -65,14 +66,11 @@ def evaluate(judged):
         sharding.check_batch_size(config.batch_size, judged.mesh)
     train, val = frozen.splits(judged)
     frozen.require_labels(train, val)
-    central, labels = frozen.known(frozen.features_of(judged, train))
-    queries, targets = frozen.known(frozen.features_of(judged, val))
+    central, labels = frozen.known(feature_cache.features_of(judged, train))
+    queries, targets = frozen.known(feature_cache.features_of(judged, val))
     if not len(queries):
         raise UserError(f"No image of {val.name} has a label; name another split with --config.data.val.")
-    passes = [frozen.known(frozen.features_of(judged, train, draw=k)) for k in range(1, config.passes + 1)]
-    if any(not np.array_equal(given, labels) for _, given in passes):
-        raise UserError(f"Some images of {train.name} cannot be read; repair or delete them, or set config.passes=0.")
-    passes = [features for features, _ in passes] or [central]
+    passes = augmented(judged, train, labels) or [central]
 
     grid = list(itertools.product(config.learning_rates, config.weight_decays))
     outcomes = []
@@ -92,7 +90,7 @@ def evaluate(judged):
             standardize=config.standardize,
             seed=seed,
             mesh=judged.mesh,
-            track=lambda epochs: frozen.tracked(epochs, len(epochs), f"epochs of {len(grid)} heads"),
+            track=lambda epochs: tracked(epochs, len(epochs), f"epochs of {len(grid)} heads"),
         )
         options = {"batch_size": config.batch_size, "mesh": judged.mesh}
         on_aside = heads.count_hits(trained, central, labels, np.flatnonzero(aside), **options) / aside.sum()
@@ -120,6 +118,15 @@ def evaluate(judged):
     )
     images = f"{len(labels)} images of {train.name}, {len(targets)} of {val.name}"
     return [line], table(judged, outcomes, line, images)
+
+
+def augmented(judged, train, labels):
+    """The features of config.passes augmented passes over the training images, a list of float32 [n, F]."""
+    draws = range(1, judged.config.passes + 1)
+    passes = [frozen.known(feature_cache.features_of(judged, train, draw=draw)) for draw in draws]
+    if any(not np.array_equal(given, labels) for _, given in passes):
+        raise UserError(f"Some images of {train.name} cannot be read; repair or delete them, or set config.passes=0.")
+    return [features for features, _ in passes]
 
 
 def check(config):

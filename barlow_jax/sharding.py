@@ -1,19 +1,15 @@
-"""One mesh over all devices, and getting batches onto it.
+"""One mesh over all devices, how arrays lie on it, and the keys of examples, which know nothing of it.
 
 The mesh has one axis, "data". Batches are split along it by example, everything else is replicated, and `jax.jit`
 works out the communication: batch statistics, the cross-correlation and the gradients are those of the global batch
 on any number of devices and processes.
 """
 
-import collections
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax import augment
 from barlow_jax.errors import UserError
 
 SPLIT_FROM = 2**16  # numbers; below, a transfer costs more than the memory it saves
@@ -73,55 +69,6 @@ def check_batch_size(batch_size, mesh):
 def round_up(batch_size, mesh):
     """The smallest multiple of the number of devices that is no smaller than batch_size."""
     return -(-batch_size // mesh.size) * mesh.size
-
-
-def put(batch, mesh):
-    """This process's rows (a dict of numpy arrays) as global arrays split by example."""
-    sharding = by_example(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-
-
-def prefetch(batches, mesh, ahead=2):
-    """Host batches -> device batches, `ahead` of them on their way while the devices compute."""
-    queue = collections.deque()
-    for batch in batches:
-        queue.append(put(batch, mesh))
-        if len(queue) > ahead:
-            yield queue.popleft()
-    while queue:
-        yield queue.popleft()
-
-
-class ResidentSet:
-    """A small data set that lives on the devices: a batch is a gather, and no image crosses the host again.
-
-    Args:
-      images: uint8 [n, H, W, C]; labels: int32 [n] or None; sizes: int32 [n, 2] or None, as those of data.Arrays.
-      seed, scale, ratio, views: of the random boxes, which are drawn on the device.
-    """
-
-    def __init__(self, images, labels, mesh, *, seed, scale, ratio, views=2, sizes=None):
-        self.mesh = mesh
-        n, height, width, _ = images.shape
-        held = {
-            "images": images,
-            "labels": np.full(n, -1, np.int32) if labels is None else labels.astype(np.int32),
-            "sizes": np.full((n, 2), (height, width), np.int32) if sizes is None else sizes,
-        }
-        self._held = jax.device_put(held, replicated(mesh))
-
-        def gather(held, index, step):
-            keys = example_keys(seed, step, len(index))  # those of the views: `augment` keeps the two apart
-            height, width = jnp.moveaxis(held["sizes"][index], -1, 0)
-            boxes = augment.random_boxes(keys, height, width, views=views, scale=scale, ratio=ratio)
-            return {"canvas": held["images"][index], "boxes": boxes, "index": index, "label": held["labels"][index]}
-
-        self._gather = jax.jit(gather, out_shardings=by_example(mesh))
-
-    def batch(self, index, step):
-        """The training batch of these examples. index: int [b], this process's rows; step: the training step."""
-        index = jax.make_array_from_process_local_data(by_example(self.mesh), np.asarray(index, np.int32))
-        return self._gather(self._held, index, np.int32(step))
 
 
 def example_keys(seed, step, batch_size):

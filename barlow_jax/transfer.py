@@ -16,8 +16,9 @@ from barlow_jax import experiment, metrics, results
 from barlow_jax.data.pipeline import FITS
 from barlow_jax.data.voc import ABSENT, DIFFICULT, VOC
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import frozen, svm
+from barlow_jax.evaluation import feature_cache, frozen, svm
 from barlow_jax.run import launch
+from barlow_jax.run.progress import tracked
 
 CONFIG = "voc07"  # taken if none is named
 FIELDS = ("costs", "difficult")
@@ -48,7 +49,7 @@ def evaluate(judged):
     if train.target_names != test.target_names:
         odd = sorted(set(train.target_names) ^ set(test.target_names))[0]
         raise UserError(f"There is a list of class {odd} for one of {train.name} and {test.name} only; add the other.")
-    bank, queries = (frozen.features_of(judged, source, fit=config.eval.fit) for source in (train, test))
+    bank, queries = (feature_cache.features_of(judged, source, fit=config.eval.fit) for source in (train, test))
     targets, truth = train.targets[bank.index], test.targets[queries.index]
     if config.difficult == "negative":
         targets = np.where(targets == DIFFICULT, ABSENT, targets)
@@ -61,7 +62,7 @@ def evaluate(judged):
         costs=tuple(config.costs),
         class_names=names,
         workers=config.data.threads or None,
-        track=lambda classes: frozen.tracked(classes, len(names), "classes"),
+        track=lambda classes: tracked(classes, len(names), "classes"),
     )
     unfinished, fits = sum(one.unfinished for one in found), len(names) * (svm.FOLDS * len(config.costs) + 1)
     if unfinished:

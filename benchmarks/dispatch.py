@@ -8,7 +8,7 @@ this. Printed: the whole call, and what it is made of, each measured by itself:
 
     flatten        the state's tree to its leaves and back, which every jitted call does
     jit of as many arguments that computes nothing: JAX's own price for so many arrays in and out, donated as here
-    batch          getting the next batch onto the device (sharding.put), beside the step
+    batch          getting the next batch onto the device (feed.put), beside the step
 """
 
 import logging
@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from barlow_jax import experiment, pretrain, sharding
+from barlow_jax import experiment, feed, pretrain, sharding
 from configs import demo
 
 STEPS = flags.DEFINE_integer("steps", 200, "Calls to measure.")
@@ -50,33 +50,26 @@ def tiny_step(mesh):
     """The jitted train step of a tiny network, its state and a batch on the device."""
     config = demo.get_config().unlock()
     config.projector, config.batch_size, config.image_size = (8, 8), 8, 12
-    tx, schedules = experiment.optimizer(config, 100)
-    probe_tx = experiment.probe_optimizer(config, 100)
-    network = experiment.network(config, 3)
-    graphdef, state = pretrain.create_state(network, tx, num_classes=10, probe_tx=probe_tx)
-    state = jax.device_put(state, sharding.replicated(mesh))
-    views_of = pretrain.make_views(experiment.recipe(config, 3), config.seed, mesh)
-    step = pretrain.make_train_step(
-        graphdef, tx, views_of, lambd=config.lambd, mesh=mesh, batch_size=8, schedules=schedules, probe_tx=probe_tx
-    )
+    method, state = experiment.method(config, channels=3, num_classes=10, steps_per_epoch=100, mesh=mesh)
+    state = jax.device_put(state, method.state_sharding)
     batch = {
         "canvas": np.zeros((8, 12, 12, 3), np.uint8),
         "boxes": np.tile(np.array([0, 0, 12, 12], np.float32), (8, 2, 1)),
         "index": np.arange(8, dtype=np.int32),
         "label": np.zeros(8, np.int32),
     }
-    return step, state, batch
+    return pretrain.make_train_step(method), state, batch
 
 
 def main(_):
     logging.getLogger("jax").setLevel(logging.WARNING)
     mesh = sharding.make_mesh(jax.devices()[:1])
     step, state, rows = tiny_step(mesh)
-    batch = sharding.put(rows, mesh)
+    batch = feed.put(rows, mesh)
     held = {"state": state, "leaves": None, "put": None}
 
     def train():
-        held["state"], held["report"] = step(held["state"], batch)
+        held["state"], held["metrics"] = step(held["state"], batch)
 
     def wait():
         jax.block_until_ready((held["state"], held["leaves"], held["put"]))
@@ -100,7 +93,7 @@ def main(_):
     parts.append((f"jit of {len(leaves)} arrays that adds 1", host_milliseconds(empty, wait, STEPS.value)))
 
     def put():
-        held["put"] = sharding.put(rows, mesh)
+        held["put"] = feed.put(rows, mesh)
 
     parts.append(("batch", host_milliseconds(put, wait, STEPS.value)))
 

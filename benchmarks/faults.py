@@ -24,10 +24,10 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import jax
 import numpy as np
 from absl import logging
 
+from barlow_jax import tree
 from barlow_jax.run import metric_writers
 from barlow_jax.run.checkpoint import FOLDER, newest_step, restore_all
 
@@ -157,10 +157,7 @@ def kill_somewhere(process, workdir, moment, rng, startup):
 def differences(workdir, other):
     """What differs between two runs, in words: arrays of their last checkpoints, lines of their metrics."""
     (a, _), (b, _) = restore_all(workdir), restore_all(other)
-    a, b = (
-        {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
-        for flat in map(jax.tree_util.tree_leaves_with_path, (a, b))
-    )
+    a, b = tree.named(a), tree.named(b)
     found = [f"{name} is in one run only" for name in sorted(a.keys() ^ b.keys())]
     for name in sorted(a.keys() & b.keys()):
         if a[name].dtype != b[name].dtype or a[name].shape != b[name].shape or a[name].tobytes() != b[name].tobytes():

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from barlow_jax import augment, experiment, pretrain, sharding
+from barlow_jax import augment, experiment, feed, pretrain, sharding, views
 from configs import cifar10, demo
 
 
@@ -61,23 +61,21 @@ def batch_of(size, canvas, batch_size):
 
 def time_views(name, recipe, canvas, batch_size):
     mesh = sharding.make_mesh()
-    views = jax.jit(pretrain.make_views(recipe, 0, mesh))
-    batch = sharding.put(batch_of(recipe.size, canvas, batch_size), mesh)
-    row(name, *measure(lambda: jax.block_until_ready(views(jnp.int32(0), batch))), images=batch_size)
+    views_of = jax.jit(views.make_views(recipe, 0, mesh))
+    batch = feed.put(batch_of(recipe.size, canvas, batch_size), mesh)
+    row(name, *measure(lambda: jax.block_until_ready(views_of(jnp.int32(0), batch))), images=batch_size)
 
 
 def time_step(name, config):
     mesh = sharding.make_mesh()
-    tx, _ = experiment.optimizer(config, 100)
-    graphdef, state = pretrain.create_state(experiment.network(config, 3), tx)
-    views_of = pretrain.make_views(experiment.recipe(config, 3), 0, mesh)
-    step = pretrain.make_train_step(graphdef, tx, views_of, lambd=config.lambd, mesh=mesh)
-    batch = sharding.put(batch_of(config.image_size, config.image_size, config.batch_size), mesh)
-    holder = [jax.device_put(state, sharding.replicated(mesh))]
+    method, state = experiment.method(config, channels=3, num_classes=None, steps_per_epoch=100, mesh=mesh)
+    step = pretrain.make_train_step(method)
+    batch = feed.put(batch_of(config.image_size, config.image_size, config.batch_size), mesh)
+    holder = [jax.device_put(state, method.state_sharding)]
 
     def once():
-        holder[0], report = step(holder[0], batch)
-        jax.block_until_ready(report)
+        holder[0], metrics = step(holder[0], batch)
+        jax.block_until_ready(metrics)
 
     row(name, *measure(once), images=config.batch_size)
 

@@ -10,6 +10,7 @@ everything is small unless sizes are given, and says nothing about an accelerato
 """
 
 import argparse
+import functools
 import math
 import pathlib
 import statistics
@@ -24,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, model, optim, pretrain, sharding
+from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
+from barlow_jax.loss import barlow_twins_loss
 
 LAMBD = 0.0051
 
@@ -69,7 +71,7 @@ def arguments():
 
 
 def make_step(chosen):
-    """() -> the report of one more step, and the count of multiplications and additions in a step."""
+    """() -> the metrics of one more step, and the count of multiplications and additions in a step."""
     dtype = jnp.dtype(chosen.precision)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(chosen.batch_size, mesh)
@@ -80,22 +82,16 @@ def make_step(chosen):
     tx = optim.make_optimizer("lars", *rates, reference_world_size=16)
     graphdef, state = pretrain.create_state(network, tx)
     recipe = augment.Recipe(size=chosen.image_size)
-    step = pretrain.make_train_step(
-        graphdef,
-        tx,
-        pretrain.make_views(recipe, 0, mesh),
-        lambd=LAMBD,
-        mesh=mesh,
-        batch_size=chosen.batch_size,
-    )
+    loss = functools.partial(barlow_twins_loss, lambd=LAMBD, batch_size=chosen.batch_size)
+    step = pretrain.make_train_step(pretrain.Method(graphdef, tx, views.make_views(recipe, 0, mesh), loss, mesh))
     state = jax.device_put(state, sharding.replicated(mesh))
-    batch = sharding.put(random_batch(chosen), mesh)
+    batch = feed.put(random_batch(chosen), mesh)
     flops = count_flops(jax.make_jaxpr(step)(state, batch).jaxpr)
     holder = [state]
 
     def once():
-        holder[0], report = step(holder[0], batch)
-        return report
+        holder[0], metrics = step(holder[0], batch)
+        return metrics
 
     return once, flops
 

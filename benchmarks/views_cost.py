@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from barlow_jax import experiment, pretrain, sharding
+from barlow_jax import experiment, pretrain, sharding, views
 from configs import barlow_twins
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images in a step.")
@@ -31,19 +31,6 @@ ARCH = flags.DEFINE_string("arch", "", "Another backbone than the config's.")
 
 STEPS_PER_EPOCH = 626  # of the schedule; no matter here
 NO_LOOP = ({"jitter": 0.0}, 4), ({"blur": (0.0, 0.0)}, 3)  # a recipe without the loop; how often it goes round
-
-
-def abstract_state(config, tx):
-    """(graphdef, TrainState of shapes): nothing is allocated."""
-    structure = []
-
-    def create():
-        graphdef, state = pretrain.create_state(experiment.network(config, 3), tx)
-        structure.append(graphdef)
-        return state
-
-    state = jax.eval_shape(create)
-    return structure[0], state
 
 
 def shape(dtype, *dims):
@@ -67,18 +54,19 @@ def main(_):
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     device = jax.devices()[0]
-    tx, _ = experiment.optimizer(config, STEPS_PER_EPOCH)
-    graphdef, state = abstract_state(config, tx)
+    method, state = experiment.method(
+        config, channels=3, num_classes=None, steps_per_epoch=STEPS_PER_EPOCH, mesh=mesh, abstract=True
+    )
     recipe = experiment.recipe(config, 3)
 
     def views_of(recipe):
-        return pretrain.make_views(recipe, config.seed, mesh)
+        return views.make_views(recipe, config.seed, mesh)
 
     def views_cost(recipe):
         return cost(jax.jit(views_of(recipe)), jax.ShapeDtypeStruct((), jnp.int32), images)
 
     def step_with(views_of):
-        return pretrain.make_train_step(graphdef, tx, views_of, lambd=config.lambd, mesh=mesh, form=config.loss_form)
+        return pretrain.make_train_step(dataclasses.replace(method, views_of=views_of))
 
     side, label = config.image_size, shape(jnp.int32)
     images = {
@@ -101,7 +89,7 @@ def main(_):
     row("further rounds of their loops", further)
     without = cost(step_with(lambda step, batch: batch["views"]), state, ready)
     row("step, handed ready views", without)
-    whole = cost(step_with(views_of(recipe)), state, images)
+    whole = cost(pretrain.make_train_step(method), state, images)
     row("step that makes its views, loops once", whole)
     row("step that makes its views, all rounds", whole + further)
     flops, moved = 1 - without / (whole + further)

@@ -123,4 +123,5 @@ def get_config():
     config.checkpoint_every_steps = 1000
     config.keep_checkpoints = 3  # and the best by kNN
     config.wandb = False
+    config.profile_steps = ()  # (first, last): a profile of these steps by operation, in the work folder's profile/
     return config.lock()

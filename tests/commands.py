@@ -1,13 +1,17 @@
 """Real commands in processes of their own, and small image sets to run them on."""
 
+import atexit
+import contextlib
 import importlib
 import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -45,31 +49,83 @@ def environment(devices=1, **more):
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | more
 
 
+class Command(subprocess.Popen):
+    """A program in a session of its own, so that it can be ended with all that it started.
+
+    Its output goes to a file: it is read while the program runs, and nobody waits for a pipe that a child holds open.
+    """
+
+    def __init__(self, *words, cwd=ROOT, env=None):
+        self._file = tempfile.TemporaryFile()
+        words = [str(word) for word in words]
+        super().__init__(words, cwd=cwd, env=env, stdout=self._file, stderr=subprocess.STDOUT, start_new_session=True)
+        RUNNING.add(self)
+
+    def printed(self):
+        """What it has printed so far; by position, as its own place in the file must not move."""
+        size = os.fstat(self._file.fileno()).st_size
+        return os.pread(self._file.fileno(), size, 0).decode(errors="replace")
+
+    def end(self):
+        """Kills it and its children, whether or not it still runs; what it had printed."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+        output = self.printed()
+        self._file.close()
+        RUNNING.discard(self)
+        return output
+
+
+RUNNING = set()  # commands that nobody has ended yet
+
+
+def end_all(but=()):
+    """Ends what tests have left running."""
+    for process in RUNNING - set(but):
+        process.end()
+
+
+atexit.register(end_all)  # sessions of their own do not end with the terminal's
+
+
 def start(*command, devices=1, **more):
     """The command (script and arguments, or -m and module), running."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=environment(devices, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Command(sys.executable, *command, env=environment(devices, **more))
+
+
+def finish(process, timeout=250):
+    """What a command printed that ends by itself; one that does not within `timeout` seconds is killed: a failure."""
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"still running after {timeout} s:\n{process.end()}") from None
+    return process.end()
 
 
 def run(*command, devices=1, timeout=300, **more):
     """The command's exit status and what it printed."""
     process = start(*command, devices=devices, **more)
-    output, _ = process.communicate(timeout=timeout)
+    output = finish(process, timeout)
     return process.returncode, output
 
 
-def wait_for(process, condition):
+def wait_for(process, condition, timeout=250):
     """Until a running command has come so far."""
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + timeout
     while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        if process.poll() is not None:
+            raise AssertionError(f"ended too early, with status {process.returncode}:\n{process.end()}")
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not so far after {timeout} s:\n{process.end()}")
         time.sleep(0.02)
+
+
+def assert_refused(status, output, pattern):
+    """The command ended with one sentence, in which the pattern is found."""
+    assert status == 1 and "Traceback" not in output, output
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: ") and re.search(pattern, last), output
 
 
 def free_port():

@@ -23,6 +23,14 @@ def compiled_once(tmp_path_factory):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
+@pytest.fixture(autouse=True)
+def commands_end_with_their_test():
+    """Nothing that a test has started goes on after it. What a fixture of a module started before it may."""
+    before = set(commands.RUNNING)
+    yield
+    commands.end_all(but=before)
+
+
 @pytest.fixture
 def x64():
     """Double precision, for comparisons with the float64 fixtures."""
@@ -47,3 +55,9 @@ def pillow(golden):
     """What Pillow makes of the fixtures of the views: (arrays as float32, parameters)."""
     arrays, described = golden("augment")
     return {name: array.astype(np.float32) for name, array in arrays.items()}, described
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """A folder of 48 JPEGs in three classes, that no test changes."""
+    return commands.photographs(tmp_path_factory.mktemp("photographs"))

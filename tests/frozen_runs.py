@@ -68,6 +68,6 @@ def on_devices_and_processes(module, run, folder, *options):
         started[name] = [commands.start(*call, devices=devices)]
     started["processes"] = two_processes(module, f"--checkpoint={run}", f"--workdir={folder / 'processes'}", *options)
     for name, processes in started.items():
-        outputs = [process.communicate(timeout=250)[0] for process in processes]
+        outputs = [commands.finish(process) for process in processes]
         assert [process.returncode for process in processes] == [0] * len(processes), outputs
         yield name

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import model, optim, pretrain, sharding
-from barlow_jax.weights import naming
+from barlow_jax import feed, model, optim, pretrain, sharding
+from barlow_jax.loss import barlow_twins_loss
+from barlow_jax.weights import naming, pickle_writer
 
 
 def load(state_dict, dtype):
@@ -22,6 +23,14 @@ def get(tree, name):
     for key in naming.path_of(name):
         tree = tree[key]
     return naming.to_torch(tree)
+
+
+def write_backbone(golden, path, arch="resnet18", wrap=lambda arrays: arrays, **replaced):
+    """A state_dict of a whole backbone, under the names of the listing: our mapping has no part in it."""
+    described = golden("state_dicts")[1][arch]["backbone"]
+    arrays = detw.state_dict([(name, shape) for name, shape, _ in described], 3) | replaced
+    pickle_writer.save(path, wrap({name: value for name, value in arrays.items() if value is not None}))
+    return arrays
 
 
 def official_model(listing, projector, seed, dtype, **rule):
@@ -38,23 +47,30 @@ def two_views(seed, batch_size, noise, dtype):
     return np.stack([y.transpose(0, 2, 3, 1) for y in views], 1).astype(dtype)
 
 
-def run(network, params, batch_stats, tx, views, *, lambd, devices=1, split=False, **options):
-    """Trains on a list of view batches; returns losses, the last state."""
+def step_on_views(graphdef, tx, mesh, *, lambd, of_loss=None, **options):
+    """The train step for batches that hold their views; options: of the loss, and of `pretrain.Method`."""
+    loss = functools.partial(barlow_twins_loss, lambd=lambd, **(of_loss or {}))
+    return pretrain.make_train_step(
+        pretrain.Method(graphdef, tx, lambda _, batch: batch["views"], loss, mesh, **options)
+    )
+
+
+def run(network, params, batch_stats, tx, views, *, lambd, devices=1, split=False, scale_loss=1.0, **of_loss):
+    """Trains on a list of view batches; returns losses, gradient norms, the last state."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     graphdef, state = pretrain.create_state(network, tx)
     params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))  # copies: the step donates its state
     state = state._replace(params=params, batch_stats=batch_stats, opt_state=tx.init(params))
     shardings = sharding.of_state(state, mesh, split=split)
     state = jax.device_put(state, shardings)
-    step = pretrain.make_train_step(
-        graphdef, tx, lambda _, batch: batch["views"], lambd=lambd, mesh=mesh, state_sharding=shardings, **options
-    )
+    options = {"scale_loss": scale_loss, "state_sharding": shardings}
+    step = step_on_views(graphdef, tx, mesh, lambd=lambd, of_loss=of_loss, **options)
     losses, norms = [], []
     for batch in views:
         label = np.full(len(batch), -1, np.int32)
-        state, report = step(state, sharding.put({"views": batch, "label": label}, mesh))
-        losses.append(float(report["loss"]))
-        norms.append(float(report["grad_norm"]))
+        state, metrics = step(state, feed.put({"views": batch, "label": label}, mesh))
+        losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["grad_norm"]))
     return np.array(losses), np.array(norms), state
 
 

@@ -107,7 +107,7 @@ def test_on_two_processes_of_two_devices(judged, alone, tmp_path):
     processes = [
         commands.start(*line(judged, tmp_path), devices=2, JAX_PROCESS_ID=str(index), **variables) for index in (0, 1)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [commands.finish(process, timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert_same(scores(tmp_path), alone)
     assert "last top1" in outputs[0] and "last top1" not in outputs[1]  # process 0 reports

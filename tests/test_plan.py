@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from barlow_jax import plan, sharding
 from barlow_jax.errors import UserError
-from barlow_jax.planning import compiled, machines
+from barlow_jax.planning import compiled, forecast, machines
 from barlow_jax.results import published
 
 PRETRAINING = commands.pretraining_configs()
@@ -77,7 +77,7 @@ def test_the_published_run_in_figures():
 
 def test_a_checkpoint_is_as_large_as_the_state():
     config = config_named("demo", **TINY)
-    _, state, *_ = plan.program(config, images(config))
+    _, state = plan.program(config, images(config))
     leaves = jax.tree.leaves(state)
     assert plan.nbytes(state) == sum(np.prod(leaf.shape, dtype=int) * leaf.dtype.itemsize for leaf in leaves)
     assert f"{plan.nbytes(state) / 1e6:.2f} MB each" in "\n".join(plan.meaning(config, images(config)))
@@ -173,27 +173,72 @@ def planned():
     return config, images(config), machine, plan.compile_step(config, images(config), machine)
 
 
+TRAIN = """
+import importlib, pathlib, sys
+import train
+from barlow_jax import pretrain
+from barlow_jax.run import launch
+
+def lowered_and_left(method):
+    def step(state, batch):
+        pathlib.Path(sys.argv[1]).write_text(make_train_step(method).lower(state, batch).as_text())
+        sys.exit()
+    return step
+
+make_train_step, pretrain.make_train_step = pretrain.make_train_step, lowered_and_left
+config = importlib.import_module("configs.demo").get_config().unlock()
+config.update({changes})
+train.train(config, pathlib.Path(sys.argv[1]).parent, launch.StopSignals())
+"""
+
+
+def functions(text):
+    """The functions of a traced program, as text, but for the numbers that JAX gives to those of one name.
+
+    What was traced before decides how many copies there are of a small one.
+    """
+    parts = re.split(r"(?m)^  (?=func\.func)", re.sub(r"(@\w+?)_\d+\b", r"\1", text))
+    return {part.rstrip("}\n ") for part in parts}
+
+
+def test_the_step_that_is_planned_is_the_step_of_train(tmp_path):
+    """Word for word, as traced for eight devices: train.py's when it calls it, and plan's from shapes alone."""
+    text = tmp_path / "step.txt"
+    status, output = commands.run("-c", TRAIN.format(changes=TINY), text, devices=8)
+    assert status == 0 and text.exists(), output
+
+    def planned(**changes):
+        config, mesh = config_named("demo", **TINY, **changes), sharding.make_mesh()
+        shapes = plan.images_of(config, 0)
+        return functions(plan.lowered(config, *plan.program(config, shapes, mesh), shapes).as_text())
+
+    run = functions(text.read_text())
+    assert len(run) > 20 and planned() == run
+    for other in ({"lambd": 0.02}, {"on_nonfinite": "skip"}):
+        assert planned(**other) != run, f"the comparison does not see {other}"
+
+
 def test_the_forecast_of_a_tiny_step(planned):
     config, shapes, machine, cost = planned
-    _, state, *_ = plan.program(config, shapes)
+    _, state = plan.program(config, shapes)
     batch = 2 * 32 * 32 * 3 + 2 * (2 * 4 * 4 + 4)  # canvas, boxes and label of 2 examples; the step reads no index
     assert cost.arguments == pytest.approx(plan.nbytes(state) + batch, rel=1e-3)
     reduced = compiled.by_kind(cost.collectives)["all-reduce"][1]
     assert plan.nbytes(state.params) < reduced < 1.2 * plan.nbytes(state.params)
-    text = "\n".join(plan.forecast(config, shapes, machine, cost, 900.0))
+    text = "\n".join(forecast.describe(config, 62, machine, cost, 900.0))
     for word in ("ESTIMATE", "3350 GB/s", "upper bounds, not forecasts", "all-reduce", "host cores", "hours an epoch"):
         assert word in text
 
 
 def test_the_roofline_is_the_peak_rates(planned):
     *_, machine, cost = planned
-    seconds = plan.roofline(machine, dataclasses.replace(cost, flops=989e12, accessed=2 * 3350e9, collectives=()))
+    seconds = forecast.roofline(machine, dataclasses.replace(cost, flops=989e12, accessed=2 * 3350e9, collectives=()))
     assert seconds == {"compute": 1.0, "memory": 2.0, "network": 0.0, "step": 2.0}
 
 
 def test_too_little_memory_says_what_to_change(planned):
     config, _, machine, cost = planned
-    plan.check_fits(config, machine, cost)
+    forecast.check_fits(config, machine, cost)
 
     def with_memory(memory):
         chip = dataclasses.replace(machine.chip, memory=memory / machines.GPU_SHARE)
@@ -201,9 +246,9 @@ def test_too_little_memory_says_what_to_change(planned):
 
     between = (cost.arguments + cost.memory) / 2
     with pytest.raises(UserError, match="does not fit on gpu:8xH100.*more chips or lower config.batch_size"):
-        plan.check_fits(config, with_memory(between), cost)
+        forecast.check_fits(config, with_memory(between), cost)
     with pytest.raises(UserError, match="the state alone takes.*config.projector"):
-        plan.check_fits(config, with_memory(cost.arguments / 2), cost)
+        forecast.check_fits(config, with_memory(cost.arguments / 2), cost)
 
 
 def test_a_state_that_is_too_large_is_not_even_compiled():
@@ -228,6 +273,6 @@ def test_a_tpu_step_compiles_without_a_tpu():
     cost = plan.compile_step(config, images(config), machine)
     assert cost.optimal_seconds > 0 and cost.flops > 0
     assert "all-reduce" in compiled.by_kind(cost.collectives)
-    plan.check_fits(config, machine, cost)
+    forecast.check_fits(config, machine, cost)
     with pytest.raises(UserError, match="no slice that libtpu knows.*3x5"):
         machines.devices(machines.parse("v5e:3x5"))

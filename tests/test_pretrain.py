@@ -1,5 +1,6 @@
 """The train step against the official model, optimiser and DDP, and against itself on several devices."""
 
+import functools
 import re
 
 import jax
@@ -10,8 +11,9 @@ import optax
 import pytest
 from flax import nnx
 
-from barlow_jax import augment, model, optim, pretrain, sharding
+from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
 from barlow_jax.errors import UserError
+from barlow_jax.loss import barlow_twins_loss
 from barlow_jax.run.checkpoint import Checkpoints
 from barlow_jax.training import microbatches
 
@@ -93,20 +95,18 @@ def test_probe_learns_and_leaves_the_network_alone():
 
     def train(label, **probe):
         graphdef, state = pretrain.create_state(small_network(), tx, **probe)
-        step = pretrain.make_train_step(
-            graphdef, tx, lambda s, batch: batch["views"], lambd=0.005, mesh=mesh, probe_tx=probe.get("probe_tx")
-        )
+        step = official.step_on_views(graphdef, tx, mesh, lambd=0.005, probe_tx=probe.get("probe_tx"))
         state = jax.device_put(state, sharding.replicated(mesh))
         for _ in range(30):
-            state, report = step(state, sharding.put({"views": views, "label": label}, mesh))
-        return state, report
+            state, metrics = step(state, feed.put({"views": views, "label": label}, mesh))
+        return state, metrics
 
-    with_probe, report = train(label, num_classes=4, probe_tx=probe_tx)
+    with_probe, metrics = train(label, num_classes=4, probe_tx=probe_tx)
     without, _ = train(label)
-    assert report["probe_accuracy"] > 0.9
+    assert metrics["probe_accuracy"] > 0.9
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), with_probe.params, without.params)
-    unlabelled, report = train(np.full(32, -1, np.int32), num_classes=4, probe_tx=probe_tx)
-    assert report["probe_loss"] == 0 and not np.any(unlabelled.probe["params"]["kernel"])
+    unlabelled, metrics = train(np.full(32, -1, np.int32), num_classes=4, probe_tx=probe_tx)
+    assert metrics["probe_loss"] == 0 and not np.any(unlabelled.probe["params"]["kernel"])
 
 
 class Pixels(nnx.Module):
@@ -153,7 +153,7 @@ def test_a_smaller_batch_is_divided_by_the_nominal_size(x64, form, devices):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, want)
 
 
-def test_scale_loss_scales_the_gradient_and_not_the_report():
+def test_scale_loss_scales_the_gradient_and_not_the_metric():
     rng = np.random.default_rng(0)
     views = [rng.normal(size=(16, 2, 16, 16, 3)).astype(np.float32)]
     tx = optim.make_optimizer("sgd", 0.0, 0.0)
@@ -208,9 +208,10 @@ def test_nothing_large_travels_between_eight_devices():
     batch = {"canvas": ((rows, 24, 24, 3), np.uint8), "boxes": ((rows, 2, 4), np.float32), "label": ((rows,), np.int32)}
     batch = {name: jax.ShapeDtypeStruct(*of) for name, of in batch.items()}
     for n in (1, 4):
-        views_of = pretrain.make_views(augment.Recipe(size=16), 0, mesh, microbatches=n)
-        embed = microbatches.make_embed(n)
-        step = pretrain.make_train_step(graphdef, tx, views_of, lambd=0.01, mesh=mesh, embed=embed)
+        views_of = views.make_views(augment.Recipe(size=16), 0, mesh, microbatches=n)
+        loss = functools.partial(barlow_twins_loss, lambd=0.01)
+        method = pretrain.Method(graphdef, tx, views_of, loss, mesh, forward=microbatches.make_forward(n))
+        step = pretrain.make_train_step(method)
         text = step.lower(state, batch).compile().as_text()
         reduced, gathered = collectives(text, "all-reduce"), collectives(text, "all-gather")
         assert {(48, width), (width, 48)} & {*reduced}  # a gradient: the pattern finds what is there
@@ -237,11 +238,3 @@ def test_a_checkpoint_without_the_record_of_health_is_refused(tmp_path):
         checkpoints.save(1, state._replace(health={}))
         with pytest.raises(UserError, match="health.* is absent there and .*use the config it was made with"):
             checkpoints.restore(state)
-
-
-def test_views_in_micro_batches_are_the_same_bits():
-    rng, mesh = np.random.default_rng(0), sharding.make_mesh(jax.devices()[:2])
-    boxes = np.concatenate([rng.uniform(0, 6, (16, 2, 2)), rng.uniform(8, 18, (16, 2, 2))], -1).astype(np.float32)
-    batch = sharding.put({"canvas": rng.integers(0, 255, (16, 24, 24, 3), np.uint8), "boxes": boxes}, mesh)
-    views = [jax.jit(pretrain.make_views(augment.Recipe(size=16), 0, mesh, microbatches=n))(3, batch) for n in (1, 4)]
-    np.testing.assert_array_equal(*views)

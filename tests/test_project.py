@@ -1,8 +1,10 @@
 """Properties of the whole: what an import loads, and that every config is sound."""
 
+import ast
 import importlib
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -98,21 +100,79 @@ def test_single_gpu_learning_rates(batch_size, rate):
     assert (config.batch_size, config.optimizer.learning_rate_weights) == (int(batch_size), rate)
 
 
-def test_layers_import_downwards_only():
-    """Layer 0 imports nothing of the project above it, and only data/ and checkpoint.py their outside systems."""
-    layer0 = ["resnet", "convnet", "networks", "model", "loss", "augment", "ops", "image", "color", "optim", "metrics"]
-    for file in (commands.ROOT / "barlow_jax").rglob("*.py"):
-        text = file.read_text()
-        ours = set(re.findall(r"(?:from barlow_jax import|import barlow_jax\.) ?([\w, ]+)", text))
-        ours = {name.strip() for group in ours for name in group.split(",")}
-        ours |= set(re.findall(r"from barlow_jax\.(\w+)", text))
-        if file.stem in layer0:
-            assert ours <= {*layer0, "errors"}, (file, ours)
-        if "import tensorflow" in text:
-            assert file.parent.name == "data", file
-        if "import orbax" in text:
-            assert file.stem == "checkpoint", file
-        assert not re.search(r"^\s*(import|from) torch\b", text, re.M), file
+LINT = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
+
+
+def import_linter(folder):
+    """Exit status and report of import-linter on the package and the contracts (pyproject.toml) of a folder."""
+    process = commands.Command(sys.executable, "-c", LINT, cwd=folder, env=commands.environment(PYTHONPATH=str(folder)))
+    output = commands.finish(process, timeout=100)
+    return process.returncode, output
+
+
+def test_the_import_contracts_are_kept():
+    status, output = import_linter(commands.ROOT)
+    assert status == 0, output
+
+
+# Module, what is written at its end, and what the report says of it.
+PLANTED = [
+    ("loss", "from barlow_jax import (\n    errors,\n    pretrain,\n)", "barlow_jax.loss -> barlow_jax.pretrain "),
+    ("metrics", "from barlow_jax import loss", "barlow_jax.metrics -> barlow_jax.loss "),
+    ("networks.convnet", "def f():\n    import barlow_jax.model", "barlow_jax.networks.convnet -> barlow_jax.model "),
+    ("networks.resnet", "from . import convnet", "No cycles are allowed in barlow_jax.networks."),
+    ("optim", "import tensorflow as tf", "barlow_jax.optim -> tensorflow "),
+    ("run.pictures", "from orbax import checkpoint", "barlow_jax.run.pictures -> orbax "),
+    ("model", "from absl import flags", "barlow_jax.model -> absl "),
+    ("pretrain", "from ml_collections import ConfigDict", "barlow_jax.pretrain -> ml_collections "),
+    ("embed", "import torch.nn", "barlow_jax.embed -> torch "),
+    ("knn", "from configs import linear", "barlow_jax.knn -> configs "),
+    ("attic", "", "- barlow_jax.attic\n"),
+]
+
+
+def test_planted_violations_of_the_import_contracts_are_caught(tmp_path):
+    shutil.copytree(commands.ROOT / "barlow_jax", tmp_path / "barlow_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(commands.ROOT / "pyproject.toml", tmp_path)
+    _, before = import_linter(tmp_path)
+    for module, line, _ in PLANTED:
+        with (tmp_path / "barlow_jax" / f"{module.replace('.', '/')}.py").open("a") as file:
+            file.write(f"\n{line}\n")
+    status, output = import_linter(tmp_path)
+    assert status == 1, output
+    for *_, said in PLANTED:
+        assert said not in before and said in output, (said, output)
+
+
+PACKAGE = sorted((commands.ROOT / "barlow_jax").rglob("*.py"))
+SCRIPTS = [commands.ROOT / "train.py", commands.ROOT / "linear_eval.py"]
+LOOPS = {("train.py", "train"), ("linear_eval.py", "evaluate")}  # one reads them from top to bottom
+
+
+def test_a_folder_is_taken_in_at_a_glance():
+    crowded = {}
+    for folder in {commands.ROOT, *(file.parent for file in PACKAGE)}:
+        entries = [f for f in folder.iterdir() if not f.name.startswith((".", "__")) and f.name != "runs"]
+        if len(entries) > 35:
+            crowded[str(folder.relative_to(commands.ROOT))] = len(entries)
+    assert not crowded
+
+
+def test_no_module_is_longer_than_350_lines():
+    files = [*PACKAGE, *SCRIPTS, *(commands.ROOT / "configs").glob("*.py")]
+    lengths = {str(file.relative_to(commands.ROOT)): len(file.read_text().splitlines()) for file in files}
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
+
+
+def test_no_function_is_longer_than_60_lines():
+    """But the two loops; and a config is a page of fields, not a function to be followed."""
+    long = {}
+    for file in [*PACKAGE, *SCRIPTS]:
+        name = str(file.relative_to(commands.ROOT))
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and (name, node.name) not in LOOPS:
+                long[name, node.name] = node.end_lineno - node.lineno + 1
+    assert {where: length for where, length in long.items() if length > 60} == {}
 
 
 def test_no_path_of_one_machine():
@@ -138,3 +198,22 @@ def test_the_readme_names_what_exists():
         assert (commands.ROOT / (name[0] or name[1])).exists(), name
     for target in re.findall(r"^make ([\w-]+)", text, re.M):
         assert f"\n{target}:" in (commands.ROOT / "Makefile").read_text(), target
+
+
+def test_contributing_names_what_exists():
+    """Its listing is that of the package; the files are there, and in them the names that a table puts there."""
+    text = (commands.ROOT / "CONTRIBUTING.md").read_text()
+    listing = text[text.index("    barlow_jax/\n") : text.index("    tests/ ")].splitlines()[1:]
+    listed = {word for line in listing for word in re.split(r"  +", line.strip())[0].split()}
+    folder = commands.ROOT / "barlow_jax"
+    rooms = {f"{f.name}/" if f.is_dir() else f.name for f in folder.iterdir() if not f.name.startswith("__")}
+    assert listed == rooms
+    for name in re.findall(r"`([\w./-]+/[\w.-]*)`|\]\(([^)]+)\)", text):
+        path = name[0] or name[1]
+        assert (commands.ROOT / path).exists() or (folder / path).exists(), path
+    named = re.findall(r"`(\w+)` in `(barlow_jax/[\w/]+\.py)`", text)
+    assert len(named) >= 8
+    for name, file in named:
+        assert re.search(
+            rf"^(def {name}\(|class {name}\b|{name} = |{name}: )", (commands.ROOT / file).read_text(), re.M
+        )

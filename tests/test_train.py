@@ -1,136 +1,17 @@
-"""`python train.py` as a user types it: results, kills, stops, refusals."""
-
-import os
-import signal
-from types import SimpleNamespace
+"""`python train.py` as a user types it: what a run computes, and what is refused."""
 
 import commands
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from train_runs import arguments
 
 from barlow_jax import experiment, optim, pretrain, sharding
-from barlow_jax.data import Arrays, order
+from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import online
-from barlow_jax.run import workdir
-from barlow_jax.run.checkpoint import restore_params
 from configs import cifar10
-
-IMAGE_FOLDER = "--config=configs/image_folder.py"
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    return commands.photographs(tmp_path_factory.mktemp("photographs"))
-
-
-def arguments(photographs, workdir, *more):
-    return (
-        IMAGE_FOLDER,
-        f"--config.data.path={photographs}",
-        f"--workdir={workdir}",
-        *commands.SMALL,
-        "--config.epochs=8",
-        "--config.checkpoint_every_steps=5",
-        "--config.eval.every_epochs=4",
-        "--config.data.val=.",
-        *more,
-    )
-
-
-@pytest.fixture(scope="module")
-def undisturbed(photographs, tmp_path_factory):
-    """A run of 24 steps on JPEGs that nobody disturbed."""
-    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    status, output = commands.run("train.py", *arguments(photographs, workdir))
-    assert status == 0, output
-    return workdir, output
-
-
-def assert_same_run(workdir, undisturbed):
-    """Parameters bit for bit, and every line of metrics that no clock measured."""
-    (got, want) = (restore_params(w)[:2] for w in (workdir, undisturbed))
-    equal = []
-
-    def compare(a, b):
-        assert a.keys() == b.keys()
-        for key in a:
-            if isinstance(a[key], dict):
-                compare(a[key], b[key])
-            else:
-                equal.append(np.array_equal(a[key], b[key]))
-
-    for a, b in zip(got, want, strict=True):
-        compare(a, b)
-    assert len(equal) > 20 and all(equal)
-    assert commands.lines(workdir) == commands.lines(undisturbed)
-
-
-def test_a_run_leaves_metrics_pictures_and_checkpoints(undisturbed):
-    workdir, output = undisturbed
-    steps = [line for line in commands.lines(workdir) if "loss" in line]
-    assert [line["step"] for line in steps] == list(range(1, 25))
-    for name in (
-        "on_diag",
-        "off_diag",
-        "learning_rate_weights",
-        "learning_rate_biases",
-        "z_mean",
-        "z_std",
-        "dead_dims",
-        "grad_norm",
-        "probe_accuracy",
-    ):
-        assert all(name in line for line in steps), name
-    scores = [line for line in commands.lines(workdir) if "knn" in line]
-    assert [line["step"] for line in scores] == [12, 24]
-    assert all(0 <= line[name] <= 1 for line in scores for name in ("knn", "probe"))
-    for file in ("views.png", "config.json", "correlation/00000000.png", "correlation/00000024.png", "tensorboard"):
-        assert (workdir / file).exists(), file
-    assert "images/s" in output and "waiting for data" in output
-
-
-def test_killed_in_the_middle_and_started_again(photographs, undisturbed, tmp_path):
-    process = commands.start("train.py", *arguments(photographs, tmp_path / "run"))
-    commands.wait_for(process, lambda: list((tmp_path / "run" / "checkpoints").glob("1[0-9]/manifest.json")))
-    process.kill()
-    process.communicate()
-    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run"))
-    assert status == 0 and "going on from step" in output, output
-    assert_same_run(tmp_path / "run", undisturbed[0])
-
-
-def test_sigterm_saves_and_exits_with_status_0(photographs, undisturbed, tmp_path):
-    process = commands.start("train.py", *arguments(photographs, tmp_path / "run"))
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    commands.wait_for(process, lambda: metrics.exists() and metrics.read_text().count("\n") >= 2)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 0 and "preempted at step" in output, output
-    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run"))
-    assert status == 0, output
-    assert_same_run(tmp_path / "run", undisturbed[0])
-
-
-def test_a_finished_run_started_again_does_nothing(photographs, undisturbed):
-    before = commands.lines(undisturbed[0])
-    status, output = commands.run("train.py", *arguments(photographs, undisturbed[0]))
-    assert status == 0 and "going on from step 24 of 24" in output, output
-    assert commands.lines(undisturbed[0]) == before
-
-
-def test_another_number_of_images_is_refused():
-    class Saved:
-        latest_step = staticmethod(lambda: 7)
-        restore = staticmethod(lambda state: (state, {"images": 48}))
-
-    source, state = Arrays(np.zeros((47, 2, 2, 3), np.uint8), name="photos"), SimpleNamespace(step=7)
-    with pytest.raises(UserError, match="photos holds 47 images and had 48 when this run began"):
-        workdir.resume(Saved, state, source, total_steps=9)
-    Saved.restore = staticmethod(lambda state: (state, {"images": 47}))
-    assert workdir.resume(Saved, state, source, total_steps=9) == (state, {"images": 47})
 
 
 def test_one_and_eight_devices_have_the_same_losses(tmp_path):
@@ -151,110 +32,10 @@ def test_one_and_eight_devices_have_the_same_losses(tmp_path):
             devices=devices,
         )
         commands.wait_for(process, lambda w=workdir: (w / "metrics.jsonl").exists() and len(commands.lines(w)) >= 11)
-        process.kill()
-        process.communicate()
+        process.end()
         losses.append([line["loss"] for line in commands.lines(workdir)][:11])
     assert len(set(losses[0])) == 11  # it moves
     np.testing.assert_allclose(*losses, rtol=1e-5)
-
-
-def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path):
-    """Two real processes of two devices each; SIGTERM to one of them stops both at the same step, and both go on."""
-    port = 20_000 + os.getpid() % 20_000
-
-    def both():
-        return [
-            commands.start(
-                "train.py",
-                *arguments(photographs, tmp_path / "run"),
-                devices=2,
-                JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-                JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(index),
-            )
-            for index in range(2)
-        ]
-
-    processes = both()
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    commands.wait_for(processes[0], lambda: metrics.exists() and len(commands.lines(tmp_path / "run")) >= 3)
-    processes[1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=250)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert all("preempted at step" in output for output in outputs), outputs
-    processes = both()
-    outputs = [process.communicate(timeout=250)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    losses = [
-        [line["loss"] for line in commands.lines(workdir) if "loss" in line]
-        for workdir in (tmp_path / "run", undisturbed[0])
-    ]
-    assert len(losses[0]) == 24
-    np.testing.assert_allclose(losses[0][:10], losses[1][:10], rtol=1e-4)
-    np.testing.assert_allclose(*losses, rtol=2e-2)
-
-
-def test_two_processes_of_four_devices_end_where_one_of_eight_does(tmp_path):
-    """Three steps in float64 with micro-batches: views bit for bit, all else to 1e-9; the two split their state."""
-    port, script = 20_000 + (os.getpid() + 9_999) % 20_000, "tests/steps_on_devices.py"
-    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    processes = [commands.start(script, tmp_path / "one.npz", devices=8)]
-    for index in range(2):
-        place = cluster | {"JAX_PROCESS_ID": str(index)}
-        processes.append(commands.start(script, tmp_path / "two.npz", "split", devices=4, **place))
-    outputs = [process.communicate(timeout=250)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
-    assert one.files == two.files and len(one.files) > 40
-    for name in one.files:
-        atol = 0 if name == "views" else 1e-9 * np.abs(one[name]).max()
-        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=atol, err_msg=name)
-
-
-def test_keep_ends_an_epoch_with_a_smaller_batch_and_the_nominal_divisor(tmp_path):
-    """42 images for 4 ranks: 16, 16 and 12 rows. Both views alike, so the diagonal of c is 1, and 12/16 at the end.
-
-    Stopped where an epoch ends, as the smaller batch has to be compiled first, it goes on with the next epoch.
-    """
-    folder = commands.photographs(tmp_path / "photographs", each=14)
-    alike = ("crop_scale=(1.0,1.0)", "flip=0.0", "jitter=0.0", "grayscale=0.0", "blur=(0.0,0.0)", "solarize=(0.0,0.0)")
-    workdir = tmp_path / "run"
-    command = (
-        "train.py",
-        *arguments(folder, workdir, *(f"--config.views.{field}" for field in alike)),
-        "--config.epochs=2",
-        "--config.data.last=keep",
-        "--config.reference_world_size=4",
-        "--config.data.val=",
-        "--config.eval.every_epochs=0",
-    )
-    process = commands.start(*command, devices=4)
-    commands.wait_for(process, lambda: (workdir / "metrics.jsonl").exists() and len(commands.lines(workdir)) >= 2)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 0 and "3 steps an epoch" in output and "preempted at step" in output, output
-    status, output = commands.run(*command, devices=4)
-    assert status == 0 and "going on from step" in output, output
-    lines = commands.lines(workdir)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    np.testing.assert_allclose([line["on_diag"] for line in lines], [0, 0, 32 / 16] * 2, atol=0.01)
-
-
-@pytest.mark.parametrize("resident_bytes", [0, 2**30])
-def test_keep_serves_arrays_from_the_host_and_from_the_devices(resident_bytes):
-    config = ConfigDict(
-        {"seed": 3, "batch_size": 16, "data": {"resident_bytes": resident_bytes, "threads": 1, "max_bad_fraction": 0.0}}
-    )
-    source = Arrays(np.random.default_rng(0).integers(0, 255, (21, 9, 9, 3), np.uint8))
-    options = {"last": "keep", "reference_world_size": 8}
-    batches = experiment.train_batches(
-        config, source, 1, sharding.make_mesh(), {}, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0), **options
-    )
-    for step, rows in ((1, 8), (2, 16), (3, 8)):
-        batch = next(batches)
-        assert np.array_equal(batch["index"], order.batch_indices(21, 16, 3, step, **options)[1])
-        assert {key: len(value) for key, value in batch.items()} == dict.fromkeys(batch, rows)
-    batches.close()
 
 
 @pytest.mark.parametrize(
@@ -291,8 +72,7 @@ def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
 
     def scores(label, *sides):
         source, val_source = (Arrays(images[rows], label[rows]) for rows in sides)
-        recipe = experiment.recipe(config, 3)
-        return online.make_evaluation(config, graphdef, source, val_source, recipe, mesh, {})(state)
+        return online.make_evaluation(config, graphdef, source, val_source, mesh)(state)
 
     partly, without = scores(np.where(known, label, -1), *sides), scores(label, *(side & known for side in sides))
     assert (partly["knn"], partly["probe"]) == (without["knn"], without["probe"])
@@ -302,19 +82,6 @@ def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
         assert scores(np.where(side, label, -1), *sides).keys() == {"effective_rank"}
     with pytest.raises(UserError, match="knn_k is 5, and there are 3 labelled images"):
         scores(np.where((np.arange(90) < 3) | sides[1], label, -1), *sides)
-
-
-def test_a_small_folder_lives_on_the_devices(photographs, tmp_path):
-    """The host then sends an index a step; stopped and started again the run goes on as if nothing had happened."""
-    more = ("--config.data.resident_bytes=1000000", "--config.epochs=4", "--config.checkpoint_every_steps=2")
-    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "one", *more))
-    assert status == 0 and "lives on the devices: 48 images of at most 48 x 40 pixels" in output, output
-    process = commands.start("train.py", *arguments(photographs, tmp_path / "two", *more))
-    commands.wait_for(process, lambda: list((tmp_path / "two" / "checkpoints").glob("2/manifest.json")))
-    process.kill()
-    process.communicate()
-    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "two", *more))
-    assert status == 0 and commands.lines(tmp_path / "one") == commands.lines(tmp_path / "two"), output
 
 
 def test_images_of_many_channels(tmp_path):
@@ -369,8 +136,7 @@ def test_a_run_that_diverges_names_step_tensor_and_checkpoint(photographs, tmp_p
         "--config.data.val=",
     )
     status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run", *more))
-    assert status != 0
-    assert_refused(output, r"At step \d+ \S+ is not finite.*\(last checkpoint: step \d+\)")
+    commands.assert_refused(status, output, r"At step \d+ \S+ is not finite.*\(last checkpoint: step \d+\)")
 
 
 def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):
@@ -408,15 +174,13 @@ REFUSALS = {
 def test_refusals_are_one_sentence(photographs, tmp_path, case):
     more, pattern = REFUSALS[case]
     status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run", *more), devices=8)
-    assert status != 0
-    assert_refused(output, pattern)
+    commands.assert_refused(status, output, pattern)
 
 
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     status, output = commands.run("train.py", *arguments(tmp_path / "empty", tmp_path / "run"))
-    assert status != 0
-    assert_refused(output, "empty holds no image")
+    commands.assert_refused(status, output, "empty holds no image")
 
 
 def test_a_folder_of_damaged_images_is_refused(tmp_path):
@@ -425,26 +189,4 @@ def test_a_folder_of_damaged_images_is_refused(tmp_path):
     for k in range(40):
         (folder / f"{k}.jpg").write_bytes(b"not an image")
     status, output = commands.run("train.py", *arguments(folder, tmp_path / "run", "--config.data.val="))
-    assert status != 0
-    assert_refused(output, "could not be read")
-
-
-def test_another_architecture_is_refused(photographs, undisturbed):
-    status, output = commands.run("train.py", *arguments(photographs, undisturbed[0], "--config.arch=resnet18"))
-    assert status != 0
-    assert_refused(output, "config.arch was 'convnet' and is 'resnet18'")
-    # And where the config is gone, by the parameters themselves.
-    kept = (undisturbed[0] / "config.json").read_text()
-    (undisturbed[0] / "config.json").unlink()
-    status, output = commands.run("train.py", *arguments(photographs, undisturbed[0], "--config.image_size=32"))
-    (undisturbed[0] / "config.json").write_text(kept)
-    assert status != 0
-    assert_refused(output, r"params\.backbone\.dense\.kernel")
-
-
-def assert_refused(output, pattern):
-    import re
-
-    assert "Traceback" not in output, output
-    last = output.strip().splitlines()[-1]
-    assert last.startswith("error: ") and re.search(pattern, last), output
+    commands.assert_refused(status, output, "could not be read")

@@ -156,18 +156,8 @@ def train_batches(
         return {"canvas": raw["canvas"], "boxes": raw["boxes"], "index": index, "label": raw["label"]}
 
     plan(start_step)  # an impossible argument should end here, not in a reading thread
-    job = Job(
-        plan,
-        range(start_step, 2**62),
-        boxes_of,
-        boxes.no_margin,
-        canvas,
-        views,
-        tries,
-        threads or _default_threads(),
-        prefetch,
-        cut=True,
-    )
+    steps, workers = range(start_step, 2**62), threads or _default_threads()
+    job = Job(plan, steps, boxes_of, boxes.no_margin, canvas, views, tries, workers, prefetch, cut=True)
     return Batches(source, job, finish, max_bad_fraction)
 
 
@@ -218,30 +208,24 @@ def eval_batches(
         return boxes.filter_margin(found, crop, xp)
 
     def finish(raw, index):
-        mask = index >= 0
-        whole = np.asarray([0, 0, canvas, canvas], np.float32)  # where there is no image: finite for any resize
-        return {
-            "canvas": raw["canvas"],
-            "boxes": np.where(mask[:, None, None], raw["boxes"], whole),
-            "extent": np.where(mask[:, None], raw["extent"], np.int32(canvas)),
-            "index": index,
-            "label": raw["label"],
-            "mask": mask,
-        }
+        return _masked(raw, index, canvas)
 
-    job = Job(
-        plan,
-        range(order.eval_steps(len(source), batch_size)),
-        boxes_of,
-        margin_of,
-        canvas,
-        1,
-        1,
-        threads or _default_threads(),
-        prefetch,
-        cut=False,
-    )
+    steps, workers = range(order.eval_steps(len(source), batch_size)), threads or _default_threads()
+    job = Job(plan, steps, boxes_of, margin_of, canvas, 1, 1, workers, prefetch, cut=False)
     return Batches(source, job, finish, max_bad_fraction)
+
+
+def _masked(raw, index, canvas):
+    """An evaluation batch; rows without an image have the whole canvas as their box: finite for any resize."""
+    mask, whole = index >= 0, np.asarray([0, 0, canvas, canvas], np.float32)
+    return {
+        "canvas": raw["canvas"],
+        "boxes": np.where(mask[:, None, None], raw["boxes"], whole),
+        "extent": np.where(mask[:, None], raw["extent"], np.int32(canvas)),
+        "index": index,
+        "label": raw["label"],
+        "mask": mask,
+    }
 
 
 def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01):

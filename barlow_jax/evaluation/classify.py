@@ -1,10 +1,11 @@
 """Classification on a pre-trained backbone: a linear head on frozen features, or fine-tuning of everything.
 
     graphdef, state = create_state(classifier, tx, backbone=(params, batch_stats), weights="freeze")
-    images_of = make_images(recipe, seed, mesh)           # augmentation, on the device
+    images_of = views.make_one_view(recipe, seed, mesh)   # augmentation, on the device
     train_step = make_train_step(graphdef, tx, images_of, weights="freeze", mesh=mesh)
     state, metrics = train_step(state, batch)             # batch: {"canvas", "boxes", "index", "label"}
-    eval_step = make_eval_step(graphdef, make_eval_images(size=224, mean=mean, std=std, mesh=mesh), mesh=mesh)
+    eval_images = views.make_eval_views(size=224, mean=mean, std=std, mesh=mesh)
+    eval_step = make_eval_step(graphdef, eval_images, mesh=mesh)
     scores = evaluate(eval_step, state, batches, mesh)
 
 The protocol is that of the official evaluate.py (facebookresearch/barlowtwins), with two departures: batch statistics
@@ -20,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
-from barlow_jax import augment, metrics, model
+from barlow_jax import model, tree
 from barlow_jax.errors import UserError
-from barlow_jax.sharding import by_example, example_keys, put, replicated
+from barlow_jax.feed import put
+from barlow_jax.metrics import topk_accuracy
+from barlow_jax.sharding import by_example, replicated
 
 WEIGHTS = ("freeze", "finetune")
 
@@ -116,41 +118,6 @@ def create_state(classifier, tx, *, backbone, weights):
     return graphdef, State(jnp.zeros([], jnp.int32), params, batch_stats, tx.init(trained(params, weights)))
 
 
-def make_images(recipe, seed, mesh):
-    """(step, batch) -> one view of every image, float32 [B, S, S, C], normalised.
-
-    The batch has one box an image. A shard_map and a key for each example for the reasons given in
-    `pretrain.make_views`.
-    """
-
-    def images(step, batch):
-        keys = example_keys(seed, step, batch["canvas"].shape[0])
-        local = jax.shard_map(
-            lambda keys, canvas, boxes: augment.two_views(keys, canvas, boxes, recipe)[:, 0],
-            mesh=mesh,
-            in_specs=(P("data"), P("data"), P("data")),
-            out_specs=P("data"),
-        )
-        return local(keys, batch["canvas"], batch["boxes"])
-
-    return images
-
-
-def make_eval_images(*, size, mean, std, mesh):
-    """batch -> the central view of every image, float32 [B, size, size, C], normalised."""
-
-    def images(batch):
-        local = jax.shard_map(
-            lambda canvas, boxes, extent: augment.eval_views(canvas, boxes, extent, size=size, mean=mean, std=std),
-            mesh=mesh,
-            in_specs=(P("data"), P("data"), P("data")),
-            out_specs=P("data"),
-        )
-        return local(batch["canvas"], batch["boxes"], batch["extent"])
-
-    return images
-
-
 def make_train_step(graphdef, tx, images_of, *, weights, mesh, images_per_epoch=None, schedules=None):
     """The train step, jitted over the mesh; the state it is given is donated.
 
@@ -160,11 +127,11 @@ def make_train_step(graphdef, tx, images_of, *, weights, mesh, images_per_epoch=
     Args:
       graphdef: of the classifier, from `create_state`.
       tx: the optimiser.
-      images_of: (step, batch) -> [B, H, W, C], traced into the step; `make_images` gives one.
+      images_of: (step, batch) -> [B, H, W, C], traced into the step; `views.make_one_view` gives one.
       weights: "freeze" or "finetune".
       images_per_epoch: n where the last batch of an epoch is filled up beyond the n-th image: those rows do not count,
         as if the batch were smaller. None: every row counts.
-      schedules: {name: schedule}, learning rates to report.
+      schedules: {name: schedule}, learning rates to show.
     Returns:
       (state, batch) -> (state, metrics); metrics are scalars on the device: loss, train_top1, grad_norm.
     """
@@ -177,7 +144,7 @@ def make_train_step(graphdef, tx, images_of, *, weights, mesh, images_per_epoch=
             logits, batch_stats = network(images, train=False), state.batch_stats
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label, 0))
         loss = jnp.where(counted, cross_entropy, 0).sum() / counted.sum()
-        hits = metrics.topk_accuracy(logits, label, ks=(1,), mask=counted)
+        hits = topk_accuracy(logits, label, ks=(1,), mask=counted)
         return loss, (batch_stats, {"loss": loss, "train_top1": hits["top1"] / hits["count"]})
 
     def train_step(state, batch):
@@ -185,12 +152,12 @@ def make_train_step(graphdef, tx, images_of, *, weights, mesh, images_per_epoch=
         counted = jnp.arange(len(label)) < rows_that_count(state.step, len(label), images_per_epoch)
         images = images_of(state.step, batch)
         gradient = jax.grad(objective, has_aux=True)
-        grads, (batch_stats, report) = gradient(moving, state, images, counted, label)
-        report["grad_norm"] = optax.tree.norm(grads)
-        report |= {name: jnp.asarray(rate(state.step)) for name, rate in (schedules or {}).items()}
+        grads, (batch_stats, metrics) = gradient(moving, state, images, counted, label)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics |= {name: jnp.asarray(rate(state.step)) for name, rate in (schedules or {}).items()}
         updates, opt_state = tx.update(grads, state.opt_state, moving)
         params = state.params | optax.apply_updates(moving, updates)
-        return State(state.step + 1, params, batch_stats, opt_state), report
+        return State(state.step + 1, params, batch_stats, opt_state), metrics
 
     return jax.jit(
         train_step,
@@ -213,7 +180,7 @@ def make_eval_step(graphdef, images_of, *, mesh):
 
     Args:
       graphdef: of the classifier.
-      images_of: batch -> [B, H, W, C]; `make_eval_images` gives one.
+      images_of: batch -> [B, H, W, C]; `views.make_eval_views` gives one.
     """
 
     def eval_step(params, batch_stats, batch):
@@ -221,7 +188,7 @@ def make_eval_step(graphdef, images_of, *, mesh):
         label, counted = batch["label"], batch["mask"]
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label, 0))
         loss = jnp.where(counted, cross_entropy, 0).sum()
-        return {"loss": loss} | metrics.topk_accuracy(logits, label, ks=(1, 5), mask=counted)
+        return {"loss": loss} | topk_accuracy(logits, label, ks=(1, 5), mask=counted)
 
     whole = replicated(mesh)
     return jax.jit(eval_step, in_shardings=(whole, whole, by_example(mesh)), out_shardings=whole)
@@ -271,14 +238,11 @@ def fingerprint(params, batch_stats):
 
 
 def _check_fit(fresh, given):
-    fresh, given = (
-        {jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf) for path, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (fresh, given))
-    )
-    for name in sorted(fresh.keys() | given.keys()):
-        here, there = fresh.get(name, "absent"), given.get(name, "absent")
-        if here != there:
-            raise UserError(
-                f"The checkpoint's backbone does not fit: {name} is {there} there and {here} here; check "
-                "config.image_size, or give a checkpoint of this architecture."
-            )
+    wrong = tree.differences(fresh, given)
+    if wrong:
+        name = min(wrong)
+        here, there = wrong[name]
+        raise UserError(
+            f"The checkpoint's backbone does not fit: {name} is {there} there and {here} here; check "
+            "config.image_size, or give a checkpoint of this architecture."
+        )

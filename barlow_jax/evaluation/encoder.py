@@ -10,6 +10,7 @@ Images are seen as evaluations see them: short side resized, the centre cropped.
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,8 @@ from barlow_jax.run.checkpoint import restore_params
 from barlow_jax.weights import as_run, finite
 
 ROWS = 64  # images at a time
+
+Images = np.ndarray | Sequence[np.ndarray]
 
 
 def make_features(config, channels):
@@ -88,11 +91,11 @@ class Network:
     head: Any = None
 
     @property
-    def class_names(self):
+    def class_names(self) -> tuple[str, ...] | None:
         """Of `classify`, a tuple; None where the training images had no names for their classes."""
         return self.head.class_names if self.head else None
 
-    def features(self, images):
+    def features(self, images: Images) -> np.ndarray:
         """Features of images: float32 [n, F].
 
         Args:
@@ -102,7 +105,7 @@ class Network:
         """
         return self._computed(self._encode, images)
 
-    def classify(self, images):
+    def classify(self, images: Images) -> np.ndarray:
         """The share of each class, float32 [n, classes], rows that sum to 1. Arguments as of `features`.
 
         Raises:
@@ -153,7 +156,7 @@ class Network:
         return np.concatenate(found)
 
 
-def load(path, *, step=None):
+def load(path, *, step: int | None = None) -> Network:
     """The network of a run, of an evaluation by linear_eval.py, or in a file of weights.
 
     Args:

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
-from barlow_jax import augment, model
-from barlow_jax.sharding import by_example, put, replicated
+from barlow_jax import model, views
+from barlow_jax.feed import put
+from barlow_jax.sharding import by_example, replicated
 
 
 class Extracted(NamedTuple):
@@ -44,13 +44,10 @@ def make_feature_step(graphdef, *, size, mean, std, mesh):
       mean, std: of the normalisation, one value for each channel.
     """
 
-    def eval_views(canvas, boxes, extent):
-        return augment.eval_views(canvas, boxes, extent, size=size, mean=mean, std=std)
+    images_of = views.make_eval_views(size=size, mean=mean, std=std, mesh=mesh)
 
     def features(params, batch_stats, batch):
-        images = jax.shard_map(eval_views, mesh=mesh, in_specs=(P("data"),) * 3, out_specs=P("data"))(
-            batch["canvas"], batch["boxes"], batch["extent"]
-        )
+        images = images_of(batch)
         network = model.merge(graphdef, params, batch_stats)
         told = {name: batch[name] for name in ("label", "index", "mask")}
         return {"features": network.backbone(images, train=False), **told}
@@ -64,7 +61,7 @@ def make_view_feature_step(graphdef, images_of, *, mesh):
 
     Args:
       graphdef: of a network with a `backbone`.
-      images_of: (step, batch) -> [b, H, W, C], as `classify.make_images` gives.
+      images_of: (step, batch) -> [b, H, W, C], as `views.make_one_view` gives.
     """
 
     def features(step, params, batch_stats, batch):

@@ -3,11 +3,10 @@
 import logging
 import pathlib
 
-import jax
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, experiment, model, results
+from barlow_jax import augment, experiment, model, results, tree
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, subject
 from barlow_jax.results import protocols
@@ -145,9 +144,8 @@ def find_subject(checkpoint, folders, baseline=""):
 
 
 def _check_finite(judged):
-    for path, leaf in jax.tree_util.tree_leaves_with_path({"params": judged.params, "batch_stats": judged.batch_stats}):
+    for name, leaf in tree.named({"params": judged.params, "batch_stats": judged.batch_stats}).items():
         if not np.all(np.isfinite(leaf)):
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise UserError(
                 f"The backbone in {judged.path} has values in {name} that are not finite, so its features would be "
                 "NaN; give an earlier checkpoint, FOLDER/checkpoints/STEP."

@@ -8,13 +8,14 @@ from barlow_jax.errors import UserError
 from barlow_jax.evaluation import features
 
 
-def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process):
+def make_evaluation(config, graphdef, source, val_source, mesh):
     """state -> scores: kNN and the online probe on the validation images, effective rank of their features.
 
     Unlabelled images, on either side, count for the effective rank only. Without labels, or without validation images,
     it is all that is left, of training images then.
     """
-    step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
+    mean, std = tuple(config.views.mean), tuple(config.views.std)
+    step = features.make_feature_step(graphdef, size=config.eval.crop, mean=mean, std=std, mesh=mesh)
     labelled = sources.labelled(source)
     supervised = bool(val_source and val_source.num_classes and source.num_classes)
     bank_source = sources.evenly_spaced(source, config.eval.knn_bank, among=labelled if supervised else None)
@@ -25,7 +26,7 @@ def make_evaluation(config, graphdef, source, val_source, recipe, mesh, process)
         )
 
     def extract(state, source):
-        batches = experiment.eval_batches(config, source, mesh, process)
+        batches = experiment.eval_batches(config, source, mesh)
         return features.extract(step, state.params, state.batch_stats, batches, mesh)[:2]
 
     def known(features, labels):

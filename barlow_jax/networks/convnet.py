@@ -3,8 +3,12 @@
 And `Pixels`, which leaves the images as they are: what any network has to beat.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
 
 from barlow_jax.networks.resnet import BatchNorm, conv
 
@@ -22,7 +26,16 @@ class ConvNet(nnx.Module):
       dtype: compute dtype; parameters are float32.
     """
 
-    def __init__(self, *, image_size, channels=3, widths=(32, 64, 64), num_features=256, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        channels: int = 3,
+        widths: Sequence[int] = (32, 64, 64),
+        num_features: int = 256,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.dtype, self.num_features = dtype, num_features
         self.convs, self.norms = nnx.List([]), nnx.List([])
         side = image_size
@@ -33,7 +46,7 @@ class ConvNet(nnx.Module):
         self.dense = nnx.Linear(side * side * widths[-1], num_features, use_bias=False, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(num_features)
 
-    def __call__(self, images, *, train):
+    def __call__(self, images: Array, *, train: bool) -> Array:
         """images [B, V, H, W, C] in training, [B, H, W, C] in evaluation -> [B(, V), num_features] float32."""
         x = images.astype(self.dtype)
         for convolution, norm in zip(self.convs, self.norms, strict=True):
@@ -46,11 +59,11 @@ class ConvNet(nnx.Module):
 class Pixels(nnx.Module):
     """No network: the features are the pixels, [H * W * channels]. Arguments as of ConvNet."""
 
-    def __init__(self, *, image_size, channels=3, dtype=jnp.float32, rngs):
+    def __init__(self, *, image_size: int, channels: int = 3, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         del rngs
         self.dtype, self.num_features = dtype, image_size * image_size * channels
 
-    def __call__(self, images, *, train):
+    def __call__(self, images: Array, *, train: bool) -> Array:
         """images [..., H, W, C] -> [..., H * W * C] float32."""
         del train
         x = images.astype(self.dtype).reshape(*images.shape[:-3], -1)

@@ -8,10 +8,14 @@ there is no such axis: [B, H, W, C].
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
 
 from barlow_jax.errors import UserError
 
@@ -40,14 +44,15 @@ class BatchNorm(nnx.Module):
     momentum = 0.1
     eps = 1e-5
 
-    def __init__(self, features, *, affine=True):
-        self.scale = nnx.Param(jnp.ones(features)) if affine else None
-        self.bias = nnx.Param(jnp.zeros(features)) if affine else None
+    def __init__(self, features: int, *, affine: bool = True):
+        self.scale: Any = nnx.Param(jnp.ones(features)) if affine else None
+        self.bias: Any = nnx.Param(jnp.zeros(features)) if affine else None
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.var = nnx.BatchStat(jnp.ones(features))
-        self.moments, self.parts = nnx.data(None), 1
+        self.moments: Any = nnx.data(None)  # a Variable while a batch comes in parts
+        self.parts = 1
 
-    def __call__(self, x, *, train):
+    def __call__(self, x: Array, *, train: bool) -> Array:
         """x: [B, V, ..., C] in training, any [..., C] in evaluation."""
         stats_dtype = jnp.promote_types(x.dtype, jnp.float32)
         if train:
@@ -96,16 +101,18 @@ class Conv(nnx.Conv):
     the map anyway, cut off again, give the same numbers by the fast path; without the barriers XLA undoes it.
     """
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         if self.kernel_size != (3, 3) or x.shape[-3:-1] != (2, 2) or jax.default_backend() != "cpu":
             return super().__call__(x)
         widened = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, 1), (0, 1), (0, 0)])
         y = jax.lax.optimization_barrier(super().__call__(jax.lax.optimization_barrier(widened)))
-        side = 2 // self.strides[0]
+        side = 2 if self.strides == (1, 1) else 1
         return y[..., :side, :side, :]
 
 
-def conv(in_features, out_features, kernel, stride=1, *, dtype, rngs):
+def conv(
+    in_features: int, out_features: int, kernel: int, stride: int = 1, *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> Conv:
     """k x k convolution without bias, padded by k // 2 on every side.
 
     The padding is spelled out because XLA's "SAME" pads strided convolutions of even sizes unevenly, and PyTorch does
@@ -124,7 +131,7 @@ def conv(in_features, out_features, kernel, stride=1, *, dtype, rngs):
     )
 
 
-def max_pool_3x3(x):
+def max_pool_3x3(x: Array) -> Array:
     """3x3 maximum with stride 2 and padding 1 over the two axes before the last, for any leading axes."""
     # The leading axes as one, as the convolutions around it have them: with the view axis apart, XLA for TPUs copies
     # the largest activation of the network into another layout and back, in float32.
@@ -143,11 +150,11 @@ def max_pool_3x3(x):
 class Downsample(nnx.Module):
     """1x1 convolution and BatchNorm on the shortcut, where a block changes the shape."""
 
-    def __init__(self, in_features, features, stride, *, dtype, rngs):
+    def __init__(self, in_features: int, features: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = conv(in_features, features, 1, stride, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(features)
 
-    def __call__(self, x, *, train):
+    def __call__(self, x: Array, *, train: bool) -> Array:
         return self.bn(self.conv(x), train=train)
 
 
@@ -156,7 +163,7 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, in_features, width, stride, *, base_width, dtype, rngs):
+    def __init__(self, in_features: int, width: int, stride: int, *, base_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
         del base_width  # torchvision widens bottlenecks only
         self.conv1 = conv(in_features, width, 3, stride, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(width)
@@ -166,10 +173,10 @@ class BasicBlock(nnx.Module):
         self.downsample = Downsample(in_features, width, stride, dtype=dtype, rngs=rngs) if reshape else None
 
     @property
-    def last_bn(self):
+    def last_bn(self) -> BatchNorm:
         return self.bn2
 
-    def __call__(self, x, *, train):
+    def __call__(self, x: Array, *, train: bool) -> Array:
         y = nnx.relu(self.bn1(self.conv1(x), train=train))
         y = self.bn2(self.conv2(y), train=train)
         shortcut = x if self.downsample is None else self.downsample(x, train=train)
@@ -181,7 +188,7 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, in_features, width, stride, *, base_width, dtype, rngs):
+    def __init__(self, in_features: int, width: int, stride: int, *, base_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
         inner, out = width * base_width // 64, width * self.expansion
         self.conv1 = conv(in_features, inner, 1, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(inner)
@@ -193,10 +200,10 @@ class Bottleneck(nnx.Module):
         self.downsample = Downsample(in_features, out, stride, dtype=dtype, rngs=rngs) if reshape else None
 
     @property
-    def last_bn(self):
+    def last_bn(self) -> BatchNorm:
         return self.bn3
 
-    def __call__(self, x, *, train):
+    def __call__(self, x: Array, *, train: bool) -> Array:
         y = nnx.relu(self.bn1(self.conv1(x), train=train))
         y = nnx.relu(self.bn2(self.conv2(y), train=train))
         y = self.bn3(self.conv3(y), train=train)
@@ -220,16 +227,16 @@ class ResNet(nnx.Module):
 
     def __init__(
         self,
-        block,
-        depths,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: Sequence[int],
         *,
-        base_width=64,
-        stem="imagenet",
-        channels=3,
-        zero_init_residual=True,
-        remat=False,
-        dtype=jnp.float32,
-        rngs,
+        base_width: int = 64,
+        stem: str = "imagenet",
+        channels: int = 3,
+        zero_init_residual: bool = True,
+        remat: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         if stem not in STEMS:
             raise UserError(f"config.stem is {stem!r}; it is one of {', '.join(STEMS)}.")
@@ -254,7 +261,7 @@ class ResNet(nnx.Module):
                 for residual in layer:
                     residual.last_bn.scale[...] = jnp.zeros_like(residual.last_bn.scale[...])
 
-    def __call__(self, images, *, train):
+    def __call__(self, images: Array, *, train: bool) -> Array:
         """Pooled features.
 
         Args:

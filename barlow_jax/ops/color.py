@@ -10,11 +10,14 @@ Inside, an image is a list of C planes [H, W]. A last axis of length 3 would lea
 128 TPU lanes) idle.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-Array = jax.Array
+Channels = Array | np.ndarray | Sequence[float]  # a number for each channel
 
 # Steps of the colour jitter: torchvision's numbers in ColorJitter, and one that does nothing.
 BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)
@@ -188,7 +191,7 @@ def invert(image: Array) -> Array:
     return 255.0 - image
 
 
-def normalize(image: Array, mean, std) -> Array:
+def normalize(image: Array, mean: Channels, std: Channels) -> Array:
     """torchvision's ToTensor and Normalize, channels last: (image / 255 - mean) / std, [C] each."""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     return (image / 255.0 - mean) / std

@@ -9,8 +9,7 @@ be traced. There is no batch axis: use jax.vmap.
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-Array = jax.Array
+from jax import Array
 
 # The weights of a resize need more than the 8 (bfloat16) or 11 (TF32) bits that accelerators keep by default:
 # 255 * 2**-9 is half a grey level.
@@ -57,7 +56,9 @@ def _resize_weights(start, length, size, pixels, kernel, extent) -> Array:
     return weights / jnp.where(total == 0.0, 1.0, total)
 
 
-def crop_resize(image: Array, box: Array, size: int, *, interpolation: str = "cubic", extent=None) -> Array:
+def crop_resize(
+    image: Array, box: Array, size: int, *, interpolation: str = "cubic", extent: Array | None = None
+) -> Array:
     """Cuts a box out of an image and resizes it, antialiased, to [size, size, C].
 
     Two matrix products, columns first as in Pillow up to version 12 (Pillow 13 begins with the cheaper axis, which

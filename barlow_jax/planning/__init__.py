@@ -1,1 +1,1 @@
-"""What a machine would make of a program."""
+"""What a machine would make of a program, and how it is shown."""

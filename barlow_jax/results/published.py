@@ -81,6 +81,7 @@ NO_COUNTERPART = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "wandb",
+    "profile_steps",
 )
 
 # Of the optimiser's fields, those that only some of them read.

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from barlow_jax import tree
 from barlow_jax.errors import UserError
 from barlow_jax.run import manifest
 
@@ -322,19 +323,12 @@ def _read_arrays(folder: epath.Path, like: Any) -> Any:
 
 
 def _check_fit(folder: epath.Path, state_like: Any) -> None:
-    saved, wanted = _by_name(_saved_tree(folder)), _by_name(state_like)
-    # Parameters first: what differs in the optimiser or in the statistics only follows from them.
-    names = sorted([*wanted, *(saved.keys() - wanted.keys())], key=lambda name: not name.startswith("params"))
-    for name in names:
-        there, here = saved.get(name, "absent"), wanted.get(name, "absent")
-        if there != here:
-            raise UserError(
-                f"{folder} does not fit this run: {name} is {there} there and {here} here; use the config it was "
-                "made with, or another work folder."
-            )
-
-
-def _by_name(tree: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
-    return {name: f"{np.dtype(leaf.dtype)}{[*leaf.shape]}" for name, (_, leaf) in zip(names, leaves, strict=True)}
+    wrong = tree.differences(state_like, _saved_tree(folder), told=lambda x: f"{np.dtype(x.dtype)}{[*x.shape]}")
+    if wrong:
+        # Parameters first: what differs in the optimiser or in the statistics only follows from them.
+        name = min(wrong, key=lambda name: not name.startswith("params"))
+        here, there = wrong[name]
+        raise UserError(
+            f"{folder} does not fit this run: {name} is {there} there and {here} here; use the config it was "
+            "made with, or another work folder."
+        )

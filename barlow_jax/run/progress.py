@@ -14,6 +14,8 @@ import math
 import sys
 import time
 
+import jax
+
 
 def due(done, every):
     """Whether something that happens every so many steps (0: never) happens after `done` steps."""
@@ -33,6 +35,11 @@ def watched(items, total, name, *, shown=True, after=10.0, stream=None, clock=ti
         if shown and clock() >= due and number < total:
             due = clock() + 60
             print(f"{name}: {number}/{total}", file=stream, flush=True)
+
+
+def tracked(items, total, name):
+    """The items as they are, with `watched` on process 0."""
+    return watched(items, total, name, shown=jax.process_index() == 0)
 
 
 Mark = collections.namedtuple("Mark", "time, steps, images, waited")

@@ -6,12 +6,19 @@ skipped and the scale halved; after 2000 good steps in a row it is doubled. A sc
 rounding.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+from jax import Array
+
+LossScale = dict[str, Array]
 
 INITIAL, GROWTH_INTERVAL = 2.0**16, 2000
 
 
-def create():
+def create() -> LossScale:
     """The state at step 0: {"scale" float32, "good_steps" and "overflows" int32}."""
     return {
         "scale": jnp.array(INITIAL, jnp.float32),
@@ -20,7 +27,14 @@ def create():
     }
 
 
-def update(state, good, overflow):
+def through(pull_back: Callable[[Array], Any], dz: Array, state: LossScale) -> Any:
+    """pull_back(dz), the gradient of the parameters, by way of numbers `scale` times as large; state {}: as it is."""
+    if not state:
+        return pull_back(dz)
+    return jax.tree.map(lambda g: g / state["scale"], pull_back(dz * state["scale"]))
+
+
+def update(state: LossScale, good: Array, overflow: Array) -> LossScale:
     """The state after a step.
 
     Args:
@@ -34,3 +48,8 @@ def update(state, good, overflow):
         "good_steps": jnp.where(overflow | grown, 0, good_steps),
         "overflows": state["overflows"] + overflow,
     }
+
+
+def shown(state):
+    """What to show of the state, {name: scalar}."""
+    return {"loss_scale": state["scale"], "overflows": state["overflows"]} if state else {}

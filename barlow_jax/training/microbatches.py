@@ -9,7 +9,7 @@ the whole batch, for one more forward pass.
 What is left is BatchNorm. Either each micro-batch has statistics of its own ("micro", as each of N GPUs has without
 SyncBatchNorm), or all share those of the batch ("batch"), which cost many passes, see `shared_statistics`.
 
-All functions below are *embeddings of a batch*:
+The functions below that do so, `whole`, `own_statistics` and `shared_statistics`, are one to the train step:
 
     (graphdef, params, batch_stats, views [B, V, H, W, C]) -> features [B, V, F], z [B, V, D], batch_stats, pull_back
 
@@ -17,23 +17,30 @@ where pull_back(dz [B, V, D]) is the gradient with respect to the parameters.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax import Array
 
 from barlow_jax import model
+from barlow_jax.model import Tree
 
 STATISTICS = ("micro", "batch")
 
+Embedded = tuple[Array, Array, Tree, Callable[[Array], Tree]]
 
-def make_embed(microbatches=1, statistics="micro"):
-    """The embedding for so many micro-batches."""
+
+def make_forward(microbatches: int = 1, statistics: str = "micro") -> Callable[..., Embedded]:
+    """The network there and back, for so many micro-batches."""
     if microbatches == 1:
         return whole
     return functools.partial({"micro": own_statistics, "batch": shared_statistics}[statistics], microbatches)
 
 
-def whole(graphdef, params, batch_stats, views):
+def whole(graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, views: Array) -> Embedded:
     """The whole batch at once."""
 
     def encode(params):
@@ -45,7 +52,7 @@ def whole(graphdef, params, batch_stats, views):
     return features, z, batch_stats, lambda dz: pull_back(dz)[0]
 
 
-def own_statistics(n, graphdef, params, batch_stats, views):
+def own_statistics(n: int, graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, views: Array) -> Embedded:
     """Micro-batches with batch statistics of their own.
 
     The running statistics move once a step, by the mean of the micro-batches' statistics: with the momentum of an
@@ -71,7 +78,7 @@ def own_statistics(n, graphdef, params, batch_stats, views):
     return joined(features), z, with_bn_of(graphdef, params, batch_stats, moved, z), pull_back
 
 
-def shared_statistics(n, graphdef, params, batch_stats, views):
+def shared_statistics(n: int, graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, views: Array) -> Embedded:
     """Micro-batches that share the batch statistics of the whole batch, in all BatchNorms and in the gradient.
 
     The statistics s of all layers solve s = G(s), where G is the mean over micro-batches of the statistics that they
@@ -113,7 +120,7 @@ def shared_statistics(n, graphdef, params, batch_stats, views):
     return joined(features), z, with_bn_of(graphdef, params, batch_stats, moved, z), pull_back
 
 
-def part(x, n, k):
+def part(x: Array, n: int, k: Array | int) -> Array:
     """Micro-batch k of n: rows k, k + n, k + 2n, ... of [B, ...].
 
     Strided, so that a micro-batch is spread over the devices as the batch is, without communication, and holds the same
@@ -123,18 +130,18 @@ def part(x, n, k):
     return jax.lax.dynamic_index_in_dim(rows, k, axis=1, keepdims=False)
 
 
-def joined(parts):
+def joined(parts: Array) -> Array:
     """[n, B / n, ...], micro-batches as `part` cuts them -> [B, ...]."""
     return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
 
 
-def total(of_part, n):
+def total(of_part: Callable[[Array], Any], n: int) -> Any:
     """The sum of of_part(k), a pytree, over the micro-batches."""
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_part, jnp.zeros([], int)))
     return jax.lax.scan(lambda so_far, k: (jax.tree.map(jnp.add, so_far, of_part(k)), None), zeros, jnp.arange(n))[0]
 
 
-def settled(function, moments):
+def settled(function: Callable[[dict[str, Array]], dict[str, Array]], moments: dict[str, Array]) -> dict[str, Array]:
     """The fixed point of a function that puts one BatchNorm after the other right, {path: [...]}."""
 
     def moves(carry):
@@ -149,7 +156,7 @@ def settled(function, moments):
     return jax.lax.while_loop(moves, again, (1, moments, function(moments)))[2]
 
 
-def with_bn_of(graphdef, params, batch_stats, moved, z):
+def with_bn_of(graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, moved: Tree, z: Array) -> Tree:
     """The running statistics after the step: means over micro-batches, and of `bn`, which stands for the batch
     normalisation inside the loss, those of all embeddings."""
     network = model.merge(graphdef, params, batch_stats)

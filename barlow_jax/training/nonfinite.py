@@ -8,15 +8,22 @@ it logs or saves, and finds in it the step and the tensor, and beside it the las
 
 import itertools
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from barlow_jax.errors import UserError
+from barlow_jax.tree import named
+
+Tree = Any  # arrays by name, nested
+Record = dict[str, Array]
 
 
-def create():
+def create() -> Record:
     """The record at step 0, int32 scalars.
 
     "skipped" counts the updates that were withheld, "in_a_row" those since the last one applied, not counting
@@ -25,7 +32,7 @@ def create():
     return {name: jnp.zeros([], jnp.int32) for name in ("skipped", "in_a_row", "step", "tensor")}
 
 
-def find(batch_stats, z, loss, squares):
+def find(batch_stats: Tree, z: Array, loss: Array, squares: Tree) -> tuple[Array, Array, Array]:
     """Looks for values that are not finite.
 
     Args:
@@ -43,7 +50,7 @@ def find(batch_stats, z, loss, squares):
     return bad.any(), ~forward.any() & bad.any(), bad.argmax().astype(jnp.int32)
 
 
-def name(batch_stats, params, views, tensor):
+def name(batch_stats: Tree, params: Tree, views: int, tensor: int) -> str:
     """The name of what `find` found: "batch_stats.backbone.bn1.var", "z1", "loss", "the gradient of ..."."""
     names = [f"batch_stats.{path}" for path, _ in in_order(batch_stats)]
     sizes = [np.prod(leaf.shape, dtype=int) for _, leaf in in_order(batch_stats)]
@@ -53,7 +60,9 @@ def name(batch_stats, params, views, tensor):
     return next(name for name, end in zip(names + rest, ends, strict=True) if tensor < end)
 
 
-def record(health, step, found, overflow, tensor, give_up_after):
+def record(
+    health: Record, step: Array, found: Array, overflow: Array, tensor: Array, give_up_after: int
+) -> tuple[Record, Array]:
     """The record after a step, and whether the state is to be left as it is because the run has given up.
 
     Args:
@@ -71,12 +80,12 @@ def record(health, step, found, overflow, tensor, give_up_after):
     return choose(given_up, health, after), given_up
 
 
-def choose(condition, yes, no):
+def choose(condition: Array, yes: Tree, no: Tree) -> Tree:
     """jnp.where over two pytrees of one structure."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def check(state, give_up_after, last_checkpoint):
+def check(state: Any, give_up_after: int, last_checkpoint: Callable[[], int | None]) -> None:
     """Raises UserError if the run has given up; waits for the device, so it is called when the log is written.
 
     Args:
@@ -94,7 +103,7 @@ def check(state, give_up_after, last_checkpoint):
         )
 
 
-def check_all(state, give_up_after, last_checkpoint):
+def check_all(state: Any, give_up_after: int, last_checkpoint: Callable[[], int | None]) -> None:
     """`check`, and every tensor of the parameters and the optimiser: before a state is saved."""
     check(state, give_up_after, last_checkpoint)
     tensors = [(f"{kind}.{path}", x) for kind in ("params", "opt_state") for path, x in in_order(getattr(state, kind))]
@@ -115,23 +124,24 @@ def _finite(tensors):
     return jnp.stack([jnp.isfinite(x).all() for x in tensors])
 
 
-def in_order(tree):
+def in_order(tree: Tree) -> list[tuple[str, Any]]:
     """(dotted path, leaf) of a tree in the order in which the network uses them.
 
     Trees forget it: names are sorted, and "10" comes before "2". Here a convolution or linear layer comes before the
     norm of its number, stages after both, the backbone before the projector and `bn` last.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
-    # "norms.1" is one place, as "bn1" is; "layer1.0" is a place inside a place.
-    return sorted(
-        named, key=lambda item: [_place(name) for name in re.sub(r"(?<=[a-z])\.(?=\d)", "", item[0]).split(".")]
-    )
+
+    def places(item):
+        # "norms.1" is one place, as "bn1" is; "layer1.0" is a place inside a place.
+        return [_place(name) for name in re.sub(r"(?<=[a-z])\.(?=\d)", "", item[0]).split(".")]
+
+    return sorted(named(tree).items(), key=places)
 
 
 def _place(name):
     """Sorts the names of one level: (number, rank among those of that number, word)."""
-    word, number = re.fullmatch(r"(.*?)(\d*)", name).groups()
+    word = name.rstrip("0123456789")
+    number = name[len(word) :]
     if word in ("backbone", "projector"):
         return 0, ("backbone", "projector").index(word), word
     if word == "layer":

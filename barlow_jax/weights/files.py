@@ -17,6 +17,7 @@ from flax import nnx
 from barlow_jax import model
 from barlow_jax.errors import UserError
 from barlow_jax.networks import resnet
+from barlow_jax.tree import differences
 from barlow_jax.weights import finite, naming, peers, pickle_reader, pickle_writer, safetensors_reader
 from barlow_jax.weights.file_arrays import reading
 
@@ -221,16 +222,17 @@ def check_fit(path, arch, make, params, batch_stats):
     """Raises UserError unless the arrays are those of a network; make: rngs -> module."""
     _, *wanted = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     wanted, given = (
-        {naming.name_of(path): np.shape(value) for tree in trees for path, value in naming.leaves(tree)}
-        for trees in (wanted, (params, batch_stats))
+        {naming.name_of(path): value for arrays in kinds for path, value in naming.leaves(arrays)}
+        for kinds in (wanted, (params, batch_stats))
     )
-    for name in sorted(wanted.keys() | given.keys(), key=naming.place):
-        here, there = wanted.get(name, "absent"), given.get(name, "absent")
-        if here != there:
-            raise UserError(
-                f"{path} does not hold a {arch}: {name}, in our layout, is {there} there and {here} here; give another "
-                "file."
-            )
+    wrong = differences(wanted, given)
+    if wrong:
+        name = min(wrong, key=naming.place)
+        here, there = wrong[name]
+        raise UserError(
+            f"{path} does not hold a {arch}: {name}, in our layout, is {there} there and {here} here; give another "
+            "file."
+        )
 
 
 def _kernel_shape(module):

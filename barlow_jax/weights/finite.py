@@ -3,7 +3,8 @@
 import numpy as np
 
 from barlow_jax.errors import UserError
-from barlow_jax.weights import naming, peers
+from barlow_jax.tree import named
+from barlow_jax.weights import peers
 
 
 def found_bad(arrays):
@@ -27,7 +28,7 @@ def check(path, *trees):
     Args:
       path: where they are from, for the message.
     """
-    found = found_bad({".".join(place): values for tree in trees for place, values in naming.leaves(tree)})
+    found = found_bad({name: values for tree in trees for name, values in named(tree).items()})
     if found:
         raise UserError(in_words(path, found))
 

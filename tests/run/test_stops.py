@@ -74,12 +74,6 @@ def saved(workdir):
     return sorted((int(f.name) for f in (workdir / "checkpoints").iterdir() if f.name.isdigit()), reverse=True)
 
 
-def assert_refused(status, output, pattern):
-    assert status == 1 and "Traceback" not in output, output
-    last = output.strip().splitlines()[-1]
-    assert last.startswith("error: ") and re.search(pattern, last), output
-
-
 def assert_undisturbed(workdir, undisturbed):
     found, arrays, lines = faults.differences(workdir, undisturbed)
     assert not found and arrays > 50 and lines == STEPS, found
@@ -100,14 +94,14 @@ def test_a_second_run_is_refused_usr1_requeues_and_damaged_checkpoints_are_passe
         status, output = commands.run("train.py", *arguments(images, workdir))
     finally:
         process.send_signal(signal.SIGCONT)
-    assert_refused(
+    commands.assert_refused(
         status,
         output,
         rf"{workdir} is in use by another run \(process {process.pid} on {socket.gethostname()}, "
         r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, SLURM job 4711\); stop it first, or take another --workdir",
     )
     process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=100)
+    output = commands.finish(process, timeout=100)
     assert process.returncode == 0 and "SLURM job 4711 is back in the queue" in output, output
     assert asked() == ["requeue 4711"]
     [stopped] = re.findall(r"preempted at step (\d+)", output)
@@ -139,8 +133,6 @@ mount -o remount,size=50m disk
 "$@"
 cp -r disk/run kept
 """
-
-
 TWO = """
 mkdir disk; mount -t tmpfs -o size=5m tmpfs disk
 for index in 0 1; do (JAX_PROCESS_ID=$index "$@"; echo "status of $index: $?") > output$index 2>&1 & done; wait
@@ -158,17 +150,10 @@ def on_a_small_disk(script, images, tmp_path, **more):
         *arguments(images, "disk/run", "--config.keep_checkpoints=9"),
     ]
     command = [str(word).replace("=configs/", f"={commands.ROOT}/configs/") for word in command]
-    done = subprocess.run(
-        [*alone, script, "sh", *command],
-        cwd=tmp_path,
-        env=commands.environment(**more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
-    return done.stdout
+    process = commands.Command(*alone, script, "sh", *command, cwd=tmp_path, env=commands.environment(**more))
+    output = commands.finish(process, timeout=300)
+    assert process.returncode == 0 and "Traceback" not in output, output
+    return output
 
 
 def test_a_full_disk_ends_the_run_with_one_sentence_and_loses_nothing(images, undisturbed, tmp_path):
@@ -216,7 +201,7 @@ def stopped_by(number, steps, images, workdir, devices=1, status=0):
     process = commands.start("train.py", *arguments(images, workdir, *asked), devices=devices)
     commands.wait_for(process, logged(workdir, steps))
     process.send_signal(number)
-    output, _ = process.communicate(timeout=100)
+    output = commands.finish(process, timeout=100)
     assert process.returncode == status and "preempted at step" in output, output
 
 
@@ -234,12 +219,12 @@ def test_two_processes_go_on_for_one_and_one_for_them(images, undisturbed, slurm
         process.send_signal(signal.SIGSTOP)
     others = both(images, workdir, commands.free_port())
     for process in others:
-        output, _ = process.communicate(timeout=100)
-        assert_refused(process.returncode, output, rf"in use by another run \(process {processes[0].pid} on ")
+        output = commands.finish(process, timeout=100)
+        commands.assert_refused(process.returncode, output, rf"in use by another run \(process {processes[0].pid} on ")
     for process in processes:
         process.send_signal(signal.SIGCONT)
     processes[1].send_signal(signal.SIGUSR1)
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [commands.finish(process, timeout=100) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert all("preempted at step" in output for output in outputs) and asked() == ["requeue 4711"], outputs
     status, output = commands.run("train.py", *arguments(images, workdir))
@@ -263,7 +248,7 @@ def test_a_changed_config_is_refused_field_by_field_unless_told(images, undistur
     shutil.copytree(undisturbed, workdir)
     changed = ("--config.epochs=41", "--config.lambd=0.01", "--config.keep_checkpoints=2")
     status, output = commands.run("train.py", *arguments(images, workdir, *changed))
-    assert_refused(
+    commands.assert_refused(
         status,
         output,
         r"another config \(config.epochs was 40 and is 41; config.lambd was 0\.\d+ and is 0.01\);.*"
@@ -303,40 +288,7 @@ def test_a_damaged_record_of_the_config_is_named(tmp_path):
     made = f"workdir.opened({str(tmp_path)!r}, {{}}).__enter__()"
     code = f"from barlow_jax.run import launch, workdir; launch.run(lambda _: {made}, lambda _: None)"
     status, output = commands.run("-c", code)
-    assert_refused(status, output, "config.json is damaged .*; remove it to go on")
-
-
-HOLDER = (
-    "import sys, time; from barlow_jax import lock; lock.hold(sys.argv[1]); print('held', flush=True); time.sleep(99)"
-)
-
-
-def test_a_lock_ends_with_its_process_and_not_with_its_file(tmp_path, monkeypatch):
-    holder = commands.start("-c", HOLDER, tmp_path)
-    assert holder.stdout.readline() == "held\n"
-    began = time.monotonic()
-    with pytest.raises(UserError, match=rf"process {holder.pid} on .*; stop it first, or take"):
-        lock.hold(tmp_path, patience=0.5)
-    assert 0.5 < time.monotonic() - began < 3
-    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
-    with pytest.raises(UserError, match=f"remove {tmp_path}/run.lock if that host is gone"):
-        lock.hold(tmp_path, patience=0)
-    (tmp_path / lock.FILE).write_text("")  # between its opening and its writing
-    with pytest.raises(UserError, match="is in use by another run; stop it first"):
-        lock.hold(tmp_path, patience=0)
-    holder.kill()
-    os.close(lock.hold(tmp_path))
-    assert json.loads((tmp_path / lock.FILE).read_text())["process"] == os.getpid()
-    holder.communicate()
-
-
-def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
-    def no_locks(*_):
-        raise OSError(lock.errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
-    assert lock.hold(tmp_path) is None
-    assert "without locks (No locks available)" in caplog.text
+    commands.assert_refused(status, output, "config.json is damaged .*; remove it to go on")
 
 
 @pytest.mark.parametrize("case", ["requeued", "refused", "no scontrol", "no job"])

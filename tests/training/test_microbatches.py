@@ -78,12 +78,12 @@ def loss_of(z, mesh=None):
     return barlow_twins_loss(z[:, 0], z[:, 1], lambd=0.01, mesh=mesh)[0]
 
 
-def results(embed, graphdef, params, batch_stats, views, devices=1):
+def results(forward, graphdef, params, batch_stats, views, devices=1):
     """Loss, gradients, running statistics and features of one step."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
 
     def step(params, batch_stats, views):
-        features, z, moved, pull_back = embed(graphdef, params, batch_stats, views)
+        features, z, moved, pull_back = forward(graphdef, params, batch_stats, views)
         loss, dz = jax.value_and_grad(loss_of)(z, mesh)
         return {"loss": loss, "grads": pull_back(dz), "batch_stats": moved, "features": features, "z": z}
 
@@ -100,7 +100,7 @@ def assert_close(got, want, rtol=1e-9):
 @pytest.mark.parametrize(("name", "devices"), [("frozen", 8), ("absent", 1)])
 def test_without_batch_statistics_micro_batches_are_the_undivided_step(x64, name, devices):
     args = setup(name)
-    got = results(microbatches.make_embed(PARTS, "micro"), *args, devices=devices)
+    got = results(microbatches.make_forward(PARTS, "micro"), *args, devices=devices)
     assert_close(got, results(microbatches.whole, *args))
 
 
@@ -119,7 +119,7 @@ def test_micro_statistics_are_those_of_a_plain_loop(x64):
         return loss_of(z), {"features": features, "z": z, "moved": moved}
 
     (loss, out), grads = jax.jit(jax.value_and_grad(loop, has_aux=True))(params)
-    got = results(microbatches.make_embed(PARTS, "micro"), *args, devices=8)
+    got = results(microbatches.make_forward(PARTS, "micro"), *args, devices=8)
     want = {"loss": loss, "grads": grads, "features": out["features"], "z": out["z"]}
     assert_close({key: got[key] for key in want}, want)
     bn = got["batch_stats"].pop("bn")
@@ -139,7 +139,7 @@ def test_micro_statistics_are_those_of_a_plain_loop(x64):
 def test_shared_statistics_make_the_undivided_step(x64):
     """All of it: loss, gradients through the statistics, running statistics."""
     args = setup("residual")
-    got = results(microbatches.make_embed(PARTS, "batch"), *args, devices=8)
+    got = results(microbatches.make_forward(PARTS, "batch"), *args, devices=8)
     assert_close(got, results(microbatches.whole, *args), rtol=1e-8)
 
 

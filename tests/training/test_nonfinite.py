@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import official
 import pytest
 from flax import nnx
 
-from barlow_jax import model, optim, pretrain, sharding
+from barlow_jax import feed, model, optim, pretrain, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.training import loss_scale, nonfinite
 
@@ -16,7 +17,7 @@ RATE = optim.warmup_cosine(0.1, 4, 100)
 
 
 def training(**options):
-    """The state at step 0 and a function (state, batches) -> state, reports."""
+    """The state at step 0 and a function (state, batches) -> state, metrics of each step."""
     state, train = compiled(**options)
     return jax.tree.map(jnp.array, state), train  # a copy: the step donates it
 
@@ -30,12 +31,11 @@ def compiled(give_up_after, dtype=jnp.float32, factor=1.0):
     backbone = model.make_backbone("convnet", image_size=16, dtype=dtype)
     network = model.BarlowTwins(backbone, (24, 24), dtype=dtype, rngs=nnx.Rngs(0))
     graphdef, state = pretrain.create_state(network, tx, num_classes=3, probe_tx=probe_tx, scaled=dtype == jnp.float16)
-    step = pretrain.make_train_step(
+    step = official.step_on_views(
         graphdef,
         tx,
-        lambda step, batch: batch["views"],
+        mesh,
         lambd=0.01,
-        mesh=mesh,
         probe_tx=probe_tx,
         give_up_after=give_up_after,
         schedules={"rate": RATE},
@@ -43,12 +43,12 @@ def compiled(give_up_after, dtype=jnp.float32, factor=1.0):
     )
 
     def train(state, batches):
-        reports = []
+        shown = []
         for views in batches:
             batch = {"views": views, "label": np.arange(16, dtype=np.int32) % 3}
-            state, report = step(state, sharding.put(batch, mesh))
-            reports.append(jax.device_get(report))
-        return state, reports
+            state, metrics = step(state, feed.put(batch, mesh))
+            shown.append(jax.device_get(metrics))
+        return state, shown
 
     return jax.device_put(state, sharding.replicated(mesh)), train
 
@@ -78,17 +78,17 @@ def test_skip_goes_on_as_if_the_batch_had_not_been(batches):
     state, train = training(give_up_after=2)
     before, _ = train(state, batches[:2])
     kept = jax.device_get(before)
-    after, (report,) = train(before, [poisoned(batches[2])])
+    after, (metrics,) = train(before, [poisoned(batches[2])])
     assert same(kept, after, without=("step", "opt_state")) and after.step == 3
     moments = [[x for x in jax.tree.leaves(s.opt_state) if x.ndim] for s in (kept, after)]
     assert all(np.array_equal(a, b) for a, b in zip(*moments, strict=True))
-    assert report["skipped"] == 1 and not np.isfinite(report["loss"])
+    assert metrics["skipped"] == 1 and not np.isfinite(metrics["loss"])
     nonfinite.check_all(after, 2, lambda: 0)
-    after, reports = train(after, batches[3:])
-    assert jax.device_get(after.health)["in_a_row"] == 0 and reports[-1]["skipped"] == 1
+    after, shown = train(after, batches[3:])
+    assert jax.device_get(after.health)["in_a_row"] == 0 and shown[-1]["skipped"] == 1
     # The same as never having seen it, at the rates of steps 0, 1, 3, 4, 5.
     counts = [int(x) for x in jax.tree.leaves(after.opt_state) if not x.ndim]
-    assert set(counts) == {6} and np.isclose(reports[-1]["rate"], RATE(5))
+    assert set(counts) == {6} and np.isclose(shown[-1]["rate"], RATE(5))
 
 
 def test_stop_leaves_the_last_good_state_and_names_the_first_tensor(batches):
@@ -96,8 +96,8 @@ def test_stop_leaves_the_last_good_state_and_names_the_first_tensor(batches):
     good, _ = train(state, batches[:2])
     kept = jax.device_get(good)
     nonfinite.check_all(good, 1, lambda: None)
-    bad, reports = train(good, [poisoned(batches[2]), *batches[3:]])
-    assert same(kept, bad, without=("step", "opt_state")) and reports[-1]["skipped"] == 1
+    bad, shown = train(good, [poisoned(batches[2]), *batches[3:]])
+    assert same(kept, bad, without=("step", "opt_state")) and shown[-1]["skipped"] == 1
     with pytest.raises(UserError) as error:
         nonfinite.check(bad, 1, lambda: 2)
     assert str(error.value) == (
@@ -185,24 +185,24 @@ def test_float16_halves_its_scale_skips_and_recovers(batches):
     state, train = training(give_up_after=1, dtype=jnp.float16, factor=512.0)
     kept = jax.device_get(state)
     for _ in range(16):
-        state, (report,) = train(state, batches[:1])
+        state, (metrics,) = train(state, batches[:1])
         nonfinite.check_all(state, 1, lambda: None)
-        if report["overflows"] < state.step:
+        if metrics["overflows"] < state.step:
             break
-        assert same(kept, state, without=("step", "opt_state")) and report["loss_scale"] == 2.0 ** (16 - state.step)
-    overflows = int(report["overflows"])
-    assert 1 <= overflows <= 15 and report["skipped"] == overflows and not same(kept, state, without=("step",))
-    assert np.isfinite(report["grad_norm"]) and report["loss_scale"] == 2.0 ** (16 - overflows)
+        assert same(kept, state, without=("step", "opt_state")) and metrics["loss_scale"] == 2.0 ** (16 - state.step)
+    overflows = int(metrics["overflows"])
+    assert 1 <= overflows <= 15 and metrics["skipped"] == overflows and not same(kept, state, without=("step",))
+    assert np.isfinite(metrics["grad_norm"]) and metrics["loss_scale"] == 2.0 ** (16 - overflows)
     want, train = training(give_up_after=1, factor=512.0)
     _, (plain,) = train(want, batches[:1])
-    np.testing.assert_allclose(report["loss"], plain["loss"], rtol=1e-2)
-    np.testing.assert_allclose(report["grad_norm"], plain["grad_norm"], rtol=2e-2)
+    np.testing.assert_allclose(metrics["loss"], plain["loss"], rtol=1e-2)
+    np.testing.assert_allclose(metrics["grad_norm"], plain["grad_norm"], rtol=2e-2)
 
 
 def test_float16_counts_a_bad_loss_as_a_fault(batches):
     state, train = training(give_up_after=1, dtype=jnp.float16)
-    state, (report,) = train(state, [poisoned(batches[0])])
-    assert report["overflows"] == 0 and report["loss_scale"] == loss_scale.INITIAL
+    state, (metrics,) = train(state, [poisoned(batches[0])])
+    assert metrics["overflows"] == 0 and metrics["loss_scale"] == loss_scale.INITIAL
     with pytest.raises(UserError, match="At step 1 batch_stats"):
         nonfinite.check(state, 1, lambda: None)
 

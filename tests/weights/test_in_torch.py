@@ -11,10 +11,11 @@ import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
+import official
 import pytest
 from flax import nnx
 
-from barlow_jax import export, model, optim, pretrain, sharding
+from barlow_jax import export, feed, model, optim, pretrain, sharding
 from barlow_jax.weights import as_run, files, naming, pickle_writer
 from configs import barlow_twins
 
@@ -263,12 +264,12 @@ def test_a_run_goes_on_here_and_there_again(tmp_path):
         state = as_run.begin(tmp_path / "3.pth", state, config, 3, 1)
         assert state.step == 3
         mesh = sharding.make_mesh(jax.devices()[:1])
-        step = pretrain.make_train_step(graphdef, tx, lambda _, batch: batch["views"], lambd=LAMBD, mesh=mesh)
+        step = official.step_on_views(graphdef, tx, mesh, lambd=LAMBD)
         state = jax.device_put(state, sharding.replicated(mesh))
         for k in range(3, 8):
-            batch = sharding.put({"views": views_of(k), "label": np.full(BATCH, -1, np.int32)}, mesh)
-            state, report = step(state, batch)
-            losses.append(float(report["loss"]))
+            batch = feed.put({"views": views_of(k), "label": np.full(BATCH, -1, np.int32)}, mesh)
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
         momentum = state.opt_state[1][1].trace
         reached = files.Weights("pretraining", state.params, state.batch_stats, momentum, 8, 8)
         files.save(tmp_path / "8.pth", "official", reached, groups=[{"lr": r} for r in RATES])

@@ -1,0 +1,73 @@
+"""What the devices are fed: from the host, and from a set that lives there."""
+
+import jax
+import numpy as np
+import pytest
+
+from barlow_jax import feed, sharding
+from barlow_jax.data import Arrays, order
+
+OPTIONS = {"batch_size": 16, "seed": 3, "canvas": 9, "threads": 1, "crop_scale": (0.5, 1.0), "crop_ratio": (1.0, 1.0)}
+
+
+def source(n=21):
+    rng = np.random.default_rng(0)
+    return Arrays(rng.integers(0, 255, (n, 9, 9, 3), np.uint8), np.arange(n, dtype=np.int32))
+
+
+@pytest.mark.parametrize("resident_bytes", [0, 2**30])
+def test_keep_serves_arrays_from_the_host_and_from_the_devices(resident_bytes):
+    arrays, mesh = source(), sharding.make_mesh()
+    epochs = {"last": "keep", "reference_world_size": 8}
+    batches = feed.train_batches(arrays, 1, mesh, **OPTIONS, **epochs, resident_bytes=resident_bytes)
+    for step, rows in ((1, 8), (2, 16), (3, 8)):
+        batch = next(batches)
+        index = order.batch_indices(21, 16, 3, step, **epochs)[1]
+        assert np.array_equal(batch["index"], index)
+        assert np.array_equal(batch["canvas"], arrays.images[index]) and np.array_equal(batch["label"], index)
+        assert {key: len(value) for key, value in batch.items()} == dict.fromkeys(batch, rows)
+        assert {value.sharding for value in batch.values()} == {sharding.by_example(mesh)}
+    batches.close()
+
+
+def test_arrays_live_on_the_devices_up_to_a_size():
+    arrays = source()
+    size = arrays.images.nbytes
+    assert feed.fits_on_devices(arrays, size) and not feed.fits_on_devices(arrays, size - 1)
+    assert feed.resident(arrays, size, canvas=9) is arrays
+    assert feed.resident(arrays, size - 1, canvas=9) is arrays  # served from the host
+
+
+def test_the_box_of_one_view_is_the_first_of_two_on_the_devices():
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    images = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 3)).astype(np.uint8)
+    one, two = (
+        feed.ResidentSet(images, None, mesh, seed=1, scale=(0.08, 1.0), ratio=(0.75, 1.33), views=views).batch(
+            np.arange(4), step=5
+        )
+        for views in (1, 2)
+    )
+    assert one["boxes"].shape == (4, 1, 4)
+    np.testing.assert_array_equal(one["boxes"][:, 0], two["boxes"][:, 0])
+
+
+def test_batches_go_ahead_and_arrive_in_order():
+    mesh, taken = sharding.make_mesh(), []
+
+    def host():
+        for k in range(5):
+            taken.append(k)
+            yield {"x": np.full(8, k)}
+
+    batches = feed.prefetch(host(), mesh, ahead=2)
+    assert np.array_equal(next(batches)["x"], np.zeros(8)) and taken == [0, 1, 2]
+    assert [int(batch["x"][0]) for batch in batches] == [1, 2, 3, 4]
+
+
+def test_an_evaluation_serves_every_image_once_to_all_devices():
+    mesh = sharding.make_mesh()
+    options = {"batch_size": 9, "canvas": 9, "resize_short": 8, "crop": 8, "threads": 1}
+    batches = list(feed.eval_batches(source(), mesh, **options))
+    assert [len(batch["index"]) for batch in batches] == [16, 16]  # 9, rounded up to the 8 devices
+    index = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
+    assert np.array_equal(index, np.arange(21))

@@ -1,0 +1,55 @@
+"""Views on the devices against `augment` called plainly."""
+
+import jax
+import numpy as np
+import pytest
+
+from barlow_jax import augment, sharding, views
+
+RECIPE = augment.Recipe(size=16)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "canvas": rng.integers(0, 255, (16, 24, 24, 3), np.uint8),
+        "boxes": np.concatenate([rng.uniform(0, 6, (16, 2, 2)), rng.uniform(8, 18, (16, 2, 2))], -1).astype(np.float32),
+        "extent": np.tile(np.array([20, 24], np.int32), (16, 1)),
+    }
+
+
+def on(devices, make, *args):
+    """What `make` gives on so many devices, of arrays on the host."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    *step, rows = args
+    return np.asarray(jax.jit(make(mesh))(*step, jax.device_put(rows, sharding.by_example(mesh))))
+
+
+def test_views_in_micro_batches_are_the_same_bits(batch):
+    whole, parts = (on(2, lambda m, n=n: views.make_views(RECIPE, 0, m, microbatches=n), 3, batch) for n in (1, 4))
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_views_are_those_of_the_keys_of_the_step(batch):
+    """On two devices as by the plain function; another step gives others."""
+    made = on(2, lambda mesh: views.make_views(RECIPE, 5, mesh), 3, batch)
+    keys = sharding.example_keys(5, 3, 16)
+    plain = jax.jit(augment.two_views, static_argnums=3)(keys, batch["canvas"], batch["boxes"], RECIPE)
+    np.testing.assert_array_equal(made, plain)
+    assert not np.array_equal(made, on(2, lambda mesh: views.make_views(RECIPE, 5, mesh), 4, batch))
+
+
+def test_the_one_view_is_the_first_of_two(batch):
+    one = on(4, lambda mesh: views.make_one_view(RECIPE, 0, mesh), 3, batch | {"boxes": batch["boxes"][:, :1]})
+    two = on(1, lambda mesh: views.make_views(RECIPE, 0, mesh), 3, batch)
+    np.testing.assert_array_equal(one, two[:, 0])
+
+
+def test_the_view_of_evaluation_is_the_same_on_any_number_of_devices(batch):
+    options = {"size": 12, "mean": RECIPE.mean, "std": RECIPE.std}
+    rows = batch | {"boxes": batch["boxes"][:, :1]}
+    made = on(8, lambda mesh: views.make_eval_views(**options, mesh=mesh), rows)
+    assert made.shape == (16, 12, 12, 3)
+    plain = jax.jit(lambda canvas, boxes, extent: augment.eval_views(canvas, boxes, extent, **options))
+    np.testing.assert_array_equal(made, plain(rows["canvas"], rows["boxes"], rows["extent"]))
