@@ -33,7 +33,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder
 from barlow_jax.run import launch
 from barlow_jax.run.checkpoint import restore_all, restore_params
-from barlow_jax.weights import as_run, files, naming
+from barlow_jax.weights import as_run, files, finite, naming
 
 FORMATS = (*files.LAYOUTS, "stablehlo")
 BOUND = 1e-4  # largest |a - b| / |b| of the features of any image, in float32
@@ -55,6 +55,7 @@ def define_flags(flag):
     flag.arguments("RUN")
     flag.choice("format", FORMATS, "What to write.")
     flag.text("out", "The file to write.")
+    flag.choice("nonfinite", ("refuse", "keep"), "Values that are nan or infinite, in files.", default="refuse")
 
 
 def main(wanted):
@@ -63,7 +64,7 @@ def main(wanted):
         raise UserError(f"There is one argument besides flags, a run or a file of weights, and here are {len(given)}.")
     if not layout or not wanted.out:
         raise UserError(f"--format and --out are needed; the formats are {', '.join(FORMATS)}.")
-    source = read(given[0], whole=layout == "official")
+    source = read(given[0], whole=layout == "official", only_finite=wanted.nonfinite == "refuse")
     check(source, layout)
     if not out.parent.is_dir():
         raise UserError(f"--out {out} is in a folder that does not exist; make it, or give another.")
@@ -79,21 +80,28 @@ def main(wanted):
         print(f"{name:14}{text}")
 
 
-def read(given, *, whole=False):
-    """The Source that a folder or a file is; `whole` with momentum."""
+def read(given, *, whole=False, only_finite=True):
+    """The Source that a folder or a file is.
+
+    Args:
+      whole: with momentum.
+      only_finite: False takes values that are nan or infinite too.
+    """
     path = pathlib.Path(given).expanduser()
     if as_run.is_file(path):
-        weights, config, channels = as_run.restore(path, whole=whole)
+        weights, config, channels = as_run.restore(path, whole=whole, only_finite=only_finite)
         params, batch_stats = as_run.single((weights.params, weights.batch_stats))
         return Source(str(path), weights._replace(params=params, batch_stats=batch_stats), config, channels)
     momentum = None
     if whole:
         state, meta = restore_all(path)
-        params, batch_stats, momentum = state["params"], state["batch_stats"], _trace(state["opt_state"])
+        params, batch_stats, momentum = state["params"], state.get("batch_stats", {}), _trace(state["opt_state"])
     else:
         params, batch_stats, meta = restore_params(path)
     if "arch" not in meta.get("config", {}):
         raise UserError(f"{path} is no run of train.py or linear_eval.py; give the --workdir of one.")
+    if only_finite:
+        finite.check(path, params, batch_stats, momentum or {})
     kind, epoch, config = "classifier" if "classifier" in meta else "pretraining", 0, meta["config"]
     if kind == "pretraining":
         epoch, rest = divmod(meta["step"], steps_per_epoch(config, meta["images"]))
@@ -131,6 +139,23 @@ def check(source, layout):
             f"{source.name} has the {source.config['stem']} stem, which the official code has not; take "
             "--format=torchvision."
         )
+    if layout == "official" and (arch, source.channels) != ("resnet50", 3):
+        raise UserError(
+            f"{source.name} is a {arch} for images of {source.channels} channels, and the official code has a resnet50 "
+            "for 3; take --format=torchvision."
+        )
+    if layout == "official" and "bn" not in source.weights.batch_stats:
+        raise UserError(
+            f"{source.name} has no norm behind its projector, which the official code has; take --format=torchvision."
+        )
+    if layout == "stablehlo" and _bad(source):
+        raise UserError(f"{source.name} holds values that are not finite, of which no program is made; take another.")
+
+
+def _bad(source):
+    """Which of its arrays hold values that are not finite."""
+    weights = source.weights
+    return finite.found_bad(naming.state_dict(weights.params, weights.batch_stats))
 
 
 def export(source, layout, out):
@@ -143,7 +168,7 @@ def export(source, layout, out):
     write(source, layout, unverified)
     differences = verify(source, layout, unverified)
     config, weights = source.config, source.weights
-    shapes = {name: value.shape for name, value in naming.state_dict(*_backbone(weights)).items()}
+    shapes = {name: value.shape for name, value in naming.state_dict(*files.backbone(weights)).items()}
     report = {
         "file": str(out),
         "format": layout,
@@ -170,10 +195,6 @@ def export(source, layout, out):
     os.replace(unverified, out)
     out.with_name(f"{out.name}.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
-
-
-def _backbone(weights):
-    return weights.params["backbone"], weights.batch_stats["backbone"]
 
 
 def write(source, layout, path):
@@ -213,7 +234,7 @@ def features_of(source):
 
 def encode_of(source):
     """uint8 [b, h, w, C] -> features float32 [b, F], jitted, with the weights in it."""
-    return encoder.make_encode(source.config, source.channels, *_backbone(source.weights))
+    return encoder.make_encode(source.config, source.channels, *files.backbone(source.weights))
 
 
 def image_shape(source):
@@ -230,7 +251,10 @@ def verify(source, layout, path):
     Raises:
       UserError: an array is not what it was.
     """
-    features, weights = features_of(source), _backbone(source.weights)
+    if _bad(source):  # what is no number equals nothing: the arrays alone are compared
+        check_equal(path, source.weights, files.load(path, only_finite=False))
+        return {"arrays read back": 0.0}
+    features, weights = features_of(source), files.backbone(source.weights)
     config, side = source.config, source.config["eval"]["crop"]
     if layout == "stablehlo":
         program = jax.export.deserialize(bytearray(path.read_bytes()))
@@ -249,7 +273,7 @@ def verify(source, layout, path):
     wanted = [features(*weights, x) for x in images]
     back = files.load(path)
     check_equal(path, source.weights, back)
-    again = [features(*_backbone(back), x) for x in images]
+    again = [features(*files.backbone(back), x) for x in images]
     found = {"read back": max(difference(x, y) for x, y in zip(again, wanted, strict=True))}
     return found | in_torch(source, layout, path, images, wanted)
 

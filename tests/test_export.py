@@ -77,7 +77,8 @@ def test_the_file_of_detectron2_holds_plain_numpy_under_its_names(run, tmp_path)
 
 def test_the_official_full_checkpoint_goes_there_and_back(run, tmp_path):
     folder, state = run
-    exported(folder, "official", tmp_path / "x.pth")
+    # A ResNet-18, which the official code has not, is written sooner; `check` would refuse it.
+    export.export(export.read(folder, whole=True), "official", tmp_path / "x.pth")
     with pickle_reader.opened(tmp_path / "x.pth") as tree:
         weights, biases = tree["optimizer"]["param_groups"]
         assert tree["epoch"] == 2 and int(tree["model"]["module.bn.num_batches_tracked"].numpy()) == 2 * STEP
@@ -162,9 +163,11 @@ def test_refusals(run, tmp_path):
     folder, _ = run
     save_run(tmp_path / "convnet", a_config("convnet", image_size=24))
     save_run(tmp_path / "cifar", a_config(stem="cifar"))
+    save_run(tmp_path / "imagenet", a_config())
     for name, layout, sentence in (
         ("convnet", "torchvision", "is a convnet, which torchvision does not have; take safetensors"),
         ("cifar", "official", "has the cifar stem, which the official code has not"),
+        ("imagenet", "official", "is a resnet18 for images of 3 channels, and the official code has a resnet50 for 3"),
     ):
         with pytest.raises(UserError, match=sentence):
             export.check(export.read(tmp_path / name), layout)
@@ -178,6 +181,33 @@ def test_refusals(run, tmp_path):
     ):
         status, output = commands.run("-m", "barlow_jax.export", *line)
         assert status == 1 and sentence in output and "Traceback" not in output, output
+
+
+class Plain(nnx.Module):
+    """A backbone without batch statistics."""
+
+    def __init__(self, *, channels, image_size, dtype, rngs):
+        self.num_features = 8
+        self.dense = nnx.Linear(image_size * image_size * channels, 8, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images, *, train):
+        return self.dense(images.reshape(*images.shape[:-3], -1))
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "stablehlo"])
+def test_a_network_without_batch_statistics(tmp_path, monkeypatch, layout):
+    monkeypatch.setitem(model.BACKBONES, "plain", Plain)
+    monkeypatch.setattr(model, "OF_ONE_SIZE", (*model.OF_ONE_SIZE, "plain"))
+    config = a_config("plain", image_size=24)
+    config.eval.resize, config.eval.crop = 24, 24
+    state = save_run(tmp_path / "run", config)
+    assert "backbone" not in state.batch_stats
+    report = exported(tmp_path / "run", layout, tmp_path / "x.safetensors")
+    assert max(report["differences"].values()) < 1e-5 and report["shapes"] == {"dense.weight": "8 x 1728"}
+    if layout == "safetensors":
+        found = subject.load(tmp_path / "x.safetensors")
+        np.testing.assert_array_equal(found.params["dense"]["kernel"], state.params["backbone"]["dense"]["kernel"])
+        assert not found.batch_stats and found.sha256 == subject.load(tmp_path / "run").sha256
 
 
 def test_every_architecture_is_told_by_its_arrays():
@@ -201,6 +231,35 @@ def test_a_file_of_ours_with_damaged_metadata(run, tmp_path):
     (tmp_path / "y.safetensors").write_bytes(data.replace(b'"config":"{', b'"config":" ', 1))
     with pytest.raises(UserError, match="has damaged metadata"):
         as_run.restore(tmp_path / "y.safetensors")
+    weights, config, _ = as_run.restore(tmp_path / "x.safetensors")
+    views = config["views"]
+    for about, sentence in (
+        ({"config": "[]"}, "metadata .config is a list.; export it again"),
+        ({"channels": "three"}, "metadata .channels is 'three'.; export it again"),
+        ({"step": "many"}, "metadata .step is 'many'.; export it again"),
+        ({"config": json.dumps(config | {"arch": "resnet19"})}, "metadata .config.arch is resnet19"),
+        ({"config": json.dumps(config | {"image_size": 10**9})}, "metadata .config.image_size is 1000000000"),
+        ({"config": json.dumps(config | {"eval": 3})}, "metadata .config.eval is a int"),
+        (
+            {"config": json.dumps({k: v for k, v in config.items() if k != "eval"})},
+            "metadata .config.eval.resize is missing",
+        ),
+        (
+            {"config": json.dumps(config | {"views": views | {"std": [0, 1, 1]}})},
+            r"metadata .config.views.std is \[0, 1, 1\]",
+        ),
+        (
+            {"config": json.dumps(config | {"views": views | {"mean": [0]}})},
+            "metadata .config.views.mean and std are not of 3",
+        ),
+    ):
+        files.save(tmp_path / "w.safetensors", "safetensors", weights, about=weights.about | about)
+        with pytest.raises(UserError, match=sentence):
+            as_run.restore(tmp_path / "w.safetensors")
+    older = {name: value for name, value in config.items() if name != "max_skipped"}
+    about = weights.about | {"config": json.dumps(older)}
+    files.save(tmp_path / "w.safetensors", "safetensors", weights, about=about)
+    assert as_run.restore(tmp_path / "w.safetensors")[1] == config  # a field that is younger than the file
     (tmp_path / "z.safetensors").write_bytes(data[:-1000])
     with pytest.raises(UserError, match="z.safetensors is damaged or cut off"):
         as_run.restore(tmp_path / "z.safetensors")

@@ -23,7 +23,7 @@ from barlow_jax.data import boxes
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classifier, subject
 from barlow_jax.run.checkpoint import restore_params
-from barlow_jax.weights import as_run
+from barlow_jax.weights import as_run, finite
 
 ROWS = 64  # images at a time
 
@@ -169,5 +169,6 @@ def load(path, *, step: int | None = None) -> Network:
     if not as_run.is_file(folder):
         params, batch_stats, meta = restore_params(folder, step=step)
         if "classifier" in meta:
+            finite.check(folder, params, batch_stats)
             return Network(subject.of_evaluation(params, batch_stats, meta), classifier.of(params, batch_stats, meta))
     return Network(subject.load(folder))

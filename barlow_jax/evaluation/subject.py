@@ -12,7 +12,7 @@ from barlow_jax import experiment, model, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, features
 from barlow_jax.run.checkpoint import restore_params
-from barlow_jax.weights import as_run
+from barlow_jax.weights import as_run, finite
 
 BASELINES = ("random", "pixels")
 
@@ -44,7 +44,7 @@ def load(checkpoint, baseline=""):
       baseline: "" for the checkpoint itself. "random": its architecture as initialised from the run's seed. "pixels":
         the normalised pixels of the images, as they are. Both see the images as the checkpoint's network does.
     Raises:
-      UserError: there is no such checkpoint, or it is not of pre-training.
+      UserError: there is no such checkpoint, it is not of pre-training, or holds values that are not finite.
     """
     if not checkpoint:
         raise UserError("--checkpoint is missing; give the work folder of a run of train.py, or a file of weights.")
@@ -60,6 +60,8 @@ def load(checkpoint, baseline=""):
             raise UserError(
                 f"{folder} is no checkpoint of a pre-training run; give the --workdir of a run of train.py."
             )
+        if not baseline:
+            finite.check(folder, params["backbone"], batch_stats.get("backbone", {}))
         found = params, batch_stats
         config, channels, step = meta["config"], meta["channels"], meta["step"]
     params, batch_stats = (tree.get("backbone", {}) for tree in found)

@@ -2,21 +2,24 @@
 
 import json
 import logging
+import math
 import pathlib
+import re
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, pretrain
+from barlow_jax import experiment, model, pretrain
 from barlow_jax.errors import UserError
+from barlow_jax.networks import resnet
 from barlow_jax.run import config_files
-from barlow_jax.weights import files
+from barlow_jax.weights import files, peers
 
 log = logging.getLogger(__name__)
 
 
-def restore(path, *, whole=False):
+def restore(path, *, whole=False, only_finite=True):
     """The weights of a file, and what a run would have remembered beside them.
 
     A file of ours says which config it comes from. For any other the architecture is what its arrays tell, and the
@@ -26,17 +29,15 @@ def restore(path, *, whole=False):
     Args:
       path: .pth, .pkl or .safetensors.
       whole: with projector and momentum, where the file has them.
+      only_finite: False takes values that are nan or infinite too.
     Returns:
-      torch_weights.Weights, config (plain nested dict), channels of the images.
+      files.Weights, config (plain nested dict), channels of the images.
     """
-    weights = files.load(path, whole=whole)
+    weights = files.load(path, whole=whole, only_finite=only_finite)
     if "config" in weights.about:
-        try:
-            config, channels = json.loads(weights.about["config"]), int(weights.about["channels"])
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{path} has damaged metadata ({error!r}); export it again.") from None
-        backbone = weights.params["backbone"], weights.batch_stats["backbone"]
-        files.check_fit(path, config["arch"], experiment.backbone(ConfigDict(config), channels), *backbone)
+        config, channels = _told(path, weights.about)
+        make = experiment.backbone(ConfigDict(config), channels)
+        files.check_fit(path, config["arch"], make, *files.backbone(weights))
         return weights, config, channels
     found = files.architecture(weights, path)
     config = config_files.load("cifar10" if found.stem == "cifar" else "barlow_twins").unlock()
@@ -60,6 +61,91 @@ def restore(path, *, whole=False):
     return weights, config.to_dict(), found.channels
 
 
+# The fields of a config without which nothing can be computed, and what they may be; the rest has the values of
+# configs/barlow_twins.py where a file is older than a field.
+_SIDE = 8192  # pixels
+
+
+def _is_side(value):
+    return isinstance(value, int) and 0 < value <= _SIDE
+
+
+_NEEDED = {
+    "arch": lambda value: value in model.BACKBONES,
+    "stem": lambda value: value in resnet.STEMS,
+    "precision": lambda value: value in experiment.PRECISIONS,
+    "seed": lambda value: isinstance(value, int) and 0 <= value < 2**63,
+    "image_size": _is_side,
+    "eval.resize": _is_side,
+    "eval.crop": _is_side,
+    "views.mean": lambda value: all(map(math.isfinite, value)),
+    "views.std": lambda value: all(0 < x < math.inf for x in value),
+}
+
+
+def _told(path, about):
+    """The config and the channels that a file of ours says it is of.
+
+    Args:
+      about: {string: string}.
+    Raises:
+      UserError: they are not what such a file says; the sentence names the field.
+    """
+
+    def damaged(what):
+        return UserError(f"{path} has damaged metadata ({what}); export it again.")
+
+    try:
+        given = json.loads(about["config"])
+    except (ValueError, RecursionError) as error:
+        raise damaged(f"config: {error}") from None
+    channels = about.get("channels", "")
+    if not re.fullmatch("[0-9]{1,3}", channels) or int(channels) < 1:
+        raise damaged(f"channels is {peers.shown(channels)!r}")
+    ours = config_files.load("barlow_twins").to_dict()
+    wrong = _wrong(given, ours, "config")
+    if wrong:
+        raise damaged(wrong)
+    for field, is_right in _NEEDED.items():
+        value = given
+        for part in field.split("."):
+            value = value.get(part, {})
+        if value == {} or not is_right(value):
+            raise damaged(f"config.{field} is {peers.shown(str(value or 'missing'))}")
+    if not len(given["views"]["mean"]) == len(given["views"]["std"]) == int(channels):
+        raise damaged(f"config.views.mean and std are not of {channels} channels")
+    return _filled(given, ours), int(channels)
+
+
+def _wrong(given, ours, name):
+    """What is wrong with the types of a config, or None."""
+    if not isinstance(given, dict):
+        return f"{name} is a {type(given).__name__}"
+    for field in given.keys() & ours.keys():
+        value, like, where = given[field], ours[field], f"{name}.{field}"
+        wrong = _wrong(value, like, where) if isinstance(like, dict) else None
+        if wrong or not (isinstance(like, dict) or _is_like(value, like)):
+            return wrong or f"{where} is a {type(value).__name__}"
+    return None
+
+
+def _is_like(value, like):
+    """Whether a value of JSON can stand for one of a config."""
+    if isinstance(like, tuple | list):
+        return isinstance(value, list) and len(value) <= 64 and all(_is_like(x, y) for x in value for y in like[:1])
+    if isinstance(like, bool) or isinstance(value, bool):
+        return isinstance(like, bool) and isinstance(value, bool)
+    return isinstance(value, int | float if isinstance(like, int | float) else type(like))
+
+
+def _filled(given, ours):
+    """A config with the fields that are younger than the file."""
+    found = {
+        name: _filled(value, ours[name]) if isinstance(ours.get(name), dict) else value for name, value in given.items()
+    }
+    return found | {name: value for name, value in ours.items() if name not in given}
+
+
 def begin(path, state, config, channels, steps_per_epoch):
     """The state of a run that goes on from a file.
 
@@ -81,10 +167,11 @@ def begin(path, state, config, channels, steps_per_epoch):
         raise UserError(f"{path} is for images of {found.channels} channels, and those of this run have {channels}.")
     if weights.kind != "pretraining":
         log.info("the backbone is that of %s; projector and optimiser begin afresh", path)
-        params = state.params | {"backbone": weights.params["backbone"]}
-        batch_stats = state.batch_stats | {"backbone": weights.batch_stats["backbone"]}
+        params, batch_stats = files.backbone(weights)
+        params = state.params | {"backbone": params}
+        batch_stats = state.batch_stats | ({"backbone": batch_stats} if batch_stats else {})
         return pretrain.going_on(state, params, batch_stats, None, 0)
-    linears = weights.params["projector"].get("linears", {})
+    linears = weights.params.get("projector", {}).get("linears", {})
     widths = tuple(linears[k]["kernel"].shape[-1] for k in sorted(linears, key=int))
     if widths != tuple(config.projector):
         raise UserError(

@@ -6,7 +6,9 @@ save("resnet50.pth", "torchvision", weights)
 """
 
 import json
+import logging
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +18,10 @@ from barlow_jax import model
 from barlow_jax.errors import UserError
 from barlow_jax.networks import resnet
 from barlow_jax.tree import differences
-from barlow_jax.weights import naming, pickle_reader, pickle_writer
+from barlow_jax.weights import finite, naming, peers, pickle_reader, pickle_writer, safetensors_reader
+from barlow_jax.weights.file_arrays import reading
+
+log = logging.getLogger(__name__)
 
 # What a file can be. In all but "classifier" every training step has sent two views through the network.
 KINDS = {
@@ -48,33 +53,34 @@ class Architecture(NamedTuple):
     channels: int  # of the images
 
 
+def backbone(weights):
+    """params, batch_stats of the backbone of Weights; the second is empty where there are no batch statistics."""
+    return weights.params["backbone"], weights.batch_stats.get("backbone", {})
+
+
 # Reading.
 
 
-def load(path, *, whole=True):
+def load(path, *, whole=True, only_finite=True):
     """The weights in a file, .pth, .pkl or .safetensors, whatever its name.
+
+    Of the files of others the backbone is taken (`peers`); a line of the log says from where, and what was left aside.
 
     Args:
       whole: False leaves the projector and the momentum of a full checkpoint, seven eighths of its bytes, unread.
+      only_finite: False takes arrays that hold nan or infinite values too.
     Raises:
-      UserError: there is no such file, it is damaged, holds something else, or wants something called.
+      UserError: there is no such file, it is damaged, holds something else, or values that are not finite.
     """
     path = pathlib.Path(path).expanduser()
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file; give a file of weights.")
     if _is_safetensors(path):
-        return _weights(path, *_read_safetensors(path), {}, whole)
+        with safetensors_reader.opened(path) as (arrays, about):
+            return _weights(path, arrays, about, {}, whole=whole, only_finite=only_finite)
     with pickle_reader.opened(path) as tree:
-        if not isinstance(tree, dict):
-            raise UserError(f"{path} holds a {type(tree).__name__}; give a file with a state_dict.")
-        found = next((tree[key] for key in ("model", "state_dict") if isinstance(tree.get(key), dict)), tree)
-        arrays = {name: value for name, value in found.items() if _is_named_array(name, value)}
-        if len(arrays) < len(found) or not arrays:
-            keys = ", ".join(map(str, [*found][:4])) or "nothing"
-            raise UserError(f"{path} holds {keys} and no state_dict; give a file of a ResNet's weights.")
-        return _weights(path, arrays, {}, tree if found is not tree else {}, whole)
-
-
-def _is_named_array(name, value):
-    return isinstance(name, str) and isinstance(value, pickle_reader.Array)
+        found, around = peers.state_dict(path, tree)
+        return _weights(path, found, {}, around, whole=whole, only_finite=only_finite)
 
 
 def _is_safetensors(path):
@@ -85,70 +91,96 @@ def _is_safetensors(path):
         return False  # what is wrong with it, the next reader says
 
 
-def _read_safetensors(path):
-    """{name: array}, metadata."""
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or cut off ({error}); copy it again from where it came.") from error
-
-
-def _weights(path, arrays, about, around, whole):
+def _weights(path, arrays, about, around, *, whole, only_finite):
     """Weights of the arrays of a state_dict and of what lies around it in a full checkpoint."""
-    names = {name: name.removeprefix("module.") for name in arrays}
-    if any(name.startswith(("stem.", "res2.")) for name in names.values()):
-        names = {name: naming.from_detectron2(plain) for name, plain in names.items()}
-    for name, plain in names.items():
-        if naming.path_of(plain) is None:
-            raise UserError(f"{path} holds {name}, which is no part of a ResNet as torchvision has it.")
-    arrays = {plain: arrays[name] for name, plain in names.items()}
-
-    if any(name.startswith("backbone.") for name in arrays):
+    plain = {peers.unwrapped(name): name for name in arrays}
+    if len(plain) == len(arrays) and peers.is_official(plain):
         kind = "pretraining"
-    elif "fc.weight" in arrays:
-        kind = "probe" if "best_acc" in around else "classifier"
+        wanted = {name: theirs for name, theirs in plain.items() if whole or name.startswith("backbone.")}
     else:
-        kind = "backbone"
-    wanted = [name for name in arrays if whole or name.startswith("backbone.") or kind != "pretraining"]
-    read = {name: _numpy(arrays[name]) for name in wanted}
+        found = peers.backbone(path, arrays)
+        wanted = {ours: theirs for theirs, ours in found.names.items()}
+        kind = ("probe" if "best_acc" in around else "classifier") if "fc.weight" in wanted else "backbone"
+        if found.prefix or found.aside:
+            log.info(
+                "%s: %d arrays are taken, of %s; left aside are %s",
+                path,
+                len(wanted),
+                f"{found.prefix}*" if found.prefix else "those without a prefix",
+                f"{len(found.aside)}: {peers.summary(found.aside)}" if found.aside else "none",
+            )
+    reader = _Reader(path, only_finite)
+    read = {name: reader.read(theirs, arrays[theirs]) for name, theirs in wanted.items()}
     params, batch_stats = naming.trees(read)
     if kind != "pretraining":
         fc = {"fc": params.pop("fc")} if "fc" in params else {}
         params, batch_stats = {"backbone": params} | fc, {"backbone": batch_stats}
 
-    batches = next((int(value) for name, value in read.items() if name.endswith("bn1.num_batches_tracked")), 0)
-    step = int(about.get("step", batches if kind == "classifier" else batches // 2))
-    momentum = _momentum(path, arrays, around.get("optimizer")) if whole and kind == "pretraining" else None
-    epoch = around.get("epoch", 0)
+    batches = next((_count(value) for name, value in read.items() if name.endswith("bn1.num_batches_tracked")), 0)
+    step = batches if kind == "classifier" else batches // 2
+    if "step" in about:
+        if not re.fullmatch("[0-9]{1,18}", about["step"]):
+            raise UserError(f"{path} has damaged metadata (step is {about['step'][:40]!r}); export it again.")
+        step = int(about["step"])
+    official = kind == "pretraining"
+    momentum = _momentum(reader, {n: arrays[t] for n, t in plain.items()}, around) if whole and official else None
+    epoch = around.get("epoch", 0) if official else 0
     if not isinstance(epoch, int) or epoch < 0:
-        raise UserError(f"{path} says that {epoch!r} epochs are finished; give a checkpoint of the official code.")
+        raise UserError(f"{path} does not say how many epochs are finished; give a checkpoint of the official code.")
+    reader.check_finite()
     return Weights(kind, params, batch_stats, momentum, epoch, step, about)
 
 
-def _numpy(value):
-    """A numpy array; floating-point numbers in float32 or wider."""
-    array = value.numpy() if isinstance(value, pickle_reader.Array) else value
-    wide = array.dtype.kind in "iub" or array.dtype.itemsize >= 4
-    return array if wide else array.astype(np.float32)
+def _count(values):
+    """The number of batches that an array says; 0 if it says none, as in half precision beyond 65,504."""
+    return int(values.item()) if values.size == 1 and 0 <= values.item() < 2**62 else 0
 
 
-def _momentum(path, arrays, optimizer):
+class _Reader:
+    """Reads the arrays of a file, no more than it holds twice, and notes which are not finite.
+
+    Args:
+      only_finite: whether `check_finite` minds them.
+    """
+
+    def __init__(self, path, only_finite):
+        self.path, self.only_finite, self._left, self._bad = path, only_finite, 2 * path.stat().st_size, {}
+
+    def read(self, name, array):
+        """A numpy array; floating-point numbers in float32 or wider."""
+        self._left -= array.nbytes
+        if self._left < 0:
+            raise UserError(f"{self.path} names the same bytes more than twice; save its state_dict alone.")
+        with reading(self.path):
+            values = array.numpy()
+        if values.dtype.kind not in "iub" and values.dtype.itemsize < 4:
+            values = values.astype(np.float32)
+        if self.only_finite and not name.endswith("num_batches_tracked"):
+            self._bad |= finite.found_bad({name: values})
+        return values
+
+    def check_finite(self):
+        if self._bad:
+            raise UserError(finite.in_words(self.path, self._bad))
+
+
+def _momentum(reader, arrays, around):
     """The official optimiser's momentum as a tree like params; None where it has not begun.
 
     It numbers the parameters: those of ndim != 1 first where there are two groups, as the model lists them where there
     is one (files of its first weeks).
     """
+    path, optimizer = reader.path, around.get("optimizer")
     if not isinstance(optimizer, dict) or not optimizer.get("state"):
         return None
     parameters = [name for name in arrays if not name.endswith(naming.STATISTICS)]
     try:
-        groups = [group["params"] for group in optimizer["param_groups"]]
+        groups = [group["params"] for group in optimizer["param_groups"][:3]]
         if len(groups) == 2:
             parameters.sort(key=lambda name: len(arrays[name].shape) == 1)
         numbers = [number for group in groups for number in group]
+        if len(groups) > 2 or not all(type(number) is int for number in numbers):
+            raise ValueError("other groups of parameters")
         moments = {name: optimizer["state"][n]["mu"] for name, n in zip(parameters, numbers, strict=True)}
         fits = all(moments[name].shape == arrays[name].shape for name in parameters)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -157,7 +189,7 @@ def _momentum(path, arrays, optimizer):
         ) from error
     if not fits:
         raise UserError(f"{path} has a momentum of other shapes than its parameters; copy it again from its source.")
-    return naming.trees({name: _numpy(value) for name, value in moments.items()})[0]
+    return naming.trees({name: reader.read(f"the momentum of {name}", value) for name, value in moments.items()})[0]
 
 
 def architecture(weights, path):
@@ -166,14 +198,14 @@ def architecture(weights, path):
     Raises:
       UserError: it is none of ours; the sentence names the array.
     """
-    backbone = weights.params["backbone"]
-    if "convs" in backbone:
+    params, batch_stats = backbone(weights)
+    if "convs" in params:
         raise UserError(f"{path} holds a convnet, which fits images of one size only; give the run that it came from.")
-    depths = tuple(len(backbone.get(f"layer{k}", ())) for k in (1, 2, 3, 4))
-    first = backbone.get("layer1", {}).get("0", {})
+    depths = tuple(len(params.get(f"layer{k}", ())) for k in (1, 2, 3, 4))
+    first = params.get("layer1", {}).get("0", {})
     block = resnet.Bottleneck if "conv3" in first else resnet.BasicBlock
     _, _, _, width = _kernel_shape(first)
-    side, _, channels, _ = _kernel_shape(backbone)
+    side, _, channels, _ = _kernel_shape(params)
     arch, stem = _RESNETS.get((block, depths, width)), {7: "imagenet", 3: "cifar"}.get(side)
     if arch is None or stem is None:
         raise UserError(
@@ -182,7 +214,7 @@ def architecture(weights, path):
         )
     found = Architecture(arch, stem, channels)
     make = model.make_backbone(arch, image_size=32, channels=channels, stem=stem)
-    check_fit(path, arch, make, backbone, weights.batch_stats["backbone"])
+    check_fit(path, arch, make, params, batch_stats)
     return found
 
 
@@ -204,7 +236,8 @@ def check_fit(path, arch, make, params, batch_stats):
 
 
 def _kernel_shape(module):
-    return module.get("conv1", {}).get("kernel", np.zeros((0, 0, 0, 0))).shape
+    shape = module.get("conv1", {}).get("kernel", np.zeros(())).shape
+    return shape if len(shape) == 4 else (0, 0, 0, 0)
 
 
 _RESNETS = {
@@ -230,8 +263,9 @@ def save(path, layout, weights, *, groups=({}, {}), about=None):
     if layout == "official":
         pickle_writer.save(path, official(weights, batches, groups))
         return
-    params = weights.params["backbone"] | ({"fc": weights.params["fc"]} if "fc" in weights.params else {})
-    found = naming.state_dict(params, weights.batch_stats["backbone"], batches)
+    params, batch_stats = backbone(weights)
+    params = params | ({"fc": weights.params["fc"]} if "fc" in weights.params else {})
+    found = naming.state_dict(params, batch_stats, batches)
     if layout == "safetensors":
         from safetensors.numpy import save as in_bytes  # its save_file makes a file that only its owner can read
 

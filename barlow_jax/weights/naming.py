@@ -13,8 +13,8 @@ import re
 import numpy as np
 
 _MODULE = (
-    r"(?:backbone\.)?(?:conv1|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01])|convs\.\d+|norms\.\d+|dense|norm)"
-    r"|projector\.\d+|bn|fc"
+    r"(?:backbone\.)?(?:conv1|bn1|layer[1-4]\.[0-9]{1,3}\.(?:conv[123]|bn[123]|downsample\.[01])|convs\.[0-9]{1,3}|norms\.[0-9]{1,3}|dense|norm)"
+    r"|projector\.[0-9]{1,3}|bn|fc"
 )
 _NAME = re.compile(rf"(?:{_MODULE})\.(?:weight|bias|running_mean|running_var|num_batches_tracked)")
 _LEAVES = {"running_mean": "mean", "running_var": "var", "bias": "bias"}

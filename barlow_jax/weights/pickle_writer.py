@@ -1,7 +1,7 @@
 """Files that PyTorch and detectron2 read, written without them; `pickle_reader` reads what is written here.
 
-    torch_save.save("resnet50.pth", {"conv1.weight": array})            # torch.load(path, weights_only=True)
-    torch_save.save_pickle("r50.pkl", {"model": {"stem.conv1.weight": array}})
+    pickle_writer.save("resnet50.pth", {"conv1.weight": array})            # torch.load(path, weights_only=True)
+    pickle_writer.save_pickle("r50.pkl", {"model": {"stem.conv1.weight": array}})
 
 A pickle is a program. Python's own pickler writes a call of a function only if it can import it, so the few calls that
 are needed here are spelled out. Equal trees give equal files, byte for byte.
@@ -16,9 +16,9 @@ import zipfile
 import numpy as np
 
 from barlow_jax.errors import UserError
-from barlow_jax.weights import pickle_reader
+from barlow_jax.weights import pickle_objects
 
-_STORAGES = {np.dtype(dtype): name.split(".")[1] for name, dtype in pickle_reader.DTYPES.items()}
+_STORAGES = {np.dtype(dtype): name.split(".")[1] for name, dtype in pickle_objects.DTYPES.items()}
 
 
 def save(path, tree):

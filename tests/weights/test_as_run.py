@@ -114,6 +114,24 @@ def test_a_run_does_not_go_on_from_what_does_not_fit(golden, tmp_path):
     assert begin(tmp_path / "backbone.pth").step == 0
 
 
+def test_a_run_begins_with_the_backbone_of_others(golden, tmp_path):
+    """Files with names of a projector that is not ours, or of none: the backbone is taken, at step 0."""
+    described, _ = minitrain_file(golden, tmp_path / "x.pth")
+    config = minitrain_config(described)
+    make = model.make_backbone("resnet18", image_size=32)
+    network = model.BarlowTwins(make, tuple(config.projector), rngs=nnx.Rngs(0))
+    _, fresh = pretrain.create_state(network, optim.make_optimizer("lars", 0.1, 0.1))
+    for beside in ({}, {"projector.0.weight": np.zeros((8, 512), np.float32), "projector.0.bias": np.zeros(8)}):
+        wrap = lambda a, beside=beside: {"backbone." + name: value for name, value in a.items()} | beside  # noqa: E731
+        arrays = write_backbone(golden, tmp_path / "x.pth", wrap=wrap)
+        state = as_run.begin(tmp_path / "x.pth", fresh, config, 3, 5)
+        assert state.step == 0 and state.params.keys() == fresh.params.keys()
+        kernel = arrays["layer1.0.conv1.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(state.params["backbone"]["layer1"]["0"]["conv1"]["kernel"], kernel)
+        with pytest.raises(UserError, match="has no projector, so no full checkpoint"):
+            export.check(export.read(tmp_path / "x.pth", whole=True), "official")
+
+
 def test_train_begins_with_a_file_and_goes_on_from_its_own_checkpoint(tmp_path):
     """train.py --init with a full checkpoint of two epochs: it trains the third, and no more when started again."""
     config = a_config(projector=(32, 32))

@@ -15,6 +15,7 @@ from official import write_backbone
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import subject
 from barlow_jax.weights import files, naming, pickle_reader, pickle_writer
+from barlow_jax.weights.file_arrays import Array
 
 TINY = commands.FIXTURES / "ckpt_tiny"
 
@@ -91,7 +92,7 @@ def plain(tree):
         return {key: plain(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [plain(value) for value in tree]
-    return tree.numpy() if isinstance(tree, pickle_reader.Array) else tree
+    return tree.numpy() if isinstance(tree, Array) else tree
 
 
 def test_checkpoints_that_pickle_functions_or_hold_one_group(tmp_path, expected):
@@ -199,15 +200,21 @@ def test_wrong_architectures_are_named(tmp_path, golden):
     path = tmp_path / "x.pth"
     with pytest.raises(UserError, match=r"holds \(3, 4, 6, 3\) blocks of width 3 .* is none of resnet18"):
         files.architecture(files.load(TINY / "resnet50.pth"), path)
-    write_backbone(golden, path, wrap=lambda a: {"encoder." + name: value for name, value in a.items()})
-    with pytest.raises(UserError, match="encoder.conv1.weight, which is no part of a ResNet"):
-        files.load(path)
     write_backbone(golden, path, **{"layer3.1.bn2.running_var": None})
     with pytest.raises(UserError, match="layer3.1.bn2.running_var, in our layout, is absent there"):
         files.architecture(files.load(path), path)
     write_backbone(golden, path, **{"layer2.1.conv2.weight": np.zeros((128, 64, 3, 3), np.float32)})
     with pytest.raises(UserError, match=r"layer2.1.conv2.weight, in our layout, is \(3, 3, 64, 128\) there"):
         files.architecture(files.load(path), path)
+    write_backbone(golden, path, **{"conv1.weight": np.zeros((64, 3), np.float32)})
+    with pytest.raises(UserError, match="behind a convolution of 0 x 0"):
+        files.architecture(files.load(path), path)
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(UserError, match="folder.pth is no file"):
+        files.load(tmp_path / "folder.pth")
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(UserError, match="pipe.pth is no file"):
+        files.load(tmp_path / "pipe.pth")
 
 
 def test_files_of_classifiers_and_wrapped_files(tmp_path, golden):

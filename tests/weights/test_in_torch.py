@@ -1,6 +1,7 @@
 """Weights in and out, against PyTorch, torchvision and timm themselves; `make test-torch` installs and runs this."""
 
 import argparse
+import collections
 import importlib
 import re
 import sys
@@ -15,7 +16,7 @@ import pytest
 from flax import nnx
 
 from barlow_jax import export, feed, model, optim, pretrain, sharding
-from barlow_jax.weights import as_run, files, pickle_writer
+from barlow_jax.weights import as_run, files, naming, pickle_writer
 from configs import barlow_twins
 
 
@@ -135,6 +136,48 @@ def test_timm(tmp_path):
     files.save(tmp_path / "back.pth", "timm", found[0])
     again = timm.create_model("resnet34", num_classes=7, checkpoint_path=str(tmp_path / "back.pth")).eval()
     assert np.array_equal(theirs(again, shown), theirs(network, shown))
+
+
+class Callback:
+    """What a checkpoint of a trainer pickles beside the weights."""
+
+    def __init__(self):
+        self.best, self.monitor = torch.tensor(0.5), {"loss"}
+
+
+def test_modules_of_others_as_torch_saves_them(tmp_path):
+    """A Sequential of children, a query encoder, a compiled network; with optimiser, callbacks and arguments beside."""
+    network = shaken(torchvision.models.resnet18())
+    adam = torch.optim.AdamW(network.parameters())
+    network(torch.zeros(2, 3, 32, 32)).sum().backward()
+    adam.step()
+    network.fc = torch.nn.Identity()
+    children = torch.nn.Sequential(*list(network.children())[:-1])
+    modules = {
+        "backbone.": torch.nn.ModuleDict({"backbone": children, "projection_head": torch.nn.Linear(8, 8)}),
+        "encoder_q.": torch.nn.ModuleDict({"encoder_q": network, "encoder_k": torchvision.models.resnet18()}),
+        "compiled": torch.compile(network),
+        "Parallel": torch.nn.DataParallel(network),
+    }
+    beside = {
+        "epoch": 3,
+        "optimizer_states": [adam.state_dict()],
+        "callbacks": {"Callback": Callback()},
+        "hyper_parameters": argparse.Namespace(
+            device=torch.device("cpu"), dtype=torch.float32, size=torch.Size([3, 4])
+        ),
+        "states": collections.defaultdict(dict, a={"b": np.float32(3), "c": np.arange(3)}),
+    }
+    arrays = {name: value.numpy() for name, value in network.state_dict().items()}
+    wanted = naming.trees(arrays)
+    for module in modules.values():
+        for modern in (True, False):
+            tree = {"state_dict": module.state_dict(), **beside}
+            torch.save(tree, tmp_path / "x.ckpt", _use_new_zipfile_serialization=modern)
+            found = files.load(tmp_path / "x.ckpt")
+            assert files.architecture(found, "x") == ("resnet18", "imagenet", 3)
+            for mine, theirs_ in ((found.params, wanted[0]), (found.batch_stats, wanted[1])):
+                jax.tree.map(np.testing.assert_array_equal, mine, {"backbone": theirs_})
 
 
 def test_what_torch_save_writes(tmp_path):
