@@ -23,7 +23,7 @@ words, orderly = sys.stdin.buffer, False
 for line in iter(words.readline, b""):
     orderly |= b"\\0" in line
     text = line.replace(b"\\0", b"").decode(errors="replace")
-    if text and not text.startswith({_DUMP!r}):
+    if text.strip() and not text.startswith({_DUMP!r}):
         sys.stderr.write(text)
         sys.stderr.flush()
 if not orderly:

@@ -93,7 +93,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self):
-        """Around what is not training, such as an evaluation: its time counts for no speed. All steps are done first."""
+        """Around what is not training, such as an evaluation: its time counts for no speed. All steps end first."""
         self._settle(0)
         start = self._clock()
         try:
