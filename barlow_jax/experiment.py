@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import operator
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from barlow_jax import augment, loss, model, optim, sharding
 from barlow_jax.data import open_source, order, pipeline
 from barlow_jax.data.kinds import NEED_PATH
+from barlow_jax.data.pixels import MAX_PIXELS, PILLOWS_LIMIT
 from barlow_jax.errors import UserError
 from barlow_jax.training import microbatches
 
@@ -101,6 +103,8 @@ def check_data(data):
     """Raises UserError unless the fields of config.data name images."""
     if data.kind in NEED_PATH and not data.path:
         raise UserError("config.data.path is empty; point it to your images with --config.data.path=FOLDER.")
+    if "://" in data.path:
+        raise UserError(f"config.data.path={data.path} is not on a file system; mount the bucket and give that folder.")
     if data.kind == "tfds" and not data.name:
         raise UserError("config.data.name is empty; name a data set of TFDS, such as --config.data.name=imagenet2012.")
     if data.file_list and data.kind != "folder":
@@ -108,6 +112,29 @@ def check_data(data):
     if data.channels not in (0, 1, 3):
         raise UserError(
             f"config.data.channels is {data.channels}; it is 1 (grey), 3 (RGB) or 0 (as the data set says)."
+        )
+    check_reading(**reading(data))
+
+
+def reading(data):
+    """How the image files of config.data become pixels, as arguments of a source; of older runs, as they did."""
+    return {
+        "value_range": tuple(data.get("value_range", ())),
+        "max_pixels": data.get("max_pixels", MAX_PIXELS),
+    }
+
+
+def check_reading(value_range, max_pixels):
+    """Raises UserError unless images can be read by these values of config.data, see `pixels.Reading`."""
+    numbers = [value for value in value_range if isinstance(value, (int, float)) and math.isfinite(value)]
+    if value_range and not (len(numbers) == len(value_range) == 2 and numbers[0] < numbers[1]):
+        raise UserError(
+            f"config.data.value_range is {value_range}; it is (LOW, HIGH), the values that are black and white in images "
+            "of more than 8 bits, or () for the range of their type."
+        )
+    if not 1 <= max_pixels <= PILLOWS_LIMIT:
+        raise UserError(
+            f"config.data.max_pixels is {max_pixels}; it must be from 1 to {PILLOWS_LIMIT}, the most that Pillow opens."
         )
 
 
@@ -131,8 +158,8 @@ def sources(config):
     """The training source, and the validation source or None."""
     data = config.data
     options = {
-        "folder": {"channels": data.channels},
-        "tfds": {"channels": data.channels, "name": data.name},
+        "folder": {"channels": data.channels, **reading(data)},
+        "tfds": {"channels": data.channels, "name": data.name, **reading(data)},
     }.get(data.kind, {})
 
     def opened(split, **more):
@@ -186,8 +213,22 @@ def check_microbatches(config, mesh):
 
 
 def check_last_batch(config, n, mesh):
-    """Raises UserError if the last batch of an epoch of n images cannot be trained on; see `order.last_batch_size`."""
+    """Raises UserError if an epoch's last batch of n images cannot be trained on, see `order.last_batch_size`.
+
+    Warns where a batch holds an image more than once: its rows are then no independent sample.
+    """
+    if n < 2:
+        raise UserError("There is 1 image, and the loss compares images of a batch: point config.data.path to more.")
     rows = order.last_batch_size(n, config.batch_size, config.data.last, config.reference_world_size)
+    if rows > n:
+        log.warning(
+            "a batch of %d rows holds each of the %d images %d times or more, which the statistics of the batch take for "
+            "different ones; lower config.batch_size to %d or less, or give more images",
+            rows,
+            n,
+            rows // n,
+            n,
+        )
     if rows < 2 or rows % (config.microbatches * mesh.size):
         parts = "" if config.microbatches == 1 else f"{config.microbatches} micro-batches on "
         cut = f"which {parts}{mesh.size} devices do not divide"

@@ -27,11 +27,12 @@ class Batches:
     """Iterator over numpy batches that counts and names the images it could not read.
 
     bad_files: {path, or what else names an image: reason}, each once. seen, bad: images asked for, and how many of them
-    were unreadable (one counts each time), in this process since it started. close() stops the reading threads.
+    were unreadable (one counts each time), in this process since it started. reduced: of the images shown in an
+    evaluation, those read at 1/2 or less as the canvas does not hold them. close() stops the reading threads.
     """
 
     def __init__(self, source, job, finish, max_bad_fraction):
-        self.bad_files, self.seen, self.bad = {}, 0, 0
+        self.bad_files, self.seen, self.bad, self.reduced = {}, 0, 0, 0
         self._source, self._job, self._finish, self._max_bad_fraction = source, job, finish, max_bad_fraction
         self._raw = source.batches(job)
         # At the latest when Python exits: reading threads that outlive the interpreter would hang it.
@@ -51,7 +52,9 @@ class Batches:
             self._account(index[bad], skipped[bad])
         shown = np.where(skipped < 0, -1, (index + skipped) % len(self._source))
         raw["label"] = np.where(shown < 0, np.int32(-1), raw["label"])
-        return self._finish(raw, shown)
+        finished = self._finish(raw, shown)
+        self.reduced += finished.pop("reduced", 0)
+        return finished
 
     def close(self):
         """Stops the reading threads; the iterator is at its end."""
@@ -69,9 +72,9 @@ class Batches:
                     logger.warning("unreadable image %s: %s", path, self.bad_files[path])
             if too_many:
                 raise UserError(
-                    f"{self.bad} of {self.seen} images could not be read, more than max_bad_fraction = "
+                    f"{self.bad} of {self.seen} images could not be read, more than config.data.max_bad_fraction = "
                     f"{self._max_bad_fraction:g} allows, for example {path} ({self.bad_files[path]}): repair or "
-                    "delete them, or raise max_bad_fraction."
+                    "delete them, or raise it."
                 )
 
 
@@ -220,7 +223,9 @@ def eval_batches(
     def finish(raw, index):
         mask = index >= 0
         whole = np.asarray([0, 0, canvas, canvas], np.float32)  # where there is no image: finite for any resize
+        stored = boxes_of(None, *raw["size"][mask, :, None].astype(np.float64).transpose(1, 0, 2), xp=np)
         return {
+            "reduced": np.count_nonzero(stored[:, 2] > 1.5 * raw["boxes"][mask, 0, 2]),
             "canvas": raw["canvas"],
             "boxes": np.where(mask[:, None, None], raw["boxes"], whole),
             "extent": np.where(mask[:, None], raw["extent"], np.int32(canvas)),
