@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from barlow_jax import augment, experiment, sharding
-from barlow_jax.data import eval_steps, open_source
+from barlow_jax.data import eval_steps, open_source, pixels
 from barlow_jax.data.listed import ListedFiles
 from barlow_jax.data.walk import local_path
 from barlow_jax.errors import UserError
@@ -126,7 +126,7 @@ def settings(judged, wanted):
             config.data.value_range = tuple(float(value) for value in wanted.value_range)
         except ValueError:
             raise UserError(f"--value_range is {','.join(wanted.value_range)}; give two numbers, LOW,HIGH.") from None
-    experiment.check_reading(**experiment.reading(config.data))
+    pixels.check(**experiment.reading(config.data))
     return config
 
 

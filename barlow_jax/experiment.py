@@ -2,16 +2,14 @@
 
 import itertools
 import logging
-import math
 import operator
 
 import jax.numpy as jnp
 from flax import nnx
 
 from barlow_jax import augment, loss, model, optim, sharding
-from barlow_jax.data import open_source, order, pipeline
+from barlow_jax.data import open_source, order, pipeline, pixels
 from barlow_jax.data.kinds import NEED_PATH
-from barlow_jax.data.pixels import MAX_PIXELS, PILLOWS_LIMIT
 from barlow_jax.errors import UserError
 from barlow_jax.training import microbatches
 
@@ -113,29 +111,15 @@ def check_data(data):
         raise UserError(
             f"config.data.channels is {data.channels}; it is 1 (grey), 3 (RGB) or 0 (as the data set says)."
         )
-    check_reading(**reading(data))
+    pixels.check(**reading(data))
 
 
 def reading(data):
     """How the image files of config.data become pixels, as arguments of a source; of older runs, as they did."""
     return {
         "value_range": tuple(data.get("value_range", ())),
-        "max_pixels": data.get("max_pixels", MAX_PIXELS),
+        "max_pixels": data.get("max_pixels", pixels.MAX_PIXELS),
     }
-
-
-def check_reading(value_range, max_pixels):
-    """Raises UserError unless images can be read by these values of config.data, see `pixels.Reading`."""
-    numbers = [value for value in value_range if isinstance(value, (int, float)) and math.isfinite(value)]
-    if value_range and not (len(numbers) == len(value_range) == 2 and numbers[0] < numbers[1]):
-        raise UserError(
-            f"config.data.value_range is {value_range}; it is (LOW, HIGH), the values that are black and white in images "
-            "of more than 8 bits, or () for the range of their type."
-        )
-    if not 1 <= max_pixels <= PILLOWS_LIMIT:
-        raise UserError(
-            f"config.data.max_pixels is {max_pixels}; it must be from 1 to {PILLOWS_LIMIT}, the most that Pillow opens."
-        )
 
 
 def check_at_least(config, least):
@@ -222,8 +206,8 @@ def check_last_batch(config, n, mesh):
     rows = order.last_batch_size(n, config.batch_size, config.data.last, config.reference_world_size)
     if rows > n:
         log.warning(
-            "a batch of %d rows holds each of the %d images %d times or more, which the statistics of the batch take for "
-            "different ones; lower config.batch_size to %d or less, or give more images",
+            "a batch of %d rows holds each of the %d images %d times or more, and takes them for different ones; lower "
+            "config.batch_size to %d or less, or give more images",
             rows,
             n,
             rows // n,

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from barlow_jax import experiment, metrics, results
+from barlow_jax.data import pixels
 from barlow_jax.data.pipeline import FITS
 from barlow_jax.data.voc import ABSENT, DIFFICULT, VOC
 from barlow_jax.errors import UserError
@@ -100,7 +101,7 @@ def evaluate(judged):
 
 def check(config):
     """Raises UserError at the first value that cannot work."""
-    experiment.check_reading(**experiment.reading(config.data))
+    pixels.check(**experiment.reading(config.data))
     experiment.check_one_of(config, {"eval.fit": FITS, "difficult": ON_DIFFICULT})
     if config.data.kind != "voc" or not config.data.path:
         raise UserError("config.data.path is empty; give the folder of VOC2007, --config.data.path=VOCdevkit/VOC2007.")

@@ -87,7 +87,7 @@ def get_config():
     config.data.resident_bytes = 2**30  # sets that take no more, at full scale, live on every device; 0 for none
     config.data.threads = 0  # for decoding; 0 is one per core
     config.data.max_bad_fraction = 0.01  # more unreadable images than this end the run
-    config.data.max_pixels = 2**26  # of an image (8192 x 8192); more are unreadable. A thread takes up to 16 bytes each
+    config.data.max_pixels = 2**26  # of an image (8192 x 8192); more are unreadable; a thread takes up to 25 bytes each
 
     # The two views. Pairs are (view 1, view 2).
     config.image_size = 224

@@ -51,6 +51,8 @@ class Batches:
         if np.any(bad := (index >= 0) & (skipped != 0)):
             self._account(index[bad], skipped[bad])
         shown = np.where(skipped < 0, -1, (index + skipped) % len(self._source))
+        if self._job.cut:  # no row may be blank
+            _check_all_read(shown, self._job.tries, self._source, self.bad_files)
         raw["label"] = np.where(shown < 0, np.int32(-1), raw["label"])
         finished = self._finish(raw, shown)
         self.reduced += finished.pop("reduced", 0)
@@ -95,11 +97,12 @@ def _check(source, canvas, max_bad_fraction):
         raise UserError(f"max_bad_fraction is {max_bad_fraction}, but must lie in [0, 1].")
 
 
-def _check_all_read(index, tries, source):
-    if np.any(index < 0):
+def _check_all_read(shown, tries, source, bad_files):
+    if np.any(shown < 0):
+        path, reason = list(bad_files.items())[-1]
         raise UserError(
-            f"{tries} images in a row could not be read (the log names them): check that {source.name} is still there "
-            "and intact."
+            f"{tries} images in a row could not be read, {path} for one ({reason}): check that {source.name} is still "
+            "there and intact."
         )
 
 
@@ -152,10 +155,7 @@ def train_batches(
     def boxes_of(draws, height, width, xp):
         return boxes.random_crop(draws, height, width, ratio, xp)
 
-    tries = min(len(source), TRIES)
-
     def finish(raw, index):
-        _check_all_read(index, tries, source)
         return {"canvas": raw["canvas"], "boxes": raw["boxes"], "index": index, "label": raw["label"]}
 
     plan(start_step)  # an impossible argument should end here, not in a reading thread
@@ -166,7 +166,7 @@ def train_batches(
         boxes.no_margin,
         canvas,
         views,
-        tries,
+        min(len(source), TRIES),
         threads or _default_threads(),
         prefetch,
         cut=True,
@@ -269,10 +269,6 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
     def whole(draws, height, width, xp):
         return xp.concat([0 * height, 0 * width, height, width], axis=-1)
 
-    def finish(raw, index):
-        _check_all_read(index, tries, source)
-        return raw
-
     job = Job(
         plan,
         range(order.eval_steps(n, rows)),
@@ -287,7 +283,7 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
     )
     images = np.empty((n, side, side, source.channels), np.uint8)
     sizes, labels = np.empty((0, 2), np.int32), np.empty(0, np.int32)
-    batches = Batches(source, job, finish, max_bad_fraction)
+    batches = Batches(source, job, lambda raw, index: raw, max_bad_fraction)
     try:
         for batch in batches:
             if np.any(batch["extent"] < batch["size"]):

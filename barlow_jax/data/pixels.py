@@ -4,6 +4,7 @@ decode.py reads ordinary JPEGs and PNGs by TensorFlow and asks here for all othe
 """
 
 import io
+import math
 import re
 import warnings
 from typing import NamedTuple
@@ -11,12 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-# 8192 x 8192: every camera of 35 mm format (61 million) and nearly every phone lies below. At 16 bytes a pixel, the
-# most that decoding takes (docs/data.md), it is 1 GiB for each thread.
+from barlow_jax.errors import UserError
+
+# 8192 x 8192: every camera of 35 mm format (61 million) and nearly every phone lies below. At 25 bytes a pixel, the
+# most that decoding takes (WebP by Pillow, see docs/data.md), it is 1.6 GB for each thread.
 MAX_PIXELS = 2**26
 # What Pillow opens at all, see PIL.Image.MAX_IMAGE_PIXELS; above half of it Pillow warns, and we have been asked.
 PILLOWS_LIMIT = 2 * 89_478_485
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what cannot be read we name ourselves
 
 # What a file may be, whatever its name. Pillow knows more, some of which start programs (EPS) or hold images larger
 # than they say (ICO). AVIF and JPEG 2000 may be missing in a build of Pillow.
@@ -60,6 +64,9 @@ BEGINNINGS = (
 )
 
 
+READ_HERE = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "PPM")
+
+
 class Reading(NamedTuple):
     """How image files become pixels; the same for all of a source."""
 
@@ -76,6 +83,20 @@ class Reading(NamedTuple):
         if self.max_pixels != MAX_PIXELS:
             found["max_pixels"] = self.max_pixels
         return found
+
+
+def check(value_range, max_pixels):
+    """Raises UserError unless images can be read by these two fields of config.data, see `Reading`."""
+    numbers = [value for value in value_range if isinstance(value, (int, float)) and math.isfinite(value)]
+    if value_range and not (len(numbers) == len(value_range) == 2 and numbers[0] < numbers[1]):
+        raise UserError(
+            f"config.data.value_range is {value_range}; it is (LOW, HIGH), black and white in images of more than 8 "
+            "bits, or () for the range of their type."
+        )
+    if not 1 <= max_pixels <= PILLOWS_LIMIT:
+        raise UserError(
+            f"config.data.max_pixels is {max_pixels}; it must be from 1 to {PILLOWS_LIMIT}, the most that Pillow opens."
+        )
 
 
 def pillow_pixels(encoded, reading=Reading()):  # noqa: B008 - immutable
@@ -106,8 +127,12 @@ def opened(encoded):
     """A lazy PIL image: its header has been read. Raises ValueError where the file is no image that is read here."""
     try:
         return Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # a warning where warnings are errors
+        raise ValueError(f"it has more than the {PILLOWS_LIMIT} pixels that Pillow opens") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"cannot identify image file: it begins as {begins_as(encoded)}") from None
+        found = begins_as(encoded)
+        damaged = ", and is damaged" if found in READ_HERE else ""
+        raise ValueError(f"cannot identify image file: it begins as {found}{damaged}") from None
 
 
 def begins_as(encoded):
@@ -140,9 +165,10 @@ def _deep_values(image, value_range):
         return None
     of_ppm = image.mode == "I" and image.format == "PPM"  # which says its largest value; Pillow makes that 65535
     if value_range:
-        low, high = value_range
-        scale = _maxval(image) / 65535 if of_ppm else 1.0
-        return scaled(np.asarray(image), low / scale, high / scale)
+        maxval, values = _maxval(image) if of_ppm else 65535, np.asarray(image)
+        if maxval != 65535:
+            values = (values.astype(np.uint32) * np.uint32(maxval) + np.uint32(32767)) // np.uint32(65535)
+        return scaled(values, *value_range)
     if of_ppm or _is_grey_of_16_bits(image):
         return (np.asarray(image) >> (4 if stored == "I;12" else 8)).astype(np.uint8)
     kind = "fractions" if image.mode == "F" else "whole numbers of 16 bits with a sign" if "16" in stored else ""

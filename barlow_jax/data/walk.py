@@ -123,11 +123,14 @@ def _begins_as_image(path):
 def class_folders(root):
     """The names of the folders in `root` that can be classes, sorted."""
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if _kind_of_folder(entry))
+        return sorted(entry.name for entry in entries if _is_class(entry))
 
 
-def _kind_of_folder(entry):
-    return entry.is_dir() and not entry.name.startswith(".") and entry.name != ARCHIVES_REST
+def _is_class(entry):
+    try:
+        return entry.is_dir() and not entry.name.startswith(".") and entry.name != ARCHIVES_REST
+    except OSError:  # a link to itself
+        return False
 
 
 def tell(root, found):
