@@ -23,7 +23,7 @@ class ListedFiles(Files):
         missing = [file for file in paths if not pathlib.Path(file).is_file()]
         if missing:
             raise UserError(
-                f"{readable(missing[0])}, which {path} names, does not exist as a file, nor do {len(missing) - 1} "
-                f"other of its {len(paths)} lines; correct the list."
+                f"{readable(missing[0])}, which {path} names, does not exist, nor do {len(missing) - 1} other of "
+                f"its {len(paths)} lines; correct the list."
             )
         super().__init__(paths, name=str(path), channels=channels, value_range=value_range, max_pixels=max_pixels)

@@ -87,14 +87,14 @@ def _default_threads():
 
 def _check(source, canvas, max_bad_fraction):
     if canvas < 1:
-        raise UserError(f"canvas is {canvas}, but must be a number of pixels, at least 1.")
+        raise UserError(f"config.data.canvas is {canvas}, but must be a number of pixels, at least 1.")
     if source.images is not None and canvas < max(source.shape[:2]):
         raise UserError(
-            f"canvas {canvas} is smaller than the images of {source.name} {source.shape[:2]}: "
+            f"config.data.canvas {canvas} is smaller than the images of {source.name} {source.shape[:2]}: "
             f"set it to {max(source.shape[:2])}."
         )
     if not 0 <= max_bad_fraction <= 1:
-        raise UserError(f"max_bad_fraction is {max_bad_fraction}, but must lie in [0, 1].")
+        raise UserError(f"config.data.max_bad_fraction is {max_bad_fraction}, but must lie in [0, 1].")
 
 
 def _check_all_read(shown, tries, source, bad_files):

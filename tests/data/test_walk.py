@@ -161,7 +161,7 @@ def test_pipes_among_lists(tmp_path):
     os.mkfifo(tmp_path / "voc/JPEGImages/1.jpg")
     os.mkfifo(tmp_path / "x.npz")
     for call, words in (
-        (lambda: ListedFiles(tmp_path / "list.txt"), "pipe.jpg, which .* does not exist as a file"),
+        (lambda: ListedFiles(tmp_path / "list.txt"), "pipe.jpg, which .* does not exist, nor do 0 other"),
         (lambda: ListedFiles(tmp_path / "pipe.txt"), "it is no regular file"),
         (lambda: VOC(tmp_path / "voc", "test"), "1 of the 1 images of voc:test are missing"),
         (lambda: data.load_npz(tmp_path / "x.npz"), "is no regular file"),
