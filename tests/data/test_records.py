@@ -201,7 +201,7 @@ def test_names_and_splits_that_do_not_exist(root):
         ("imagenette", "test", "no split 'test' (train, validation are prepared)"),
         ("imagenette", "train[:1%]", "no example"),
         ("imagenette", "train[", "no split"),
-        ("", "train", "needs the name"),
+        ("", "train", "needs config.data.name"),
     ):
         with pytest.raises(UserError) as caught:
             opened(root, name, split)
