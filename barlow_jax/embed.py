@@ -23,8 +23,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from barlow_jax import augment, experiment, feed, sharding
-from barlow_jax.data import eval_steps, open_source
+from barlow_jax.data import eval_steps, open_source, pixels
 from barlow_jax.data.listed import ListedFiles
+from barlow_jax.data.walk import local_path
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import embedding_files, features, subject
 from barlow_jax.run import launch, pictures
@@ -45,6 +46,11 @@ def define_flags(flag):
     flag.choice("precision", ("float32", "bfloat16"), "Of the network's arithmetic.", default="float32")
     flag.number("threads", "For decoding; 0 is one per core.")
     flag.number("max_bad_fraction", "More unreadable images than this end the run.", default=0.01)
+    flag.number(
+        "canvas", "Side in pixels of what travels to the device, larger JPEGs are read at 1/2 or less; 0: the run's."
+    )
+    flag.number("max_pixels", "An image of more is unreadable; 0: the run's.")
+    flag.names("value_range", "LOW,HIGH: black and white in images of more than 8 bits, if not the run's.")
     flag.text("data_dir", "Where TFDS keeps its sets, if not at home.")
 
 
@@ -67,7 +73,8 @@ def main(wanted):
     if wanted.batch_size < 1:
         raise UserError(f"--batch_size is {wanted.batch_size}; it must be at least 1.")
     judged = subject.load(given[0])
-    source, config = open_images(given[1], judged.channels, wanted.data_dir), settings(judged, wanted)
+    config = settings(judged, wanted)
+    source = open_images(given[1], judged.channels, wanted.data_dir, **experiment.reading(config.data))
     with StopSignals() as stop:
         parts = embed(judged, config, source, f"{out}.parts", stop)
     if parts is None:
@@ -83,21 +90,22 @@ def main(wanted):
     return 0
 
 
-def open_images(named, channels, data_dir=""):
+def open_images(named, channels, data_dir="", **reading):
     """The source that the second argument names, for a network of images with so many channels.
 
-    data_dir: of TFDS.
+    data_dir: of TFDS. reading: value_range and max_pixels, see `data.pixels.Reading`.
     """
-    path = pathlib.Path(named).expanduser()
+    path = local_path(named)
+    reading |= {"channels": channels}
     before, _, after = named.rpartition(":")
     if path.is_dir():
-        source = open_source("folder", named, "", channels=channels)
+        source = open_source("folder", named, "", **reading)
     elif path.suffix == ".npz" or before.endswith(".npz"):
         source = open_source("npz", *((named, "") if path.suffix == ".npz" else (before, after)))
     elif path.is_file():
-        source = ListedFiles(path, channels=channels)
+        source = ListedFiles(path, **reading)
     elif before and "/" not in after:
-        source = open_source("tfds", data_dir, after, name=before, channels=channels)
+        source = open_source("tfds", data_dir, after, name=before, **reading)
     else:
         raise UserError(f"{named} is no folder, no file and no NAME:SPLIT of TFDS; give the images to embed.")
     if source.channels != channels:
@@ -111,6 +119,14 @@ def settings(judged, wanted):
     config.precision = wanted.precision
     config.eval.batch_size = wanted.batch_size
     config.data.threads, config.data.max_bad_fraction = wanted.threads, wanted.max_bad_fraction
+    config.data.canvas = wanted.canvas or config.data.canvas
+    config.data.max_pixels = wanted.max_pixels or experiment.reading(config.data)["max_pixels"]
+    if wanted.value_range:
+        try:
+            config.data.value_range = tuple(float(value) for value in wanted.value_range)
+        except ValueError:
+            raise UserError(f"--value_range is {','.join(wanted.value_range)}; give two numbers, LOW,HIGH.") from None
+    pixels.check(**experiment.reading(config.data))
     return config
 
 
@@ -127,6 +143,7 @@ def embed(judged, config, source, folder, stop):
         "mean": config.views.mean,
         "std": config.views.std,
         "content of images": source.fingerprint(),
+        "canvas": experiment.canvas(config, source),
     }
     parts = embedding_files.Parts(folder, about)
     first = parts.done
@@ -168,6 +185,14 @@ def embed(judged, config, source, folder, stop):
                 return None
     finally:
         launch.close(batches, progress)
+    if batches.reduced:
+        log.warning(
+            "%d of %d images are larger than the canvas of %d pixels and were read at 1/2 or less, which moves their "
+            "features a little; --canvas=2048 reads photographs whole, for 16 times the memory",
+            batches.reduced,
+            len(source) - first,
+            experiment.canvas(config, source),
+        )
     return parts
 
 

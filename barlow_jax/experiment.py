@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from barlow_jax import augment, feed, loss, model, optim, pretrain, sharding, views
-from barlow_jax.data import open_source, order
+from barlow_jax.data import open_source, order, pixels
 from barlow_jax.data.kinds import NEED_PATH
 from barlow_jax.errors import UserError
 from barlow_jax.training import microbatches
@@ -120,6 +120,8 @@ def check_data(data):
     """Raises UserError unless the fields of config.data name images."""
     if data.kind in NEED_PATH and not data.path:
         raise UserError("config.data.path is empty; point it to your images with --config.data.path=FOLDER.")
+    if "://" in data.path:
+        raise UserError(f"config.data.path={data.path} is not on a file system; mount the bucket and give that folder.")
     if data.kind == "tfds" and not data.name:
         raise UserError("config.data.name is empty; name a data set of TFDS, such as --config.data.name=imagenet2012.")
     if data.file_list and data.kind != "folder":
@@ -128,6 +130,15 @@ def check_data(data):
         raise UserError(
             f"config.data.channels is {data.channels}; it is 1 (grey), 3 (RGB) or 0 (as the data set says)."
         )
+    pixels.check(**reading(data))
+
+
+def reading(data):
+    """How the image files of config.data become pixels, as arguments of a source; of older runs, as they did."""
+    return {
+        "value_range": tuple(data.get("value_range", ())),
+        "max_pixels": data.get("max_pixels", pixels.MAX_PIXELS),
+    }
 
 
 def check_at_least(config, least):
@@ -150,8 +161,8 @@ def sources(config):
     """The training source, and the validation source or None."""
     data = config.data
     options = {
-        "folder": {"channels": data.channels},
-        "tfds": {"channels": data.channels, "name": data.name},
+        "folder": {"channels": data.channels, **reading(data)},
+        "tfds": {"channels": data.channels, "name": data.name, **reading(data)},
     }.get(data.kind, {})
 
     def opened(split, **more):
@@ -178,8 +189,22 @@ def check_microbatches(config, mesh):
 
 
 def check_last_batch(config, n, mesh):
-    """Raises UserError if the last batch of an epoch of n images cannot be trained on; see `order.last_batch_size`."""
+    """Raises UserError if an epoch's last batch of n images cannot be trained on, see `order.last_batch_size`.
+
+    Warns where a batch holds an image more than once: its rows are then no independent sample.
+    """
+    if n < 2:
+        raise UserError("There is 1 image, and the loss compares images of a batch: point config.data.path to more.")
     rows = order.last_batch_size(n, config.batch_size, config.data.last, config.reference_world_size)
+    if rows > n:
+        log.warning(
+            "a batch of %d rows holds each of the %d images %d times or more, and takes them for different ones; lower "
+            "config.batch_size to %d or less, or give more images",
+            rows,
+            n,
+            rows // n,
+            n,
+        )
     if rows < 2 or rows % (config.microbatches * mesh.size):
         parts = "" if config.microbatches == 1 else f"{config.microbatches} micro-batches on "
         cut = f"which {parts}{mesh.size} devices do not divide"

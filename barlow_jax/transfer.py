@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from barlow_jax import experiment, metrics, results
+from barlow_jax.data import pixels
 from barlow_jax.data.pipeline import FITS
 from barlow_jax.data.voc import ABSENT, DIFFICULT, VOC
 from barlow_jax.errors import UserError
@@ -45,7 +46,8 @@ def judge(wanted):
 def evaluate(judged):
     """(lines of results, rows of the table) of one backbone, a `frozen.Judged`."""
     config = judged.config
-    train, test = (VOC(config.data.path, split, channels=judged.subject.channels) for split in splits_of(config))
+    reading = {"channels": judged.subject.channels, "max_pixels": experiment.reading(config.data)["max_pixels"]}
+    train, test = (VOC(config.data.path, split, **reading) for split in splits_of(config))
     if train.target_names != test.target_names:
         odd = sorted(set(train.target_names) ^ set(test.target_names))[0]
         raise UserError(f"There is a list of class {odd} for one of {train.name} and {test.name} only; add the other.")
@@ -100,6 +102,7 @@ def evaluate(judged):
 
 def check(config):
     """Raises UserError at the first value that cannot work."""
+    pixels.check(**experiment.reading(config.data))
     experiment.check_one_of(config, {"eval.fit": FITS, "difficult": ON_DIFFICULT})
     if config.data.kind != "voc" or not config.data.path:
         raise UserError("config.data.path is empty; give the folder of VOC2007, --config.data.path=VOCdevkit/VOC2007.")

@@ -76,6 +76,9 @@ def get_config():
     config.data.val = "val"  # the same for evaluation during training; "" for none
     config.data.file_list = ""  # folder: text file of the training images to take, one a line; "" is all
     config.data.channels = 0  # of images in files: 1 reads them as grey, 3 as RGB; 0 is as the set says (folders: RGB)
+    # Of images of more than 8 bits in files: the (low, high) that are black and white, such as (0, 4095) where 12 of 16
+    # bits are in use; () is all that 8 or 16 bits can hold. Fractions and 32 bits are refused without it.
+    config.data.value_range = ()
     # The last batch of an epoch. "wrap" fills it with the first images (626 steps, as the official), "drop" omits it
     # (625). "keep" is the official one, smaller: the images that are left, made a multiple of reference_world_size
     # (1,168), c divided by batch_size. A second program is compiled for it, and the devices must divide it.
@@ -84,6 +87,7 @@ def get_config():
     config.data.resident_bytes = 2**30  # sets that take no more, at full scale, live on every device; 0 for none
     config.data.threads = 0  # for decoding; 0 is one per core
     config.data.max_bad_fraction = 0.01  # more unreadable images than this end the run
+    config.data.max_pixels = 2**26  # of an image (8192 x 8192); more are unreadable; a thread takes up to 25 bytes each
 
     # The two views. Pairs are (view 1, view 2).
     config.image_size = 224

@@ -51,10 +51,14 @@ def get_config():
     config.data.val = ""  # the same for validation
     config.data.file_list = ""  # folder: text file of the training images to take, one a line; "" is all, always
     config.data.channels = 0  # of images in files: 1 reads them as grey, 3 as RGB
+    # Of images of more than 8 bits in files: the (low, high) that are black and white, such as (0, 4095) where 12 of 16
+    # bits are in use; () is all that 8 or 16 bits can hold. Fractions and 32 bits are refused without it.
+    config.data.value_range = ()
     config.data.canvas = 512  # side in pixels of what travels to the device; larger crops are decoded at 1/2, 1/4, 1/8
     config.data.resident_bytes = 2**30  # sets that take no more, at full scale, live on every device; 0 for none
     config.data.threads = 0  # for decoding; 0 is one per core
     config.data.max_bad_fraction = 0.01  # more unreadable images than this end the run
+    config.data.max_pixels = 2**26  # of an image (8192 x 8192); more are unreadable; a thread takes up to 25 bytes each
 
     # Training sees a random crop, perhaps mirrored, and nothing else.
     config.image_size = 224  # 0: as in the pre-training run

@@ -24,6 +24,7 @@ def get_config():
     config.data.canvas = 512  # side in pixels of what travels to the device; VOC's images are no larger
     config.data.threads = 0  # for decoding, and processes for the SVMs; 0 is one per core
     config.data.max_bad_fraction = 0.0  # more unreadable images than this end the run
+    config.data.max_pixels = 2**26  # of an image (8192 x 8192); more are unreadable
 
     # The view whose features count. "squash": the whole image as a square of `crop`, as VISSL has it, there by way of
     # a short side of 256; "crop": short side to `resize`, central square.

@@ -1,5 +1,6 @@
 """`python -m barlow_jax.embed`: a row for each image, with its path, whatever happens on the way."""
 
+import os
 import types
 
 import commands
@@ -127,6 +128,54 @@ def test_a_list_is_read_in_its_order_and_an_unreadable_image_has_no_row(judged, 
     (tmp_path / "list.txt").write_text(f"{named[0]}\nnot_there.jpg\n")
     with pytest.raises(UserError, match="not_there.jpg, which .*list.txt names, does not exist"):
         embed.open_images(str(tmp_path / "list.txt"), 3)
+
+
+def test_names_that_are_not_utf_8(judged, photographs, tmp_path):
+    """Paths are written in characters that any reader takes, see walk.readable."""
+    (tmp_path / "set").mkdir()
+    for name in (b"caf\xe9.jpg", b"plain.jpg"):
+        (tmp_path / "set" / os.fsdecode(name)).write_bytes((photographs / "class0" / "001.jpg").read_bytes())
+    source = embed.open_images(str(tmp_path / "set"), 3)
+    parts = embed.embed(judged, config_of(judged), source, tmp_path / "parts", UNDISTURBED)
+    expected = [rf"{tmp_path}/set/caf\xe9.jpg", f"{tmp_path}/set/plain.jpg"]
+    embedding_files.write_npz(tmp_path / "x.npz", parts, source.where, source.class_names)
+    with np.load(tmp_path / "x.npz") as found:
+        assert [*found["paths"]] == expected
+    pytest.importorskip("pyarrow")
+    embedding_files.write_parquet(tmp_path / "x.parquet", parts, source.where, source.class_names)
+
+
+def test_images_larger_than_the_canvas_are_told(judged, tmp_path, caplog):
+    """A photograph of which the view does not fit: with a larger canvas it is read whole, and its features move."""
+    (tmp_path / "set").mkdir()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
+    for k, side in enumerate((240, 60)):
+        noise.resize((side, side)).save(tmp_path / "set" / f"{k}.jpg")
+    source, config, found = embed.open_images(str(tmp_path / "set"), 3), config_of(judged), []
+    for canvas in (64, 256):
+        config.data.canvas = canvas
+        parts = embed.embed(judged, config, source, tmp_path / f"parts{canvas}", UNDISTURBED)
+        found.append(next(iter(parts))[2])
+        told = "1 of 2 images are larger than the canvas of 64 pixels"
+        assert (told in caplog.text) == (canvas == 64)
+        caplog.clear()
+    assert np.array_equal(found[0][1], found[1][1]) and not np.array_equal(found[0][0], found[1][0])
+    with pytest.raises(UserError, match=r"holds a part of other features \(canvas\)"):
+        embed.embed(judged, config, source, tmp_path / "parts64", UNDISTURBED)
+
+
+def test_flags_stand_for_the_fields_of_the_run(judged):
+    def settings(**flags):
+        given = {"precision": "float32", "batch_size": 8, "threads": 0, "max_bad_fraction": 0.0, "canvas": 0}
+        wanted = types.SimpleNamespace(**given | {"max_pixels": 0, "value_range": []} | flags)
+        return embed.settings(judged, wanted).data
+
+    assert (settings().canvas, settings().max_pixels, tuple(settings().value_range)) == (64, 2**26, ())
+    found = settings(canvas=2048, max_pixels=7, value_range=["0", "4095"])
+    assert (found.canvas, found.max_pixels, tuple(found.value_range)) == (2048, 7, (0.0, 4095.0))
+    for values in (["a", "1"], ["1"], ["2", "1"]):
+        with pytest.raises(UserError, match="value_range"):
+            settings(value_range=values)
 
 
 def test_nearest_rows_over_parts(tmp_path):

@@ -5,8 +5,10 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 from train_runs import arguments
 
+import barlow_jax
 from barlow_jax import experiment, optim, pretrain, sharding
 from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
@@ -53,6 +55,52 @@ def test_a_last_batch_that_cannot_be_kept_is_refused(n, devices, sentence):
     experiment.check_last_batch(config, 40, mesh)
     config.data.last = "wrap"
     experiment.check_last_batch(config, n, mesh)
+
+
+@pytest.mark.parametrize(("last", "rows"), [("wrap", 16), ("keep", 8)])
+def test_a_batch_that_repeats_images_is_told(caplog, last, rows):
+    """Five images in a batch of 16 are no 16 images; one alone is refused."""
+    config = ConfigDict({"batch_size": 16, "reference_world_size": 8, "microbatches": 1, "data": {"last": last}})
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    experiment.check_last_batch(config, 5, mesh)
+    assert f"a batch of {rows} rows holds each of the 5 images {rows // 5} times or more" in caplog.text
+    assert "lower config.batch_size to 5 or less" in caplog.text
+    caplog.clear()
+    for n in (16, 17, 21, 300):
+        experiment.check_last_batch(config, n, mesh)
+    assert not caplog.records
+    with pytest.raises(UserError, match="There is 1 image, .* point config.data.path to more"):
+        experiment.check_last_batch(config, 1, mesh)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"path": "gs://bucket/images"},
+            "config.data.path=gs://bucket/images is not on a file system; mount the bucket",
+        ),
+        ({"path": "x", "value_range": (3, 1)}, r"config.data.value_range is \(3, 1\)"),
+        ({"path": "x", "max_pixels": 0}, "config.data.max_pixels is 0"),
+    ],
+)
+def test_impossible_images(fields, words):
+    config = barlow_jax.config("barlow_twins").unlock()
+    config.data.update(fields)
+    with pytest.raises(UserError, match=words):
+        experiment.check(config)
+
+
+def test_the_fields_reach_the_source(tmp_path):
+    """And a config that is older than the fields reads as it did."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "x.png")
+    config = barlow_jax.config("image_folder").unlock()
+    config.data.update({"path": str(tmp_path), "train": ".", "val": "", "resident_bytes": 0})
+    assert experiment.sources(config)[0].reading == (3, (), 2**26)
+    config.data.update({"value_range": (0, 4095), "max_pixels": 99, "channels": 1})
+    assert experiment.sources(config)[0].reading == (1, (0, 4095), 99)
+    del config.data["value_range"], config.data["max_pixels"]
+    assert experiment.sources(config)[0].reading == (1, (), 2**26)
 
 
 def test_unlabelled_images_count_for_nothing_in_knn_and_probe():

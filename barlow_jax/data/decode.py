@@ -6,7 +6,6 @@ loss, and so would decoding what no box shows.
 """
 
 import functools
-import io
 import os
 from collections.abc import Iterator
 
@@ -20,7 +19,8 @@ os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(2**20))
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+
+from barlow_jax.data import pixels
 
 for _kind in ("GPU", "TPU"):  # the accelerators are JAX's; TensorFlow would reserve their memory
     tf.config.set_visible_devices([], _kind)
@@ -54,19 +54,6 @@ def from_records(source):
     return fetch
 
 
-def pillow_pixels(encoded, channels=3):
-    """Any image Pillow reads -> uint8 [h, w, channels], as its convert("RGB") or ("L"), without EXIF rotation.
-
-    One exception: 16-bit grey keeps its high byte, like every other 16-bit image here. Pillow would clip it to
-    255, which turns a radiograph into a white page.
-    """
-    image = Image.open(io.BytesIO(encoded))
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
 def why_unreadable(source, index):
     """A few words on what is wrong with an example of a source of files, for a person."""
     try:
@@ -75,30 +62,37 @@ def why_unreadable(source, index):
         return error.strerror or str(error)
     except Exception as error:  # of the reader of records: whatever its parser runs into
         return str(error)
-    if not encoded:
-        return "the file is empty"
-    try:
-        pillow_pixels(encoded)
-    except Exception as error:  # Pillow's plugins raise whatever their parsers run into; all of it is the answer
-        return str(error)
-    return "TensorFlow cannot decode it, though Pillow can: save it anew"
+    return pixels.why_unreadable(encoded, source.reading)
 
 
-def _decode_whole(encoded, channels):
+def _decode_whole(encoded, reading):
     """Every pixel of a file that is not an ordinary JPEG: uint8 [h, w, channels]."""
+    channels = reading.channels
 
-    def by_pillow(encoded):
-        return pillow_pixels(encoded, channels)
+    def by_pillow():
+        def of(encoded):
+            return pixels.pillow_pixels(encoded, reading)
 
-    def any_format():
-        return tf.numpy_function(by_pillow, [encoded], tf.uint8, stateful=False)
+        return tf.numpy_function(of, [encoded], tf.uint8, stateful=False)
 
-    if channels == 3:
-        png = tf.strings.substr(encoded, 0, len(PNG)) == PNG
-        pixels = tf.cond(png, lambda: tf.io.decode_png(encoded, channels=3), any_format)
-    else:
-        pixels = any_format()  # TensorFlow's grey of a coloured PNG has the weights of green and blue exchanged
-    return tf.ensure_shape(pixels, [None, None, channels])
+    def png():  # an IHDR has the size at 16, the bits of a value at 24
+        size = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False), tf.int64)
+        small = tf.reduce_all(size >= 0) & (tf.reduce_prod(size) <= reading.max_pixels)  # negative: above 2**31
+        if not reading.value_range:
+            # TensorFlow's grey of a coloured PNG has the weights of green and blue exchanged.
+            small = small & (channels == 3)
+            return tf.cond(small, lambda: tf.io.decode_png(encoded, channels=3), by_pillow)
+        deep = tf.strings.substr(encoded, 24, 1) == b"\x10"
+        return tf.cond(small & deep, deep_png, by_pillow)
+
+    def deep_png():
+        def of(values):
+            return pixels.as_channels(pixels.scaled(values, *reading.value_range), channels)
+
+        return tf.numpy_function(of, [tf.io.decode_png(encoded, dtype=tf.uint16)], tf.uint8, stateful=False)
+
+    found = tf.cond(tf.strings.substr(encoded, 0, len(PNG)) == PNG, png, by_pillow)
+    return tf.ensure_shape(found, [None, None, channels])
 
 
 def _decode_jpeg_window(encoded, window, width, scale, channels):
@@ -114,18 +108,15 @@ def _decode_jpeg_window(encoded, window, width, scale, channels):
         lambda ratio=ratio: tf.io.decode_and_crop_jpeg(encoded, wider, channels=channels, ratio=ratio, dct_method=DCT)
         for ratio in SCALES
     ]
-    pixels = tf.switch_case(tf.argmax(tf.constant(SCALES) == scale, output_type=tf.int32), branches)
-    return pixels[:, window[1] - left : window[1] - left + window[3]]
+    shown = tf.switch_case(tf.argmax(tf.constant(SCALES) == scale, output_type=tf.int32), branches)
+    return shown[:, window[1] - left : window[1] - left + window[3]]
 
 
-def _reduce(pixels, factor, channels):
-    """Mean of factor x factor cells, the last ones over repeated edge pixels: uint8 [ceil(h / f), ceil(w / f), C]."""
-    size = tf.shape(pixels)
-    rows, columns = -(-size[0] // factor), -(-size[1] // factor)
-    pixels = tf.gather(pixels, tf.minimum(tf.range(rows * factor), size[0] - 1))
-    pixels = tf.gather(pixels, tf.minimum(tf.range(columns * factor), size[1] - 1), axis=1)
-    cells = tf.reshape(tf.cast(pixels, tf.float32), [rows, factor, columns, factor, channels])
-    return tf.cast(tf.round(tf.reduce_mean(cells, axis=[1, 3])), tf.uint8)
+def _reduce(shown, factor, channels):
+    """`pixels.reduced` in a graph."""
+    return tf.ensure_shape(
+        tf.numpy_function(pixels.reduced, [shown, factor], tf.uint8, stateful=False), [None, None, channels]
+    )
 
 
 def _place(boxes, margin, size, partial, canvas):
@@ -147,41 +138,46 @@ def _place(boxes, margin, size, partial, canvas):
     return tf.cast(window, tf.int32), scale, tf.cast(factor, tf.int32), tf.cast(boxes, tf.float32)
 
 
-def read_window(encoded, boxes_of, margin_of, canvas, channels):
+def read_window(encoded, boxes_of, margin_of, canvas, reading):
     """The part of an image that its boxes show: (pixels uint8 [h, w, C], boxes float32 [v, 4] on them, stored size).
 
     boxes_of(height, width) gives the boxes and margin_of(boxes, xp=tf) how far around them pixels are wanted, all
     float64 in pixels of the stored image; what lies outside the image is left out. The window around all boxes
     is decoded once, at libjpeg's scale 1, 1/2, 1/4 or 1/8: the first at which it fits a square of `canvas`
     pixels. What is still larger (or no JPEG) is averaged over whole cells. The boxes shrink with the pixels and
-    may become fractional. Greyscale, palette, alpha, CMYK and 16-bit images become RGB, or with channels = 1 grey (of
+    may become fractional. Greyscale, palette, alpha, CMYK and 16-bit images become RGB, or with one channel grey (of
     a JPEG its luma as stored); the format is told by content, not by name. The stored size is (height, width).
-    tf.errors.OpError where the image cannot be decoded.
+    reading: pixels.Reading. The size in the header is looked at before anything is decoded.
+    tf.errors.OpError where the image cannot be decoded, or has more than reading.max_pixels.
     """
+    channels = reading.channels
     jpeg = tf.io.is_jpeg(encoded)
     shape = tf.cond(jpeg, lambda: tf.io.extract_jpeg_shape(encoded), lambda: tf.zeros([3], tf.int32))
     partial = (shape[2] == 1) | (shape[2] == 3)  # CMYK goes through Pillow: TensorFlow rounds it otherwise
-    whole = tf.cond(partial, lambda: tf.zeros([0, 0, channels], tf.uint8), lambda: _decode_whole(encoded, channels))
+    # So does what is too large, and is refused there. The product of two sides may exceed int32.
+    partial = partial & (tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= reading.max_pixels)
+    whole = tf.cond(partial, lambda: tf.zeros([0, 0, channels], tf.uint8), lambda: _decode_whole(encoded, reading))
     size = tf.where(partial, shape[:2], tf.shape(whole)[:2])
 
     real_size = tf.cast(size, tf.float64)
     boxes = boxes_of(real_size[None, :1], real_size[None, 1:])
     window, scale, factor, boxes = _place(boxes, margin_of(boxes, xp=tf), real_size, partial, canvas)
-    pixels = tf.cond(
+    shown = tf.cond(
         partial,
         lambda: _decode_jpeg_window(encoded, window, -(-size[1] // scale), scale, channels),
         lambda: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]],
     )
-    return tf.cond(factor > 1, lambda: _reduce(pixels, factor, channels), lambda: pixels), boxes, size
+    return tf.cond(factor > 1, lambda: _reduce(shown, factor, channels), lambda: shown), boxes, size
 
 
-def _row_loader(fetch, n, boxes_of, margin_of, canvas, channels, views, tries):
+def _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries):
     """A function (index, draws) -> one row of canvas_batches.
 
     With tries = 0 it raises tf.errors.OpError at a file that cannot be read. With tries > 0 it passes to the
     next file instead, up to `tries` in all; the detour costs 0.6 ms per image, so the caller takes it only
     where there is something to go around.
     """
+    channels = reading.channels
     blank = {
         "pixels": np.zeros([0, 0, channels], np.uint8),
         "boxes": np.zeros([views, 4], np.float32),
@@ -193,11 +189,11 @@ def _row_loader(fetch, n, boxes_of, margin_of, canvas, channels, views, tries):
     def load(index, draws):
         def attempt(skipped):
             encoded, label = fetch((index + skipped) % n)
-            pixels, boxes, size = read_window(
-                encoded, functools.partial(boxes_of, draws, xp=tf), margin_of, canvas, channels
+            shown, boxes, size = read_window(
+                encoded, functools.partial(boxes_of, draws, xp=tf), margin_of, canvas, reading
             )
             boxes = tf.ensure_shape(boxes, [views, 4])
-            return {"pixels": pixels, "boxes": boxes, "size": size, "label": label, "skipped": skipped}
+            return {"pixels": shown, "boxes": boxes, "size": size, "label": label, "skipped": skipped}
 
         def first_success():  # the graph's try / except
             attempts = tf.data.Dataset.range(tries).map(attempt).ignore_errors()
@@ -206,9 +202,9 @@ def _row_loader(fetch, n, boxes_of, margin_of, canvas, channels, views, tries):
 
         read = first_success if tries else lambda: attempt(np.int64(0))
         row = tf.cond(index < 0, lambda: tf.nest.map_structure(tf.constant, blank), read)
-        pixels = row.pop("pixels")
-        extent = tf.shape(pixels)[:2]
-        lines = tf.reshape(pixels, [extent[0], channels * extent[1]])  # tf.pad: 0.1 ms in two dimensions, 0.5 in three
+        shown = row.pop("pixels")
+        extent = tf.shape(shown)[:2]
+        lines = tf.reshape(shown, [extent[0], channels * extent[1]])  # tf.pad: 0.1 ms in two dimensions, 0.5 in three
         lines = tf.pad(lines, [[0, canvas - extent[0]], [0, channels * (canvas - extent[1])]])
         return row | {"canvas": tf.reshape(lines, [canvas, canvas, channels]), "extent": extent, "index": index}
 
@@ -216,13 +212,14 @@ def _row_loader(fetch, n, boxes_of, margin_of, canvas, channels, views, tries):
 
 
 def canvas_batches(
-    fetch, n, plan, steps, boxes_of, margin_of, *, canvas, channels, views, tries, threads, prefetch
+    fetch, n, plan, steps, boxes_of, margin_of, *, canvas, reading, views, tries, threads, prefetch
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of canvases from encoded images, in order: an iterator of dicts of numpy arrays.
 
     fetch, n: of from_files or from_records, and the number of images there. plan(step), called for every step in the
     range `steps` -> (int64 [rows], the images of the batch, -1 = leave the row blank; float64 [rows, ...], the `draws`
     of each image for boxes_of(draws, height, width, xp=tf) -> [views, 4]).
+    reading: pixels.Reading, how the files become pixels.
     Yields canvas uint8 [rows, S, S, C]; boxes float32 [rows, views, 4] and extent int32 [rows, 2] of the content,
     see read_window; size int32 [rows, 2] of the image as it is stored; label int32 [rows]; index int64 [rows], the
     planned image; skipped int64 [rows], how many unreadable files were passed over before the one shown, which is image
@@ -237,7 +234,7 @@ def canvas_batches(
         parts = tf.numpy_function(plan, [step], [tf.int64, tf.float64])
         return tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True))
 
-    load = _row_loader(fetch, n, boxes_of, margin_of, canvas, channels, views, tries)
+    load = _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries)
     running = tf.Variable(True)
     batches = (
         tf.data.Dataset.range(steps.start, steps.stop)

@@ -2,28 +2,28 @@
 
 import inspect
 import itertools
-import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 
+from barlow_jax.data.pixels import MAX_PIXELS
 from barlow_jax.data.protocol import Source
 from barlow_jax.data.sources import Arrays, ImageFolder
+from barlow_jax.data.walk import local_path
 from barlow_jax.errors import UserError
 
 
 def _read_npz(path, wanted):
     """The names of all arrays in an .npz file, and those among `wanted` as a dict."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist: point the data path to an .npz file.")
+    if not path.is_file():
+        wrong = "is no regular file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {wrong}: point config.data.path to an .npz file.")
     try:
         with open(path, "rb") as stream, np.load(stream) as file:  # numpy leaves a damaged file open
             return sorted(file.files), {key: file[key] for key in wanted if key in file.files}
-    # ValueError: pickled objects. AttributeError, TypeError: a bare .npy, which is no context manager.
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError, TypeError) as error:
+    except Exception as error:  # numpy and zipfile raise whatever a damaged file makes them run into
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{path} cannot be read as an .npz file of plain arrays ({error}): write it again with numpy.savez."
+            f"{path} cannot be read as an .npz file of plain arrays ({reason}): write it again with numpy.savez."
         ) from None
 
 
@@ -34,7 +34,7 @@ def load_npz(path, split="train"):
     split="" from images and labels. Labels may be absent. Class names: classes, class_names or names.
     Images [n, h, w] get a channel axis. UserError names what the file lacks.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_path(path)
     pairs = [(f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}")] if split else [("images", "labels")]
     names_keys = ("classes", "class_names", "names")
     held, arrays = _read_npz(path, [*itertools.chain(*pairs), *names_keys])
@@ -51,19 +51,26 @@ def load_npz(path, split="train"):
     return Arrays(images, labels, class_names=names, name=f"{path.name}:{split}" if split else path.name)
 
 
-def _open_folder(path, split, labels="auto", class_names=None, listed="", channels=0):
-    root = pathlib.Path(path).expanduser()
+def _open_folder(
+    path, split, labels="auto", class_names=None, listed="", channels=0, value_range=(), max_pixels=MAX_PIXELS
+):
+    root = local_path(path)
     if split and root.is_dir() and not (root / split).is_dir():
-        raise UserError(f"{root} has no sub-folder {split!r}: set split to one it has, or to '' to read all of it.")
-    return ImageFolder(root / split, labels=labels, class_names=class_names, listed=listed, channels=channels)
+        raise UserError(
+            f"{root} has no sub-folder {split!r}: name one that it has in config.data.train and config.data.val, or "
+            "'.' for the folder itself."
+        )
+    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
+    return ImageFolder(root / split, labels=labels, class_names=class_names, listed=listed, **reading)
 
 
-def _open_tfds(path, split, name="", channels=0):
+def _open_tfds(path, split, name="", channels=0, value_range=(), max_pixels=MAX_PIXELS):
     from barlow_jax.data.records import Records  # here, as it brings TensorFlow
 
     if not name:
-        raise UserError("data kind 'tfds' needs the name of a data set: set name, such as 'imagenet2012'.")
-    return Records(name, split, data_dir=path, channels=channels)
+        raise UserError("config.data.kind 'tfds' needs config.data.name, a data set such as 'imagenet2012'.")
+    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
+    return Records(name, split, data_dir=path, **reading)
 
 
 def _open_npz(path, split):
@@ -74,7 +81,7 @@ def _open_digits(path, split, size=24, renderings=3, seed=0):
     from barlow_jax.data.digits import scattered_digits  # here, as scikit-learn takes seconds to import
 
     if path:
-        raise UserError(f"data path is {path!r}, but the digits are built in: leave it empty.")
+        raise UserError(f"config.data.path is {path!r}, but the digits are built in: leave it empty.")
     return scattered_digits(split, size=size, renderings=renderings, seed=seed)
 
 
@@ -86,19 +93,21 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
     """The source that a few fields of a config name.
 
     kind="folder": ImageFolder(path/split) or, with split="", ImageFolder(path); options labels, class_names, listed,
-      channels.
-    kind="tfds": Records(name, split, data_dir=path); options name, channels.
+      channels, value_range, max_pixels.
+    kind="tfds": Records(name, split, data_dir=path); options name, channels, value_range, max_pixels.
     kind="npz": load_npz(path, split).
     kind="digits": digits.scattered_digits(split), built in, no path; options size, renderings, seed.
     UserError for an unknown kind or option, or an unusable path.
     """
     if kind not in KINDS:
-        raise UserError(f"data kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}.")
+        raise UserError(f"config.data.kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}.")
     opener = KINDS[kind]
     known = list(inspect.signature(opener).parameters)[2:]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise UserError(f"data kind {kind!r} has no option {unknown[0]!r}; its options: {', '.join(known) or 'none'}.")
+        raise UserError(
+            f"config.data.kind {kind!r} has no option {unknown[0]!r}; its options: {', '.join(known) or 'none'}."
+        )
     if not path and kind in NEED_PATH:
-        raise UserError(f"data kind {kind!r} needs a data path: set it to where the images are.")
+        raise UserError(f"config.data.kind {kind!r} needs config.data.path: set it to where the images are.")
     return opener(path, split, **options)

@@ -2,7 +2,9 @@
 
 import pathlib
 
-from barlow_jax.data.sources import Files, read_list
+from barlow_jax.data.pixels import MAX_PIXELS
+from barlow_jax.data.sources import Files
+from barlow_jax.data.walk import local_path, read_list, readable
 from barlow_jax.errors import UserError
 
 
@@ -10,18 +12,18 @@ class ListedFiles(Files):
     """The image files of a list, unlabelled and in its order.
 
     path: a text file, one image a line; a path that is not absolute begins at the folder of the list.
-    channels: 3 reads the images as RGB, 1 as grey.
+    channels: 3 reads the images as RGB, 1 as grey. value_range, max_pixels: see pixels.Reading.
 
     UserError names a list that cannot be read, and the first file that is not there.
     """
 
-    def __init__(self, path, *, channels=3):
-        path = pathlib.Path(path).expanduser()
+    def __init__(self, path, *, channels=3, value_range=(), max_pixels=MAX_PIXELS):
+        path = local_path(path)
         paths = [str(path.parent / line) for line in read_list(path)]
         missing = [file for file in paths if not pathlib.Path(file).is_file()]
         if missing:
             raise UserError(
-                f"{missing[0]}, which {path} names, does not exist, nor do {len(missing) - 1} other of its "
-                f"{len(paths)} lines; correct the list."
+                f"{readable(missing[0])}, which {path} names, does not exist, nor do {len(missing) - 1} other of "
+                f"its {len(paths)} lines; correct the list."
             )
-        super().__init__(paths, name=str(path), channels=channels)
+        super().__init__(paths, name=str(path), channels=channels, value_range=value_range, max_pixels=max_pixels)

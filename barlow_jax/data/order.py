@@ -46,17 +46,17 @@ def steps_per_epoch(n, batch_size, last="drop"):
     "drop" has 625. "wrap" is what works everywhere: it needs one compiled program and any number of devices.
     """
     if last not in LAST:
-        raise UserError(f"last is {last!r}, but must be one of {', '.join(map(repr, LAST))}.")
+        raise UserError(f"config.data.last is {last!r}, but must be one of {', '.join(map(repr, LAST))}.")
     if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}, but must be at least 1.")
+        raise UserError(f"config.batch_size is {batch_size}, but must be at least 1.")
     if n < 1:
-        raise UserError("The data set holds no example: point it to one that does.")
+        raise UserError("The data set holds no example: point config.data.path to one that does.")
     if last != "drop":
         return -(-n // batch_size)
     if n < batch_size:
         raise UserError(
-            f"batch_size {batch_size} is larger than the data set ({n} examples), so last='drop' leaves no batch: "
-            "lower batch_size or set last='wrap'."
+            f"config.batch_size {batch_size} is larger than the data set ({n} examples), so config.data.last='drop' "
+            "leaves no batch: lower config.batch_size or set config.data.last='wrap'."
         )
     return n // batch_size
 
@@ -76,8 +76,8 @@ def last_batch_size(n, batch_size, last="drop", reference_world_size=1):
         return batch_size
     if batch_size % reference_world_size:
         raise UserError(
-            f"batch_size {batch_size} is not a multiple of reference_world_size {reference_world_size}, as last='keep' "
-            "needs: choose one that is, or set last='wrap'."
+            f"config.batch_size {batch_size} is not a multiple of config.reference_world_size {reference_world_size}, "
+            "as config.data.last='keep' needs: choose one that is, or set config.data.last='wrap'."
         )
     left = n % batch_size or batch_size
     return -(-left // reference_world_size) * reference_world_size
@@ -89,7 +89,7 @@ def process_rows(batch_size, process_index=0, process_count=1):
         raise UserError(f"process_index is {process_index}, but must lie in 0..{process_count - 1} (process_count).")
     if batch_size % process_count:
         raise UserError(
-            f"batch_size {batch_size} is not divisible by the {process_count} processes: choose a multiple."
+            f"config.batch_size {batch_size} is not divisible by the {process_count} processes: choose a multiple."
         )
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)
@@ -108,8 +108,8 @@ def batch_indices(n, batch_size, seed, step, last="drop", process_index=0, proce
     end = last_batch_size(n, batch_size, last, reference_world_size)
     if end % process_count:
         raise UserError(
-            f"With last='keep' the last batch of an epoch has {end} rows, which {process_count} processes do not "
-            "divide: set last='wrap'."
+            f"With config.data.last='keep' the last batch of an epoch has {end} rows, which {process_count} processes "
+            "do not divide: set config.data.last='wrap'."
         )
     if position == steps - 1:
         rows = process_rows(end, process_index, process_count)

@@ -27,11 +27,12 @@ class Batches:
     """Iterator over numpy batches that counts and names the images it could not read.
 
     bad_files: {path, or what else names an image: reason}, each once. seen, bad: images asked for, and how many of them
-    were unreadable (one counts each time), in this process since it started. close() stops the reading threads.
+    were unreadable (one counts each time), in this process since it started. reduced: of the images shown in an
+    evaluation, those read at 1/2 or less as the canvas does not hold them. close() stops the reading threads.
     """
 
     def __init__(self, source, job, finish, max_bad_fraction):
-        self.bad_files, self.seen, self.bad = {}, 0, 0
+        self.bad_files, self.seen, self.bad, self.reduced = {}, 0, 0, 0
         self._source, self._job, self._finish, self._max_bad_fraction = source, job, finish, max_bad_fraction
         self._raw = source.batches(job)
         # At the latest when Python exits: reading threads that outlive the interpreter would hang it.
@@ -50,8 +51,12 @@ class Batches:
         if np.any(bad := (index >= 0) & (skipped != 0)):
             self._account(index[bad], skipped[bad])
         shown = np.where(skipped < 0, -1, (index + skipped) % len(self._source))
+        if self._job.cut:  # no row may be blank
+            _check_all_read(shown, self._job.tries, self._source, self.bad_files)
         raw["label"] = np.where(shown < 0, np.int32(-1), raw["label"])
-        return self._finish(raw, shown)
+        finished = self._finish(raw, shown)
+        self.reduced += finished.pop("reduced", 0)
+        return finished
 
     def close(self):
         """Stops the reading threads; the iterator is at its end."""
@@ -69,9 +74,9 @@ class Batches:
                     logger.warning("unreadable image %s: %s", path, self.bad_files[path])
             if too_many:
                 raise UserError(
-                    f"{self.bad} of {self.seen} images could not be read, more than max_bad_fraction = "
+                    f"{self.bad} of {self.seen} images could not be read, more than config.data.max_bad_fraction = "
                     f"{self._max_bad_fraction:g} allows, for example {path} ({self.bad_files[path]}): repair or "
-                    "delete them, or raise max_bad_fraction."
+                    "delete them, or raise it."
                 )
 
 
@@ -82,21 +87,22 @@ def _default_threads():
 
 def _check(source, canvas, max_bad_fraction):
     if canvas < 1:
-        raise UserError(f"canvas is {canvas}, but must be a number of pixels, at least 1.")
+        raise UserError(f"config.data.canvas is {canvas}, but must be a number of pixels, at least 1.")
     if source.images is not None and canvas < max(source.shape[:2]):
         raise UserError(
-            f"canvas {canvas} is smaller than the images of {source.name} {source.shape[:2]}: "
+            f"config.data.canvas {canvas} is smaller than the images of {source.name} {source.shape[:2]}: "
             f"set it to {max(source.shape[:2])}."
         )
     if not 0 <= max_bad_fraction <= 1:
-        raise UserError(f"max_bad_fraction is {max_bad_fraction}, but must lie in [0, 1].")
+        raise UserError(f"config.data.max_bad_fraction is {max_bad_fraction}, but must lie in [0, 1].")
 
 
-def _check_all_read(index, tries, source):
-    if np.any(index < 0):
+def _check_all_read(shown, tries, source, bad_files):
+    if np.any(shown < 0):
+        path, reason = list(bad_files.items())[-1]
         raise UserError(
-            f"{tries} images in a row could not be read (the log names them): check that {source.name} is still there "
-            "and intact."
+            f"{tries} images in a row could not be read, {path} for one ({reason}): check that {source.name} is still "
+            "there and intact."
         )
 
 
@@ -149,14 +155,12 @@ def train_batches(
     def boxes_of(draws, height, width, xp):
         return boxes.random_crop(draws, height, width, ratio, xp)
 
-    tries = min(len(source), TRIES)
-
     def finish(raw, index):
-        _check_all_read(index, tries, source)
         return {"canvas": raw["canvas"], "boxes": raw["boxes"], "index": index, "label": raw["label"]}
 
     plan(start_step)  # an impossible argument should end here, not in a reading thread
     steps, workers = range(start_step, 2**62), threads or _default_threads()
+    tries = min(len(source), TRIES)
     job = Job(plan, steps, boxes_of, boxes.no_margin, canvas, views, tries, workers, prefetch, cut=True)
     return Batches(source, job, finish, max_bad_fraction)
 
@@ -208,17 +212,22 @@ def eval_batches(
         return boxes.filter_margin(found, crop, xp)
 
     def finish(raw, index):
-        return _masked(raw, index, canvas)
+        stored = boxes_of(None, *raw["size"][index >= 0, :, None].astype(np.float64).transpose(1, 0, 2), xp=np)
+        return _masked(raw, index, canvas, stored)
 
     steps, workers = range(order.eval_steps(len(source), batch_size)), threads or _default_threads()
     job = Job(plan, steps, boxes_of, margin_of, canvas, 1, 1, workers, prefetch, cut=False)
     return Batches(source, job, finish, max_bad_fraction)
 
 
-def _masked(raw, index, canvas):
-    """An evaluation batch; rows without an image have the whole canvas as their box: finite for any resize."""
+def _masked(raw, index, canvas, stored):
+    """An evaluation batch; rows without an image have the whole canvas as their box: finite for any resize.
+
+    stored: boxes of the rows with an image, in pixels of the stored one, which tell how many are `reduced`.
+    """
     mask, whole = index >= 0, np.asarray([0, 0, canvas, canvas], np.float32)
     return {
+        "reduced": np.count_nonzero(stored[:, 2] > 1.5 * raw["boxes"][mask, 0, 2]),
         "canvas": raw["canvas"],
         "boxes": np.where(mask[:, None, None], raw["boxes"], whole),
         "extent": np.where(mask[:, None], raw["extent"], np.int32(canvas)),
@@ -248,10 +257,6 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
     def whole(draws, height, width, xp):
         return xp.concat([0 * height, 0 * width, height, width], axis=-1)
 
-    def finish(raw, index):
-        _check_all_read(index, tries, source)
-        return raw
-
     job = Job(
         plan,
         range(order.eval_steps(n, rows)),
@@ -266,7 +271,7 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
     )
     images = np.empty((n, side, side, source.channels), np.uint8)
     sizes, labels = np.empty((0, 2), np.int32), np.empty(0, np.int32)
-    batches = Batches(source, job, finish, max_bad_fraction)
+    batches = Batches(source, job, lambda raw, index: raw, max_bad_fraction)
     try:
         for batch in batches:
             if np.any(batch["extent"] < batch["size"]):

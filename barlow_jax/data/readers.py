@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from barlow_jax.data.pixels import Reading
+
 DETOUR = 100  # steps read the careful way after an unreadable file, 0.6 ms per image slower
 
 
@@ -67,11 +69,11 @@ def array_batches(
             yield pending.popleft().result()
 
 
-def file_batches(fetch: Callable[..., Any], n: int, channels: int, job: Job) -> Iterator[dict[str, np.ndarray]]:
+def file_batches(fetch: Callable[..., Any], n: int, reading: Reading, job: Job) -> Iterator[dict[str, np.ndarray]]:
     """decode.canvas_batches at full speed, and for DETOUR steps around each unreadable file the careful way.
 
     Both ways give the same pixels and boxes, so how often the reader changes over leaves no trace in the data.
-    fetch: of decode.from_files or decode.from_records, for n images to be read with so many channels.
+    fetch: of decode.from_files or decode.from_records, for n images, to be read as `reading` says.
     """
     from barlow_jax.data import decode  # here, as TensorFlow takes seconds to import
 
@@ -87,7 +89,7 @@ def file_batches(fetch: Callable[..., Any], n: int, channels: int, job: Job) -> 
                 job.boxes_of,
                 job.margin_of,
                 canvas=job.canvas,
-                channels=channels,
+                reading=reading,
                 views=job.views,
                 tries=tries,
                 threads=job.threads,

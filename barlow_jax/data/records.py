@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from barlow_jax.data.fingerprint import fingerprint
+from barlow_jax.data.pixels import MAX_PIXELS, Reading
 from barlow_jax.data.sources import Encoded
 from barlow_jax.errors import UserError
 
@@ -32,7 +33,8 @@ class Records(Encoded):
     name: such as "cifar10", "imagenet2012_subset/1pct" or "voc/2007:5.0.0".
     split: in TFDS's notation: "train", "train+validation", "train[:10%]".
     data_dir: where TFDS keeps its sets; "" is TFDS's own choice ($TFDS_DATA_DIR or ~/tensorflow_datasets).
-    channels: 0 is what the set says (1 or 3); 1 reads the images as grey, 3 as RGB.
+    channels: 0 is what the set says (1 or 3); 1 reads the images as grey, 3 as RGB. value_range, max_pixels: see
+      pixels.Reading.
 
     Labels are the class label that TFDS supervises with, or the feature "label"; they stand in the records, so
     `labels` is None also where there are some; a split whose first label is -1 has none. shape is (height, width,
@@ -42,14 +44,14 @@ class Records(Encoded):
 
     labels = None
 
-    def __init__(self, name, split, *, data_dir="", channels=0):
+    def __init__(self, name, split, *, data_dir="", channels=0, value_range=(), max_pixels=MAX_PIXELS):
         builder = _open_builder(name, data_dir)
         info = _split_info(builder, name, split)
         features = builder.info.features
         image, label = _image_key(builder.info, name), _label_key(builder.info)
         height, width, stored_channels = features[image].shape
         self.name = f"{name}:{split}"
-        self.channels = channels or (1 if stored_channels == 1 else 3)
+        self.reading = Reading(channels or (1 if stored_channels == 1 else 3), tuple(value_range), max_pixels)
         self.shape = None if None in (height, width) else (height, width, self.channels)
         self.class_names = tuple(features[label].names) if label else None
         self.num_classes = features[label].num_classes if label else None
@@ -102,7 +104,7 @@ class Records(Encoded):
 
     def fingerprint(self):
         """Of the set, the state of its files, and the rows; see `fingerprint.fingerprint`."""
-        about = self._about | {"channels": self.channels}
+        about = self._about | self.reading.told()
         return fingerprint(about, arrays=[self._rows], files=self._files)
 
     def encoded(self, index):

@@ -6,96 +6,39 @@ Each is a `protocol.Source`. Nothing here decodes an image or imports TensorFlow
 import abc
 import copy
 import logging
-import os
 import pathlib
-import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from barlow_jax.data import readers
+from barlow_jax.data import readers, walk
 from barlow_jax.data.fingerprint import fingerprint
+from barlow_jax.data.pixels import MAX_PIXELS, Reading, largest_of_16_bits
 from barlow_jax.data.protocol import Source
 from barlow_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# torchvision's list, and GIF. What a file is tells its content: a PNG named .JPEG is read as a PNG.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
-
-# How files of these formats begin; "." is any byte.
-SIGNATURE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM....\x00\x00\x00\x00|GIF8[79]a|II\*\x00|MM\x00\*", re.DOTALL
-)
-
-
-def _is_image(folder, name):
-    """Whether a file goes by the name of an image, or has a name of no kind (`photo`, `0042.bin`) and begins as one."""
-    if name.startswith("."):
-        return False
-    if name.lower().endswith(EXTENSIONS):
-        return True
-    try:
-        with open(os.path.join(folder, name), "rb") as file:
-            return SIGNATURE.match(file.read(12)) is not None
-    except OSError:  # a socket, or another's file: no image of ours
-        return False
-
-
-def _image_files(root):
-    """Paths below root of all image files, sorted, '/'-separated; hidden ones are left out."""
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        relative = pathlib.Path(folder).relative_to(root)
-        found += [(relative / name).as_posix() for name in files if _is_image(folder, name)]
-    return sorted(found)
-
-
-def read_list(path):
-    """The lines of a file list, without empty ones. UserError where it cannot be read or has none."""
-    path = pathlib.Path(path).expanduser()
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(
-            f"The file list {path} cannot be read ({reason}): give a text file, one image a line."
-        ) from None
-    if not (lines := [line for line in lines if line]):
-        raise UserError(f"The file list {path} is empty: give a text file, one image a line.")
-    return lines
-
-
-def _listed(files, path, root):
-    """Places in `files` (paths below root) of what a file list names, by path below root or by bare file name."""
-    by_name = {}
-    for place, file in enumerate(files):
-        by_name.setdefault(file.rpartition("/")[2], []).append(place)
-        by_name[file] = [place]
-    lines = read_list(path)
-    for line in lines:
-        if len(by_name.get(line, ())) > 1:
-            raise UserError(f"The file list {path} names {line}, which is several files below {root}: give its folder.")
-    missing = [line for line in lines if line not in by_name]
-    if len(missing) == len(lines):
-        raise UserError(f"The file list {path} names no file below {root}: its lines are like {lines[0]}.")
-    if missing:
-        logger.warning(
-            "%d of the %d files in %s are not below %s, %s for one", len(missing), len(lines), path, root, missing[0]
-        )
-    return sorted({by_name[line][0] for line in lines if line in by_name})
+# Every class costs a column of a classifier; public sets have up to 200,000.
+MAX_CLASSES = 1_000_000
+LOOKED_AT = 8  # images of a source of which one learns whether 16 bits are in use, evenly spaced
 
 
 class Encoded(abc.ABC):
     """What sources of encoded images have in common: they are read, and faults found in them, by decode.py.
 
     A subclass gives what is abstract here, and the rest of `protocol.Source`.
+    reading: pixels.Reading.
     """
 
-    channels: int
+    reading: Reading
     images = sizes = shape = None
+    _looked_at = False
+
+    @property
+    def channels(self):
+        return self.reading.channels
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -110,7 +53,10 @@ class Encoded(abc.ABC):
 
     def batches(self, job):
         """The batches that a readers.Job asks for."""
-        return readers.file_batches(self.fetch(), len(self), self.channels, job)
+        if not self._looked_at:
+            self._looked_at = True
+            _warn_of_dark_images(self)
+        return readers.file_batches(self.fetch(), len(self), self.reading, job)
 
     def why_unreadable(self, index):
         """A few words on what is wrong with an image, for a person."""
@@ -119,15 +65,41 @@ class Encoded(abc.ABC):
         return decode.why_unreadable(self, index)
 
 
+def _warn_of_dark_images(source):
+    """Says so where files of 16 bits hold values of 12 or so, which come out nearly black."""
+    if source.reading.value_range:
+        return
+    largest = []
+    for row in np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)):
+        try:
+            encoded = source.encoded(row)
+        except Exception:  # whatever the reader of records runs into; told of when it is the image's turn
+            continue
+        largest.append(largest_of_16_bits(encoded))
+    largest = [value for value in largest if value is not None]
+    if largest and max(largest) < 256 // 8:
+        logger.warning(
+            "%s: the images of 16 bits that were looked at (%d) hold no value above %d of 65535, so they are nearly "
+            "black; if fewer bits are in use, say so, as by --config.data.value_range='(0, 4095)' for 12",
+            source.name,
+            len(largest),
+            256 * max(largest) + 255,
+        )
+
+
 class Files(Encoded):
     """Image files, wherever they lie, in the order they are given.
 
-    paths: list of str. name: for messages. channels: 3 reads the images as RGB, 1 as grey; 0 is 3.
+    paths: list of str. name: for messages.
+    channels: 3 reads the images as RGB, 1 as grey; 0 is 3. value_range, max_pixels: see pixels.Reading.
     labels: int32 [n], or None. class_names: names of the classes in order, where there are labels.
     """
 
-    def __init__(self, paths, *, name, channels=0, labels=None, class_names=None):
-        self.paths, self.name, self.channels = paths, name, channels or 3
+    def __init__(
+        self, paths, *, name, channels=0, value_range=(), max_pixels=MAX_PIXELS, labels=None, class_names=None
+    ):
+        self.paths, self.name = paths, walk.readable(name)
+        self.reading = Reading(channels or 3, tuple(value_range), max_pixels)
         self.labels, self.class_names = labels, class_names
 
     def __len__(self):
@@ -145,12 +117,12 @@ class Files(Encoded):
         return part
 
     def where(self, index):
-        """The path of one file."""
-        return self.paths[index]
+        """The path of one file, in characters that can be printed and stored, see `walk.readable`."""
+        return walk.readable(self.paths[index])
 
     def fingerprint(self):
         """Of the files' paths, sizes and times of change, and the labels; see `fingerprint.fingerprint`."""
-        return fingerprint({"channels": self.channels}, arrays=[self.labels], files=self.paths)
+        return fingerprint(self.reading.told(), arrays=[self.labels], files=self.paths)
 
     def encoded(self, index):
         """The bytes of one file."""
@@ -169,9 +141,10 @@ def _class_numbers(root, files, folders, class_names):
     empty = sorted(set(folders) - set(classes))
     if empty:
         raise UserError(
-            f"The class folder {root / empty[0]} holds no image: add some, delete it, or set labels='none'."
+            f"The class folder {walk.readable(root / empty[0])} holds no image: add some, let it be read, or delete it."
         )
     number = {name: k for k, name in enumerate(class_names)}
+    classes = [walk.readable(name) for name in classes]
     unknown = sorted(set(classes) - set(number))
     if unknown:
         raise UserError(
@@ -191,22 +164,28 @@ class ImageFolder(Files):
       numbered like it (implies labels="folders").
     listed: a text file that names the images to take, one a line, by path below root or by bare name, as the lists of
       1 % and 10 % of ImageNet do; "" takes all. Classes are numbered as without it.
-    channels: 3 reads the images as RGB, 1 as grey; 0 is 3.
+    channels: 3 reads the images as RGB, 1 as grey; 0 is 3. value_range, max_pixels: see pixels.Reading.
 
-    Hidden files and folders are ignored, and so are files that neither are named nor begin as an image. UserError
-    names the folder that is missing, empty or holds no image, or what is wrong with the list.
+    Hidden files and folders are left out, and so are files that neither are named nor begin as an image; the log says
+    how many of what kind. A folder is followed once on a path, see `walk.look`. Names that are not UTF-8 are told as
+    `walk.readable` has them. UserError names the folder that is missing, empty or holds no image, or what is wrong
+    with the list.
     """
 
-    def __init__(self, root, *, labels="auto", class_names=None, listed="", channels=0):
+    def __init__(
+        self, root, *, labels="auto", class_names=None, listed="", channels=0, value_range=(), max_pixels=MAX_PIXELS
+    ):
         if labels not in ("auto", "folders", "none"):
             raise UserError(f"labels is {labels!r}, but must be 'auto', 'folders' or 'none'.")
-        root = pathlib.Path(root).expanduser()
+        root = walk.local_path(root)
         if not root.is_dir():
-            raise UserError(f"{root} is not a folder: point the data path to the folder that holds the images.")
-        files = _image_files(root)
+            raise UserError(f"{root} is not a folder: point config.data.path to the folder that holds the images.")
+        found = walk.look(root)
+        walk.tell(root, found)
+        files = found.images
         if not files:
-            raise UserError(f"{root} holds no image: put files named {', '.join(EXTENSIONS)} below it.")
-        folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+            raise UserError(f"{root} holds no image: put files named {', '.join(walk.EXTENSIONS)} below it.")
+        folders = walk.class_folders(root)
         beside = [name for name in files if "/" not in name]
         if labels == "auto" and class_names is None:
             labels = "folders" if len(folders) >= 2 and not beside else "none"
@@ -214,17 +193,23 @@ class ImageFolder(Files):
         numbers, name = None, str(root)
         if labels == "folders" or class_names is not None:
             if beside:
-                raise UserError(
-                    f"{root / beside[0]} lies beside the class folders: move it into one, or set labels='none'."
-                )
-            class_names = tuple(class_names or folders)
+                raise UserError(f"{walk.readable(root / beside[0])} lies beside the class folders: move it into one.")
+            class_names = tuple(class_names or map(walk.readable, folders))
             numbers = _class_numbers(root, files, folders, class_names)
         if listed:
-            rows, name = _listed(files, listed, root), f"{root} ({listed})"
+            rows, name = walk.listed(files, listed, root), f"{root} ({listed})"
             files = [files[row] for row in rows]
             numbers = None if numbers is None else numbers[rows]
         paths = [str(root / file) for file in files]
-        super().__init__(paths, name=name, channels=channels, labels=numbers, class_names=class_names)
+        super().__init__(
+            paths,
+            name=name,
+            channels=channels,
+            value_range=value_range,
+            max_pixels=max_pixels,
+            labels=numbers,
+            class_names=class_names,
+        )
 
 
 class Arrays:
@@ -267,6 +252,11 @@ class Arrays:
             )
         if labels.min() < -1:
             raise UserError(f"{name}: label {labels.min()} is negative; classes count from 0, -1 means unlabelled.")
+        if labels.max() >= MAX_CLASSES:
+            raise UserError(
+                f"{name}: label {labels.max()} is no number of a class, of which there may be {MAX_CLASSES:,}: number "
+                "them from 0, as numpy.unique(labels, return_inverse=True)[1] does."
+            )
         return labels.astype(np.int32)
 
     def __len__(self):

@@ -7,11 +7,11 @@ In the lists 1 is present, -1 absent, and 0 present but "difficult", which the c
 (Everingham et al. 2010, section 3.2).
 """
 
-import pathlib
-
 import numpy as np
 
+from barlow_jax.data.pixels import MAX_PIXELS
 from barlow_jax.data.sources import Files
+from barlow_jax.data.walk import local_path
 from barlow_jax.errors import UserError
 
 PRESENT, DIFFICULT, ABSENT = 1, 0, -1
@@ -21,20 +21,20 @@ class VOC(Files):
     """One split of a VOC folder, in the order of the images' names.
 
     root: the folder of one year, such as VOCdevkit/VOC2007. split: such as "trainval" or "test".
-    channels: 3 reads the images as RGB, 1 as grey; 0 is 3.
+    channels: 3 reads the images as RGB, 1 as grey; 0 is 3. max_pixels: see pixels.Reading.
     targets: int8 [n, C] of PRESENT, DIFFICULT, ABSENT; an image that the list of a class lacks is DIFFICULT there.
     target_names: the C classes, sorted. There are no labels: an image has any number of classes. The targets are no
       part of the fingerprint.
     UserError names the folder, list, line or image that is missing or wrong.
     """
 
-    def __init__(self, root, split, *, channels=0):
-        root = pathlib.Path(root).expanduser()
+    def __init__(self, root, split, *, channels=0, max_pixels=MAX_PIXELS):
+        root = local_path(root)
         lists = root / "ImageSets" / "Main"
         if not lists.is_dir():
             raise UserError(f"{root} has no folder ImageSets/Main: point config.data.path to VOCdevkit/VOC2007.")
         # Of lists like aeroplane_test.txt; test.txt is no list of a class.
-        files = sorted(file for file in lists.glob(f"*_{split}.txt") if file.stem.count("_") == 1)
+        files = sorted(file for file in lists.glob(f"*_{split}.txt") if file.stem.count("_") == 1 and file.is_file())
         if not files:
             raise UserError(
                 f"{lists} has no list of a class, such as dog_{split}.txt: VOC's trainval and test come in two "
@@ -47,14 +47,14 @@ class VOC(Files):
         targets = [[of_class.get(image, DIFFICULT) for of_class in listed] for image in images]
         self.targets = np.asarray(targets, np.int8)
         paths = [root / "JPEGImages" / f"{image}.jpg" for image in images]
-        there = {file.name for file in (root / "JPEGImages").glob("*.jpg")}
+        there = {file.name for file in (root / "JPEGImages").glob("*.jpg") if file.is_file()}
         missing = [path for path in paths if path.name not in there]
         if missing:
             raise UserError(
                 f"{len(missing)} of the {len(paths)} images of {name} are missing, {missing[0]} for one: unpack "
                 "the archive of this split again."
             )
-        super().__init__([str(path) for path in paths], name=name, channels=channels)
+        super().__init__([str(path) for path in paths], name=name, channels=channels, max_pixels=max_pixels)
 
     def take(self, rows):
         """The examples `rows` (int [m]) as a source of their own."""

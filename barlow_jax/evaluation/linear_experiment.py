@@ -166,12 +166,12 @@ def filled_in(config, pretrained):
     config = config.copy_and_resolve_references().unlock()
     fields = ["image_size", "eval.resize", "eval.crop"]
     if config.data.kind in ("", pretrained.data.kind):
-        fields += ["data.kind", "data.path", "data.name", "data.train", "data.val", "data.channels"]
+        fields += ["data.kind", "data.path", "data.name", "data.train", "data.val", "data.channels", "data.value_range"]
     taken = []
     for field in fields:
         group, _, name = field.rpartition(".")
         ours, theirs = (c[group] if group else c for c in (config, pretrained))
-        if name in ours and not ours[name] and theirs[name]:
+        if name in ours and not ours[name] and theirs.get(name):
             ours[name] = theirs[name]
             taken.append(f"config.{field}={theirs[name]}")
     if taken:

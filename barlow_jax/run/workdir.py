@@ -18,11 +18,13 @@ import pathlib
 import jax
 
 from barlow_jax.errors import UserError
-from barlow_jax.run import cluster, lock
+from barlow_jax.run import cluster, config_files, lock
 from barlow_jax.run.checkpoint import holds_checkpoints, newest_step
 
 CONFIG_FILE = "config.json"
 CHANGES_FILE = "config_changes.jsonl"
+
+COMPLETE = ("barlow_twins", "linear")  # the configs that have every field of a training and of an evaluation
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a full disk
 
@@ -128,7 +130,7 @@ def _keep_config(folder, config, free, allowed):
             raise UserError(
                 f"{file} is damaged ({error}); remove it to go on with the config that this command gives."
             ) from error
-        changes = changed_fields(old, config)
+        changes = _without_new_fields(changed_fields(old, config))
         check_changes(folder, changes, free, allowed)
         if changes:
             record = {
@@ -158,6 +160,30 @@ def changed_fields(old, new, prefix=""):
         elif was != now:
             found[name] = (was, now)
     return found
+
+
+def _without_new_fields(changes):
+    """The changes but for fields that are younger than the run and have the value of the configs that come along.
+
+    With that value a run is what it was before there was a choice, so it may go on.
+    """
+    if not any(was == ABSENT for was, _ in changes.values()):
+        return changes
+    fresh = [json.loads(json.dumps(config_files.load(name).to_dict())) for name in COMPLETE]
+
+    def is_new(name, was, now):
+        return was == ABSENT and any(_matches(config, name.split("."), now) for config in fresh)
+
+    return {name: (was, now) for name, (was, now) in changes.items() if not is_new(name, was, now)}
+
+
+def _matches(config, names, value):
+    """Whether a nested dict has a value at a path of names, and it is this one."""
+    for name in names:
+        if not isinstance(config, dict) or name not in config:
+            return False
+        config = config[name]
+    return type(config) is type(value) and config == value
 
 
 def check_changes(folder, changes, free, allowed):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from barlow_jax import augment, data
-from barlow_jax.data import decode, order, readers
+from barlow_jax.data import order, pixels, readers
 from barlow_jax.errors import UserError
 
 RNG = np.random.RandomState(0)
@@ -101,7 +101,7 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path):
     rgb = np.asarray(PHOTO.convert("L"))[..., None].repeat(3, -1)
     source = write(tmp_path, {"a.png": encoded(sixteen_bit(), "PNG"), "b.tif": encoded(sixteen_bit(), "TIFF")})
     for path in source.paths:
-        assert np.array_equal(decode.pillow_pixels(pathlib.Path(path).read_bytes()), rgb)
+        assert np.array_equal(pixels.pillow_pixels(pathlib.Path(path).read_bytes()), rgb)
     (batch,) = data.eval_batches(source, batch_size=2, canvas=64, resize_short=8, crop=8, threads=1)
     assert np.array_equal(batch["canvas"][0], batch["canvas"][1])
     height, width = batch["extent"][0]

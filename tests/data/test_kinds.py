@@ -1,5 +1,8 @@
 """What a few fields of a config open: .npz files, and the sentence where kind, option or path is wrong."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from source_kinds import PIXELS, folder, one_sentence
@@ -52,7 +55,7 @@ def test_open_source(tmp_path):
     assert data.open_source("folder", str(tmp_path / "train"), "", labels="none").labels is None
     for arguments, options, words in (
         (("tfrecord", "x"), {}, "'folder', 'tfds', 'npz', 'digits'"),
-        (("folder", ""), {}, "needs a data path"),
+        (("folder", ""), {}, "needs config.data.path"),
         (("folder", str(tmp_path), "test"), {}, "no sub-folder 'test'"),
         (("npz", "x.npz"), {"labels": "none"}, "no option 'labels'"),
         (("digits", "somewhere"), {}, "built in"),
@@ -60,3 +63,43 @@ def test_open_source(tmp_path):
         with pytest.raises(UserError) as caught:
             data.open_source(*arguments, **options)
         assert words in one_sentence(caught)
+
+
+def test_damaged_npz(tmp_path):
+    """A sentence or the arrays, whatever bytes are changed: of 600 files, compressed and not."""
+    rng = np.random.default_rng(0)
+    whole = []
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "set.npz", x_train=PIXELS, y_train=np.arange(6), classes=np.asarray(list("abcdef")))
+        whole.append((tmp_path / "set.npz").read_bytes())
+    refused = 0
+    for k in range(600):
+        content = bytearray(whole[k % 2])
+        for place in rng.integers(len(content), size=rng.integers(1, 5)):
+            content[place] = rng.integers(256)
+        if k % 5 == 0:
+            del content[rng.integers(len(content)) :]
+        (tmp_path / "set.npz").write_bytes(content)
+        try:
+            data.load_npz(tmp_path / "set.npz")
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 100 < refused < 600
+
+
+def test_an_npz_that_says_it_is_endless(tmp_path):
+    """A header of 10**15 images, and an encrypted member."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (10**15, 32, 32, 3)})
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as file:
+        file.writestr("x_train.npy", stream.getvalue())
+    np.savez(tmp_path / "locked.npz", x_train=PIXELS)
+    content = bytearray((tmp_path / "locked.npz").read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "locked.npz").write_bytes(content)
+    for name in ("huge.npz", "locked.npz"):
+        with pytest.raises(UserError, match=f"{name} cannot be read as an .npz file of plain arrays") as caught:
+            data.load_npz(tmp_path / name)
+        one_sentence(caught)

@@ -126,12 +126,12 @@ def test_closing_ends_the_reading(source):
     [
         ({"canvas": 0}, "canvas is 0"),
         ({"canvas": 20}, "set it to 24"),
-        ({"batch_size": 30}, "lower batch_size"),
+        ({"batch_size": 30}, "lower config.batch_size"),
         ({"batch_size": 9, "process_count": 2}, "not divisible"),
         ({"scale": (0.5, 2.0)}, "scale is"),
         ({"last": "kept"}, "'drop', 'wrap', 'keep'"),
         ({"seed": -1}, "seed is -1"),
-        ({"last": "keep", "process_count": 2}, "5 rows, which 2 processes do not divide: set last='wrap'"),
+        ({"last": "keep", "process_count": 2}, "5 rows, which 2 processes do not divide: set config.data.last='wrap'"),
         ({"max_bad_fraction": 2}, "max_bad_fraction is 2"),
     ],
 )
@@ -144,7 +144,7 @@ def test_impossible_arguments_end_at_once(arrays, options, words):
 def test_a_folder_held_in_memory(jpegs, channels):
     """Each image at full scale at the top left; not if one is larger than the canvas or all are more than allowed."""
     source = copy.copy(jpegs)
-    source.channels = channels
+    source.reading = source.reading._replace(channels=channels)
     arrays = data.in_memory(source, max_bytes=29 * 150**2 * channels, canvas=150, threads=2)
     assert arrays.images.shape == (29, 100, 150, channels) and np.array_equal(arrays.labels, jpegs.labels)
     assert arrays.class_names == jpegs.class_names and arrays.num_classes == 3

@@ -11,7 +11,7 @@ import tfds_sets
 from PIL import Image
 
 from barlow_jax import data, experiment
-from barlow_jax.data import decode, order, records
+from barlow_jax.data import order, pixels, records
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import linear_experiment
 from configs import linear_tfds, tfds
@@ -135,7 +135,7 @@ def test_small_images_of_one_size_are_held_in_memory(root):
     arrays = data.in_memory(source, max_bytes=23 * 32 * 32 * 3, canvas=512, threads=2)
     assert arrays.images.shape == (23, 32, 32, 3) and arrays.sizes is None and arrays.num_classes == 10
     for row in range(23):
-        assert np.array_equal(arrays.images[row], decode.pillow_pixels(source.encoded(row)))
+        assert np.array_equal(arrays.images[row], pixels.pillow_pixels(source.encoded(row)))
     (batch,) = data.eval_batches(source, batch_size=23, canvas=32, resize_short=32, crop=32)
     assert np.array_equal(arrays.labels, batch["label"]) and np.array_equal(arrays.images, batch["canvas"])
     assert data.in_memory(source, max_bytes=23 * 32 * 32 * 3 - 1, canvas=512) is None
@@ -201,7 +201,7 @@ def test_names_and_splits_that_do_not_exist(root):
         ("imagenette", "test", "no split 'test' (train, validation are prepared)"),
         ("imagenette", "train[:1%]", "no example"),
         ("imagenette", "train[", "no split"),
-        ("", "train", "needs the name"),
+        ("", "train", "needs config.data.name"),
     ):
         with pytest.raises(UserError) as caught:
             opened(root, name, split)

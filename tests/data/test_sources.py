@@ -130,6 +130,10 @@ def test_arrays():
         (PIXELS, np.zeros(5, int), None, "integers [6]"),
         (PIXELS, np.zeros(6), None, "float64"),
         (PIXELS, np.full(6, -2), None, "label -2"),
+        (PIXELS, np.full(6, 2**40), None, "label 1099511627776 is no number of a class"),
+        (PIXELS, np.full(6, 2**64 - 1, np.uint64), None, "label 18446744073709551615 is no number"),
+        (PIXELS, np.full(6, 2**31 - 1), None, "there may be 1,000,000: number them from 0"),
+        (PIXELS, np.full(6, -(2**40)), None, "label -1099511627776 is negative"),
         (PIXELS, np.arange(6), "ab", "label 5 has no name"),
     ],
 )

@@ -14,6 +14,7 @@ import commands
 import numpy as np
 import pytest
 
+import barlow_jax
 from barlow_jax.errors import UserError
 from barlow_jax.run import lock, signals
 from barlow_jax.run import workdir as workdirs
@@ -280,6 +281,25 @@ def test_which_changes_are_refused():
     with pytest.raises(UserError, match=r"--allow_changes=eval.crop"):
         workdirs.check_changes("run", changes, free=("epochs", "gone", "new"), allowed=["config.views"])
     workdirs.check_changes("run", changes, free=(), allowed=["all"])
+
+
+@pytest.mark.parametrize("name", ["barlow_twins", "linear", "cifar10"])
+def test_a_field_that_is_younger_than_a_run_is_no_change(tmp_path, caplog, name):
+    """At the value of a fresh config; at another one it is a change like others."""
+    config = barlow_jax.config(name).to_dict()
+    old = json.loads(json.dumps(config))
+    for field in ("value_range", "max_pixels"):
+        del old["data"][field]
+    del old["precision"]
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / workdirs.CONFIG_FILE).write_text(json.dumps(old))
+    changed = config | {"data": config["data"] | {"value_range": (0, 4095)}}
+    words = r"\(config.data.value_range was 'absent' and is \[0, 4095\]\)"
+    with pytest.raises(UserError, match=words), workdirs.opened(str(tmp_path), changed):
+        pass
+    with workdirs.opened(str(tmp_path), config):
+        assert json.loads((tmp_path / workdirs.CONFIG_FILE).read_text()) == json.loads(json.dumps(config))
+    assert not (tmp_path / workdirs.CHANGES_FILE).exists() and "changed since" not in caplog.text
 
 
 def test_a_damaged_record_of_the_config_is_named(tmp_path):
