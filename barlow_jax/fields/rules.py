@@ -40,7 +40,8 @@ class Rule(NamedTuple):
         if not problem:
             return ""
         problem = problem if problem.startswith("each ") else f"it {problem}"
-        return problem + "".join(f", or {shown(one)} ({meaning})" for one, meaning in self.special.items())
+        beside = {one: meaning for one, meaning in self.special.items() if self.problem(one)}
+        return problem + "".join(f", or {shown(one)} ({meaning})" for one, meaning in beside.items())
 
 
 class Together(NamedTuple):

@@ -115,6 +115,7 @@ PRETRAINING = Table(
         "max_skipped": integer(1),
         "data.kind": choice(*KINDS),
         **IMAGES,
+        "data.val": path(special={"": "none"}),
         "data.last": choice("wrap", "drop", "keep"),
         "image_size": integer(8, SIDE),
         "views.crop_scale": pair(number(above=0, high=100), ascending=True),
