@@ -5,7 +5,7 @@ import pytest
 
 from barlow_jax import experiment, sharding, tree
 from barlow_jax.errors import UserError
-from barlow_jax.run import launch
+from barlow_jax.run import workdir
 from configs import demo
 
 
@@ -22,9 +22,9 @@ def test_a_profile_has_a_first_and_a_last_step(steps):
 def test_a_run_from_before_a_free_field_goes_on():
     config = demo.get_config().to_dict()
     before = {name: value for name, value in config.items() if name != "profile_steps"}
-    changes = launch.changed_fields(before, config)
+    changes = workdir.changed_fields(before, config)
     assert list(changes) == ["profile_steps"]
-    launch.check_changes("runs/demo", changes, experiment.FREE_FIELDS, ())
+    workdir.check_changes("runs/demo", changes, experiment.FREE_FIELDS, ())
 
 
 @pytest.mark.parametrize(("precision", "num_classes"), [("float32", 10), ("float16", None)])
