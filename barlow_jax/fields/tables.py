@@ -8,7 +8,7 @@ from barlow_jax.fields.rules import SEEDS, Table, Together, choice, integer, num
 
 ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2", "convnet")
 KINDS = ("folder", "tfds", "npz", "digits")
-NEED_PATH = ("folder", "npz", "voc")
+NEED_PATH = ("folder", "npz")
 OF_FILES = ("folder", "tfds")  # whose images are decoded onto the canvas; arrays are put on it whole
 
 AS_IN_RUN = "as in the pre-training run"
@@ -44,7 +44,12 @@ DATA = (
     Together(
         ("data.path", "data.kind"),
         lambda path, kind: path or kind not in NEED_PATH,
-        "point it to your images with --config.data.path=FOLDER (VOC's is VOCdevkit/VOC2007)",
+        "point it to your images with --config.data.path=FOLDER",
+    ),
+    Together(
+        ("data.path", "data.kind"),
+        lambda path, kind: path or kind != "voc",
+        "give the folder of VOC2007, --config.data.path=VOCdevkit/VOC2007",
     ),
     Together(
         ("data.path", "data.kind"),
