@@ -130,8 +130,9 @@ def test_float16_micro_batches_split_state_and_skip_in_one_run(photographs, tmp_
 def test_a_run_that_diverges_names_step_tensor_and_checkpoint(photographs, tmp_path):
     more = (
         "--config.optimizer.name=sgd",
-        "--config.optimizer.learning_rate_weights=1e30",
-        "--config.epochs=3",
+        "--config.optimizer.learning_rate_weights=1000.0",
+        "--config.optimizer.weight_decay=10.0",  # every step multiplies the weights by -624
+        "--config.epochs=9",
         "--config.checkpoint_every_steps=1",
         "--config.data.val=",
     )

@@ -8,7 +8,8 @@ docs/fields.md is printed from the same tables. Plain Python; a config is anythi
 
 from barlow_jax.fields.checks import check, check_flags, check_together, fill_in
 from barlow_jax.fields.rules import INT32, SEEDS, Table, Together
-from barlow_jax.fields.tables import DATA, EMBED, FROZEN, LINEAR, PLAN, PRETRAINING, VIEW, VOC07
+from barlow_jax.fields.tables import EMBED, FROZEN, LINEAR, PLAN, PRETRAINING, VOC07
+from barlow_jax.fields.together import DATA, VIEW
 
 __all__ = [
     "DATA",

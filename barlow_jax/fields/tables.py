@@ -4,12 +4,11 @@ Bounds are the definition's where there is one (probabilities, shares); else far
 so that what they refuse is a slip: a rate of 10**12, a canvas of 0.
 """
 
-from barlow_jax.fields.rules import SEEDS, Table, Together, choice, integer, number, pair, path, several, switch, text
+from barlow_jax.fields import together
+from barlow_jax.fields.rules import SEEDS, Table, choice, integer, number, pair, path, several, switch, text
 
 ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2", "convnet")
 KINDS = ("folder", "tfds", "npz", "digits")
-NEED_PATH = ("folder", "npz")
-OF_FILES = ("folder", "tfds")  # whose images are decoded onto the canvas; arrays are put on it whole
 
 AS_IN_RUN = "as in the pre-training run"
 SIDE = 2**13  # pixels
@@ -38,52 +37,6 @@ IMAGES = {
     "data.threads": integer(1, 2**12, special={0: "one a core"}),
     "data.max_bad_fraction": number(0, 1),
 }
-
-# What the fields of the images agree on, when all that is as in the pre-training run is filled in.
-DATA = (
-    Together(
-        ("data.path", "data.kind"),
-        lambda path, kind: path or kind not in NEED_PATH,
-        "point it to your images with --config.data.path=FOLDER",
-    ),
-    Together(
-        ("data.path", "data.kind"),
-        lambda path, kind: path or kind != "voc",
-        "give the folder of VOC2007, --config.data.path=VOCdevkit/VOC2007",
-    ),
-    Together(
-        ("data.path", "data.kind"),
-        lambda path, kind: not path or kind != "digits",
-        "the digits are built in, so leave it empty",
-    ),
-    Together(
-        ("data.name", "data.kind"),
-        lambda name, kind: name or kind != "tfds",
-        "name a data set of TFDS, such as --config.data.name=imagenet2012",
-    ),
-    Together(
-        ("data.file_list", "data.kind"),
-        lambda listed, kind: not listed or kind in ("folder", ""),
-        "it is for image folders: leave it empty",
-    ),
-)
-
-# What the sizes agree on; 0 is as in the pre-training run.
-VIEW = (
-    Together(
-        ("eval.crop", "eval.resize"),
-        lambda crop, resize: not resize or crop <= resize,
-        "the crop is cut out of the resized image, so it must not be larger",
-    ),
-    *(
-        Together(
-            ("data.canvas", name, "data.kind"),
-            lambda canvas, size, kind: kind not in OF_FILES or size <= canvas,
-            "images are put on the canvas before they are cropped, so it must not be smaller than the crop",
-        )
-        for name in ("image_size", "eval.crop")
-    ),
-)
 
 PRETRAINING = Table(
     "barlow_twins",
@@ -155,55 +108,7 @@ PRETRAINING = Table(
         "wandb": switch(),
         "profile_steps": pair(integer(1), ascending=True, special={(): "none"}, default=()),
     },
-    (
-        Together(
-            ("epochs", "warmup_epochs"),
-            lambda epochs, warmup: warmup < epochs,
-            "the run would end inside its warm-up: train longer or set config.warmup_epochs lower",
-        ),
-        Together(
-            ("remat", "arch"),
-            lambda remat, arch: remat == "none" or arch != "convnet",
-            "this network has no residual blocks: take 'none'",
-        ),
-        Together(
-            ("arch", "image_size"),
-            lambda arch, size: arch != "convnet" or size <= 64,
-            "this network is for images up to 64 pixels: take a resnet",
-        ),
-        Together(
-            ("batch_size", "microbatches"),
-            lambda rows, parts: rows % parts == 0,
-            "a batch cannot be cut into so many equal parts: take a divisor",
-        ),
-        Together(
-            ("microbatches", "batch_size", "microbatch_statistics"),
-            lambda parts, rows, statistics: rows // parts >= 2 or statistics == "batch",
-            "batch statistics want two images or more: take fewer micro-batches",
-        ),
-        Together(
-            ("reference_world_size", "batch_size", "data.last"),
-            lambda world, rows, last: last != "keep" or rows % world == 0,
-            "'keep' wants one that divides the batch: choose another, or set config.data.last='wrap'",
-        ),
-        Together(
-            ("views.crop_scale", "views.rotation"),
-            lambda scale, rotation: scale[1] <= 1 or rotation > 0,
-            "crops larger than the image need a rotation above 0",
-        ),
-        Together(
-            ("views.std", "views.mean"),
-            lambda std, mean: len(std) == len(mean),
-            "both have one value for each channel",
-        ),
-        Together(
-            ("eval.knn_k", "eval.knn_bank"),
-            lambda k, bank: not bank or k <= bank,
-            "there must be as many images to search: lower it, or set config.eval.knn_bank=0",
-        ),
-        *DATA,
-        *VIEW,
-    ),
+    together.PRETRAINING,
 )
 
 LINEAR = Table(
@@ -240,31 +145,7 @@ LINEAR = Table(
         "keep_checkpoints": integer(1),
         "wandb": switch(),
     },
-    (
-        Together(
-            ("optimizer.learning_rate_backbone", "weights"),
-            lambda rate, weights: (rate > 0) == (weights == "finetune"),
-            "a frozen backbone takes 0, and fine-tuning a rate above 0 (the official one is 0.005)",
-        ),
-        Together(
-            ("optimizer.milestones", "optimizer.schedule"),
-            lambda milestones, schedule: bool(milestones) == (schedule == "steps"),
-            "'steps' takes the epochs after which the rate falls, 'cosine' takes ()",
-        ),
-        Together(
-            ("optimizer.milestones", "epochs"),
-            lambda milestones, epochs: (
-                sorted({*milestones}) == [*milestones] and (not milestones or milestones[-1] < epochs)
-            ),
-            "they are numbers of epochs, rising and below config.epochs",
-        ),
-        Together(
-            ("seed", "seeds"),
-            lambda seed, seeds: seed + seeds <= SEEDS,
-            "the last seed would not be below 2**32: lower one of them",
-        ),
-        *VIEW,
-    ),
+    together.LINEAR,
 )
 
 FROZEN = Table(
@@ -297,22 +178,7 @@ FROZEN = Table(
         "interpolation": INTERPOLATION,
         "flip": PROBABILITY,
     },
-    (
-        Together(
-            ("k", "bank"),
-            lambda k, bank: not bank or min(k) <= bank,
-            "there must be as many images to search: lower it, or set config.bank=0",
-        ),
-        *(
-            Together(
-                ("seed", name),
-                lambda seed, seeds: seed + seeds <= SEEDS,
-                "the last seed would not be below 2**32: lower one of them",
-            )
-            for name in ("seeds", "shot_seeds")
-        ),
-        *VIEW,
-    ),
+    together.FROZEN,
 )
 
 VOC07 = Table(
@@ -331,7 +197,7 @@ VOC07 = Table(
         "costs": several(number(1e-9, 1e9)),
         "difficult": choice("ignored", "negative"),
     },
-    (*DATA, *VIEW),
+    together.VOC07,
 )
 
 # Flags of commands.

@@ -90,7 +90,7 @@ def test_the_table_has_the_names_that_the_modules_have():
         (fields.VOC07, "eval.fit", pipeline.FITS),
     ):
         assert values(table, name) == {*known}, name
-    assert {*kinds.NEED_PATH} == {*fields.tables.NEED_PATH}
+    assert {*kinds.NEED_PATH} == {*fields.together.NEED_PATH}
     for command, table in ((knn, fields.FROZEN), (probe, fields.FROZEN), (transfer, fields.VOC07)):
         assert {*command.FIELDS} <= table.fields.keys()
 
