@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from barlow_jax import augment, experiment, feed, sharding
+from barlow_jax import augment, experiment, feed, fields, sharding
 from barlow_jax.data import eval_steps, open_source, pixels
 from barlow_jax.data.listed import ListedFiles
 from barlow_jax.data.walk import local_path
@@ -61,6 +61,7 @@ def main(wanted):
             f"There are two arguments besides flags, a run or file of weights and the images, and here are "
             f"{len(given)}."
         )
+    fields.check_flags(wanted, fields.EMBED)
     out = pathlib.Path(wanted.out).expanduser()
     if out.suffix not in WRITERS or not out.parent.is_dir():
         raise UserError(f"--out is {wanted.out!r}; give a file in a folder that exists, ending in .npz or .parquet.")
@@ -70,8 +71,6 @@ def main(wanted):
         raise UserError("This runs in one process; give each of several a part of the images, as a list of files.")
     if out.suffix == ".parquet":
         embedding_files.parquet_library()
-    if wanted.batch_size < 1:
-        raise UserError(f"--batch_size is {wanted.batch_size}; it must be at least 1.")
     judged = subject.load(given[0])
     config = settings(judged, wanted)
     source = open_images(given[1], judged.channels, wanted.data_dir, **experiment.reading(config.data))

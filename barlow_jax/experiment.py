@@ -2,23 +2,19 @@
 
 import functools
 import logging
-import operator
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import augment, feed, loss, model, optim, pretrain, sharding, views
+from barlow_jax import augment, feed, fields, loss, model, optim, pretrain, sharding, views
 from barlow_jax.data import open_source, order, pixels
-from barlow_jax.data.kinds import NEED_PATH
 from barlow_jax.errors import UserError
 from barlow_jax.training import microbatches
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-REMAT = ("none", "blocks")
-ON_NONFINITE = ("stop", "skip")
 
 # Fields that change what is shown or how fast, and not the result: they may differ when a run goes on.
 FREE_FIELDS = (
@@ -40,97 +36,21 @@ FREE_FIELDS = (
 
 
 def check(config):
-    """Raises UserError at the first value that cannot work, before anything is opened or compiled."""
-    check_at_least(
-        config,
-        {
-            "epochs": 1,
-            "warmup_epochs": 0,
-            "batch_size": 2,
-            "image_size": 8,
-            "reference_world_size": 1,
-            "log_every_steps": 1,
-            "picture_every_epochs": 0,
-            "checkpoint_every_steps": 1,
-            "keep_checkpoints": 1,
-            "microbatches": 1,
-            "max_skipped": 1,
-        },
-    )
-    check_one_of(
-        config,
-        {
-            "precision": PRECISIONS,
-            "loss_form": loss.FORMS,
-            "optimizer.name": optim.OPTIMIZERS,
-            "arch": model.BACKBONES,
-            "data.last": order.LAST,
-            "remat": REMAT,
-            "on_nonfinite": ON_NONFINITE,
-            "microbatch_statistics": microbatches.STATISTICS,
-        },
-    )
-    if config.epochs <= config.warmup_epochs:
+    """Raises UserError at the first value that cannot work, before anything is opened or compiled.
+
+    The config gets the fields that it lacks and older ones could not have, see `fields.fill_in`.
+    """
+    fields.check(config, fields.PRETRAINING)
+
+
+def check_steps(config, steps_per_epoch):
+    """Raises UserError if there are more steps than a program counts to."""
+    steps = config.epochs * steps_per_epoch
+    if steps > fields.INT32:
         raise UserError(
-            f"config.epochs is {config.epochs}, no more than config.warmup_epochs ({config.warmup_epochs}); "
-            "the run would end inside its warm-up: train longer or set config.warmup_epochs lower."
+            f"config.epochs is {config.epochs}, which makes {steps} steps, more than can be counted (2**31 - 1); "
+            "lower it."
         )
-    _check_network(config)
-    _check_sizes(config)
-    _check_profile(config)
-    check_data(config.data)
-
-
-def _check_network(config):
-    if config.remat == "blocks" and config.arch in model.OF_ONE_SIZE:
-        raise UserError(
-            f"config.remat is 'blocks', and config.arch {config.arch!r} has no residual blocks; take 'none'."
-        )
-    if any(width < 1 for width in config.projector):
-        raise UserError(f"config.projector is {tuple(config.projector)}; all its widths must be at least 1.")
-    if config.arch == "convnet" and config.image_size > 64:
-        raise UserError(
-            f"config.arch 'convnet' is for images up to 64 pixels, and config.image_size is "
-            f"{config.image_size}; take a resnet."
-        )
-
-
-def _check_sizes(config):
-    if config.views.crop_scale[1] > 1 and not config.views.rotation:
-        raise UserError(
-            f"config.views.crop_scale is {tuple(config.views.crop_scale)}; crops larger than the image need "
-            "config.views.rotation above 0."
-        )
-    if not 0 < config.eval.crop <= config.eval.resize:
-        raise UserError(
-            f"config.eval.crop is {config.eval.crop} and config.eval.resize {config.eval.resize}; the crop is cut out "
-            "of the resized image, so it must not be larger."
-        )
-
-
-def _check_profile(config):
-    steps = tuple(config.profile_steps)
-    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
-        raise UserError(
-            f"config.profile_steps is {steps}; it is the first and the last step to profile, such as (11, 13), or ()."
-        )
-
-
-def check_data(data):
-    """Raises UserError unless the fields of config.data name images."""
-    if data.kind in NEED_PATH and not data.path:
-        raise UserError("config.data.path is empty; point it to your images with --config.data.path=FOLDER.")
-    if "://" in data.path:
-        raise UserError(f"config.data.path={data.path} is not on a file system; mount the bucket and give that folder.")
-    if data.kind == "tfds" and not data.name:
-        raise UserError("config.data.name is empty; name a data set of TFDS, such as --config.data.name=imagenet2012.")
-    if data.file_list and data.kind != "folder":
-        raise UserError(f"config.data.file_list is for image folders, and config.data.kind is {data.kind!r}.")
-    if data.channels not in (0, 1, 3):
-        raise UserError(
-            f"config.data.channels is {data.channels}; it is 1 (grey), 3 (RGB) or 0 (as the data set says)."
-        )
-    pixels.check(**reading(data))
 
 
 def reading(data):
@@ -141,25 +61,10 @@ def reading(data):
     }
 
 
-def check_at_least(config, least):
-    """Raises UserError at the first field that is below its least value; least: {dotted name: value}."""
-    for field, bound in least.items():
-        value = operator.attrgetter(field)(config)
-        if value < bound:
-            raise UserError(f"config.{field} is {value}; it must be at least {bound}.")
-
-
-def check_one_of(config, known):
-    """Raises UserError at the first field that holds an unknown value; known: {dotted name: values}."""
-    for field, values in known.items():
-        value = operator.attrgetter(field)(config)
-        if value not in values:
-            raise UserError(f"config.{field} is {value!r}; it is one of {', '.join(values)}.")
-
-
 def sources(config):
     """The training source, and the validation source or None."""
     data = config.data
+    pixels.check(**reading(data))
     options = {
         "folder": {"channels": data.channels, **reading(data)},
         "tfds": {"channels": data.channels, "name": data.name, **reading(data)},
@@ -260,16 +165,16 @@ def _reading(config, source):
 
 def recipe(config, channels):
     """The two views as an augment.Recipe."""
-    fields = dict(config.views)
-    del fields["crop_scale"], fields["crop_ratio"]  # of the boxes
-    if channels != len(fields["mean"]):
+    values = dict(config.views)
+    del values["crop_scale"], values["crop_ratio"]  # of the boxes
+    if channels != len(values["mean"]):
         raise UserError(
-            f"The images have {channels} channels and config.views.mean {len(fields['mean'])} values; "
+            f"The images have {channels} channels and config.views.mean {len(values['mean'])} values; "
             "give config.views.mean and config.views.std one value for each channel."
         )
     if channels != 3:
         log.info("images of %d channels: saturation, hue and grayscale are for 3 and are left out", channels)
-    return augment.Recipe(size=config.image_size, **fields)
+    return augment.Recipe(size=config.image_size, **values)
 
 
 def backbone(config, channels, *, remat=False):
@@ -341,6 +246,7 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
 
 def optimizer(config, steps_per_epoch):
     """The optax chain, and its two learning-rate schedules by name."""
+    check_steps(config, steps_per_epoch)
     options = config.optimizer.to_dict()
     name, start, final = options.pop("name"), options.pop("warmup_start"), options.pop("final")
     rates = {}

@@ -13,7 +13,7 @@ import logging
 
 import numpy as np
 
-from barlow_jax import experiment, metrics, results
+from barlow_jax import fields, metrics, results
 from barlow_jax.data import sources
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import feature_cache, few_shot, frozen
@@ -36,7 +36,7 @@ def main(wanted):
 
 def judge(wanted):
     """Evaluates what the flags name; the lines of results."""
-    with frozen.opened(wanted, CONFIG, FIELDS, check) as judged:
+    with frozen.opened(wanted, fields.FROZEN, FIELDS) as judged:
         return frozen.publish(judged, *evaluate(judged))
 
 
@@ -57,16 +57,6 @@ def evaluate(judged):
     else:
         table.insert(0, frozen.title(judged, f"no labels, {len(queries.features)} images of {(val or train).name}"))
     return lines, table
-
-
-def check(config):
-    """Raises UserError at the first value that cannot work."""
-    experiment.check_at_least(config, {"bank": 0, "shot_seeds": 0})
-    if not config.temperature > 0:
-        raise UserError(f"config.temperature is {config.temperature}; it must be above 0.")
-    for field in ("k", "shots"):
-        if any(number < 1 for number in config[field]):
-            raise UserError(f"config.{field} is {tuple(config[field])}; each must be at least 1.")
 
 
 def effective_rank(judged, source, extracted):

@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from barlow_jax import experiment, metrics, optim, pretrain, sharding
+from barlow_jax import experiment, fields, metrics, optim, pretrain, sharding
 from barlow_jax.data import open_source, order
 from barlow_jax.errors import UserError
 from barlow_jax.planning import compiled, forecast, machines
@@ -48,6 +48,8 @@ def define_flags(flag):
 
 def main(wanted):
     config = wanted.config
+    fields.check_flags(wanted, fields.PLAN)
+    check(config)
     machine = machines.parse(wanted.topology) if wanted.topology else None
     if machine and wanted.memory:
         chip = dataclasses.replace(machine.chip, memory=wanted.memory * 1e9)
@@ -56,7 +58,6 @@ def main(wanted):
     if machine and machine.platform == "gpu":
         jax.config.update("jax_num_cpu_devices", machine.devices)  # simulated; JAX has not started yet
     images = images_of(config, wanted.images)
-    check(config)
     show(meaning(config, images))
     if machine:
         cost = compile_step(config, images, machine)
@@ -70,6 +71,7 @@ def show(lines):
 
 def check(config):
     """The checks of train.py, but for the images, which need not be here."""
+    fields.fill_in(config, fields.PRETRAINING)
     config = config.copy_and_resolve_references().unlock()
     config.data.path = config.data.path or ("" if config.data.kind == "digits" else "elsewhere")
     experiment.check(config)

@@ -17,9 +17,10 @@ import logging
 import jax
 import numpy as np
 
-from barlow_jax import experiment, results, sharding
+from barlow_jax import experiment, fields, results, sharding
+from barlow_jax.data import order
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import feature_cache, frozen, heads, linear_experiment
+from barlow_jax.evaluation import feature_cache, frozen, heads
 from barlow_jax.run import launch
 from barlow_jax.run.progress import tracked
 
@@ -55,7 +56,7 @@ def main(wanted):
 
 def judge(wanted):
     """Evaluates what the flags name; the lines of results."""
-    with frozen.opened(wanted, CONFIG, FIELDS, check) as judged:
+    with frozen.opened(wanted, fields.FROZEN, FIELDS) as judged:
         return frozen.publish(judged, *evaluate(judged))
 
 
@@ -71,6 +72,7 @@ def evaluate(judged):
     if not len(queries):
         raise UserError(f"No image of {val.name} has a label; name another split with --config.data.val.")
     passes = augmented(judged, train, labels) or [central]
+    experiment.check_steps(config, order.steps_per_epoch(len(labels), config.batch_size, "wrap"))
 
     grid = list(itertools.product(config.learning_rates, config.weight_decays))
     outcomes = []
@@ -127,17 +129,6 @@ def augmented(judged, train, labels):
     if any(not np.array_equal(given, labels) for _, given in passes):
         raise UserError(f"Some images of {train.name} cannot be read; repair or delete them, or set config.passes=0.")
     return [features for features, _ in passes]
-
-
-def check(config):
-    """Raises UserError at the first value that cannot work."""
-    experiment.check_at_least(config, {"epochs": 1, "batch_size": 1, "passes": 0, "seeds": 1, "image_size": 0})
-    experiment.check_one_of(config, {"interpolation": linear_experiment.INTERPOLATIONS})
-    if not 0 < config.held_out < 1:
-        raise UserError(f"config.held_out is {config.held_out}; it is a share of train, above 0 and below 1.")
-    for field in ("learning_rates", "weight_decays"):
-        if not config[field] or min(config[field]) < 0:
-            raise UserError(f"config.{field} is {tuple(config[field])}; give one or more, none below 0.")
 
 
 def keep(judged, head, train, outcome):

@@ -12,9 +12,8 @@ import logging
 import jax
 import numpy as np
 
-from barlow_jax import experiment, metrics, results
+from barlow_jax import experiment, fields, metrics, results
 from barlow_jax.data import pixels
-from barlow_jax.data.pipeline import FITS
 from barlow_jax.data.voc import ABSENT, DIFFICULT, VOC
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import feature_cache, frozen, svm
@@ -24,7 +23,6 @@ from barlow_jax.run.progress import tracked
 CONFIG = "voc07"  # taken if none is named
 FIELDS = ("costs", "difficult")
 MEASURES = ("voc07", "area", "voc10")
-ON_DIFFICULT = ("ignored", "negative")
 
 log = logging.getLogger("transfer")
 
@@ -39,13 +37,14 @@ def main(wanted):
 
 def judge(wanted):
     """Evaluates what the flags name; the lines of results."""
-    with frozen.opened(wanted, CONFIG, FIELDS, check) as judged:
+    with frozen.opened(wanted, fields.VOC07, FIELDS) as judged:
         return frozen.publish(judged, *evaluate(judged))
 
 
 def evaluate(judged):
     """(lines of results, rows of the table) of one backbone, a `frozen.Judged`."""
     config = judged.config
+    pixels.check(**experiment.reading(config.data))
     reading = {"channels": judged.subject.channels, "max_pixels": experiment.reading(config.data)["max_pixels"]}
     train, test = (VOC(config.data.path, split, **reading) for split in splits_of(config))
     if train.target_names != test.target_names:
@@ -98,16 +97,6 @@ def evaluate(judged):
     ]
     images = f"{len(targets)} images of {train.name}, {len(truth)} of {test.name}"
     return lines, table(judged, images, names, found, precision)
-
-
-def check(config):
-    """Raises UserError at the first value that cannot work."""
-    pixels.check(**experiment.reading(config.data))
-    experiment.check_one_of(config, {"eval.fit": FITS, "difficult": ON_DIFFICULT})
-    if config.data.kind != "voc" or not config.data.path:
-        raise UserError("config.data.path is empty; give the folder of VOC2007, --config.data.path=VOCdevkit/VOC2007.")
-    if not config.costs or min(config.costs) <= 0:
-        raise UserError(f"config.costs is {tuple(config.costs)}; give one or more values of C, all above 0.")
 
 
 def splits_of(config):

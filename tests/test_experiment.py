@@ -5,7 +5,7 @@ import pytest
 
 from barlow_jax import experiment, sharding, tree
 from barlow_jax.errors import UserError
-from barlow_jax.run import launch
+from barlow_jax.run import workdir
 from configs import demo
 
 
@@ -15,16 +15,16 @@ def test_a_profile_has_a_first_and_a_last_step(steps):
     config.profile_steps = (11, 13)
     experiment.check(config)
     config.profile_steps = steps
-    with pytest.raises(UserError, match=r"config.profile_steps is \(.* such as \(11, 13\), or \(\)"):
+    with pytest.raises(UserError, match=r"config.profile_steps is \(.*, or \(\) \(none\)\.$"):
         experiment.check(config)
 
 
 def test_a_run_from_before_a_free_field_goes_on():
     config = demo.get_config().to_dict()
     before = {name: value for name, value in config.items() if name != "profile_steps"}
-    changes = launch.changed_fields(before, config)
+    changes = workdir.changed_fields(before, config)
     assert list(changes) == ["profile_steps"]
-    launch.check_changes("runs/demo", changes, experiment.FREE_FIELDS, ())
+    workdir.check_changes("runs/demo", changes, experiment.FREE_FIELDS, ())
 
 
 @pytest.mark.parametrize(("precision", "num_classes"), [("float32", 10), ("float16", None)])

@@ -92,8 +92,8 @@ def test_wrong_labels_are_one_sentence(run, tmp_path, change, sentence):
 
 def test_impossible_values_are_one_sentence(run):
     for flag, sentence in (
-        ("--config.held_out=1.0", "config.held_out is 1.0; it is a share of train, above 0 and below 1."),
-        ("--config.learning_rates=()", "config.learning_rates is (); give one or more, none below 0."),
+        ("--config.held_out=1.0", "config.held_out is 1.0; it must be below 1."),
+        ("--config.learning_rates=()", "config.learning_rates is (); it must have 1 to 1000 values."),
     ):
         status, output = commands.run("-m", "barlow_jax.probe", f"--checkpoint={run}", flag)
         assert status == 1 and output.splitlines()[-1] == f"error: {sentence}", output

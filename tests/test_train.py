@@ -178,8 +178,9 @@ def test_float16_micro_batches_split_state_and_skip_in_one_run(photographs, tmp_
 def test_a_run_that_diverges_names_step_tensor_and_checkpoint(photographs, tmp_path):
     more = (
         "--config.optimizer.name=sgd",
-        "--config.optimizer.learning_rate_weights=1e30",
-        "--config.epochs=3",
+        "--config.optimizer.learning_rate_weights=1000.0",
+        "--config.optimizer.weight_decay=10.0",  # every step multiplies the weights by -624
+        "--config.epochs=9",
         "--config.checkpoint_every_steps=1",
         "--config.data.val=",
     )
@@ -201,7 +202,7 @@ REFUSALS = {
     "wrong type": (["--config.batch_size=many"], "batch_size"),
     "missing folder": (["--config.data.path=nowhere"], "nowhere is not a folder"),
     "batch that the devices do not divide": (["--config.batch_size=12"], "config.batch_size is 12.*take 8 or 16"),
-    "no longer than its warm-up": (["--config.warmup_epochs=9"], "config.epochs is 8.*config.warmup_epochs"),
+    "no longer than its warm-up": (["--config.warmup_epochs=9"], "config.epochs is 8 with config.warmup_epochs 9"),
     "unknown network": (["--config.arch=resnet51"], "config.arch is 'resnet51'"),
     "unknown optimiser": (["--config.optimizer.name=adam"], "config.optimizer.name is 'adam'"),
     "unknown precision": (["--config.precision=float8"], "config.precision is 'float8'"),
@@ -212,7 +213,7 @@ REFUSALS = {
     "a word that is no flag": (["train"], "'train' is no flag"),
     "reference that does not divide the batch": (
         ["--config.data.last=keep", "--config.reference_world_size=3"],
-        "batch_size 16 is not a multiple of reference_world_size 3.*last='wrap'",
+        "config.reference_world_size is 3 with config.batch_size 16 .*last='wrap'",
     ),
     "batch larger than the set": (["--config.batch_size=64", "--config.data.last=drop"], "batch_size 64"),
 }

@@ -1,6 +1,6 @@
 """What knn, probe and transfer share: flags, what is judged, its images, and how results are told.
 
-with frozen.opened(wanted, "frozen", FIELDS, check) as judged:
+with frozen.opened(wanted, fields.FROZEN, FIELDS) as judged:
     train, val = frozen.splits(judged)
     features, labels, index = feature_cache.features_of(judged, val)
     frozen.publish(judged, lines, table)
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, results, sharding
+from barlow_jax import experiment, fields, results, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import linear_experiment, subject
 from barlow_jax.run import workdir as workdirs
@@ -44,23 +44,19 @@ def define_flags(flag, config):
 
 
 @contextlib.contextmanager
-def opened(wanted, default, fields, check):
+def opened(wanted, table, needed):
     """What a command has been given, as `Judged`; the work folder is made, and locked until the `with` ends.
 
     Args:
       wanted: config, checkpoint, baseline and workdir, as `define_flags` defines them.
-      default: name of the config that is taken if none is named.
-      fields: names that the config must have, besides those that all commands read.
-      check: config -> None, raises UserError at the first value that cannot work.
+      table: of the fields that the config may have, a `fields.Table`.
+      needed: names of those that it must have, besides those that all commands read.
+    Raises:
+      UserError: a value cannot work, or there is no such checkpoint.
     """
     config = wanted.config
-    missing = [name for name in ("precision", "data", "eval", *fields) if name not in config]
-    if missing:
-        start = f"configs/{default}.py"
-        raise UserError(f"The config has no field {missing[0]}; leave --config out, or start from {start}.")
-    experiment.check_at_least(config, {"eval.batch_size": 1, "eval.resize": 0, "eval.crop": 0})
-    experiment.check_one_of(config, {"precision": linear_experiment.PRECISIONS})
-    check(config)
+    always = [name for name in table.fields if name == "precision" or name.startswith(("data.", "eval."))]
+    fields.check(config, table, needed=[*always, *needed])
     found = subject.load(wanted.checkpoint, wanted.baseline)
     run = run_folder(found.path)
     beside = run.with_name(f"{run.name}.{FOLDER}") if as_run.is_file(run) else run / FOLDER
@@ -68,11 +64,6 @@ def opened(wanted, default, fields, check):
     if folder.resolve() in (run.resolve(), *run.resolve().parents):
         raise UserError(f"--workdir {folder} holds the run that is judged; take a folder for it alone, or none.")
     given, config = config, linear_experiment.filled_in(config, ConfigDict(found.config))
-    if not 0 < config.eval.crop <= config.eval.resize:
-        raise UserError(
-            f"config.eval.crop is {config.eval.crop} and config.eval.resize {config.eval.resize}; the crop is cut out "
-            "of the resized image, so it must not be larger."
-        )
     trained_on = found.config["image_size"]
     if found.config["arch"] == "convnet" and config.eval.crop != trained_on:
         raise UserError(
@@ -98,7 +89,7 @@ def splits(judged):
     Raises:
       UserError: the images do not fit the backbone, or the classes of the two do not fit each other.
     """
-    experiment.check_data(judged.config.data)
+    fields.check_together(judged.config, fields.DATA)
     train, val = experiment.sources(judged.config)
     for source in filter(None, (train, val)):
         if source.channels != judged.subject.channels:

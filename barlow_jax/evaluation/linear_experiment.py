@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, experiment, model, results, tree
+from barlow_jax import augment, experiment, fields, model, results, tree
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, subject
 from barlow_jax.results import protocols
@@ -23,74 +23,12 @@ FREE_FIELDS = (
     "wandb",
 )
 
-SCHEDULES = ("cosine", "steps")
-PRECISIONS = ("float32", "bfloat16")  # float16 wants a loss scale, which fine-tuning has not
-INTERPOLATIONS = ("linear", "cubic")
-
 log = logging.getLogger(__name__)
 
 
 def check(config):
     """Raises UserError at the first value that cannot work, before anything is opened or compiled."""
-    experiment.check_at_least(
-        config,
-        {
-            "seeds": 1,
-            "epochs": 1,
-            "batch_size": 1,
-            "image_size": 0,
-            "log_every_steps": 1,
-            "checkpoint_every_epochs": 1,
-            "keep_checkpoints": 1,
-            "eval.every_epochs": 1,
-            "eval.batch_size": 1,
-            "eval.resize": 0,
-            "eval.crop": 0,
-            "optimizer.learning_rate_classifier": 0,
-            "optimizer.learning_rate_backbone": 0,
-            "optimizer.weight_decay": 0,
-        },
-    )
-    experiment.check_one_of(
-        config,
-        {
-            "weights": classify.WEIGHTS,
-            "precision": PRECISIONS,
-            "interpolation": INTERPOLATIONS,
-            "optimizer.schedule": SCHEDULES,
-        },
-    )
-    if not 0 <= config.flip <= 1:
-        raise UserError(f"config.flip is {config.flip}; it is a probability, from 0 to 1.")
-    if not 0 <= config.optimizer.momentum < 1:
-        raise UserError(f"config.optimizer.momentum is {config.optimizer.momentum}; it must be in [0, 1).")
-    if not 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1:
-        raise UserError(f"config.crop_scale is {config.crop_scale}; it is (smallest, largest) share of the image.")
-    if not 0 < config.crop_ratio[0] <= config.crop_ratio[1]:
-        raise UserError(f"config.crop_ratio is {config.crop_ratio}; it is (smallest, largest) width / height.")
-    rate = config.optimizer.learning_rate_backbone
-    if (rate > 0) != (config.weights == "finetune"):
-        raise UserError(
-            f"config.optimizer.learning_rate_backbone is {rate} with config.weights {config.weights!r}; "
-            "a frozen backbone takes 0, and fine-tuning a rate above 0 (the official one is 0.005)."
-        )
-    _check_schedule(config)
-
-
-def _check_schedule(config):
-    milestones, steps = tuple(config.optimizer.milestones), config.optimizer.schedule == "steps"
-    if steps != bool(milestones):
-        raise UserError(
-            f"config.optimizer.milestones is {milestones} with config.optimizer.schedule "
-            f"{config.optimizer.schedule!r}; 'steps' takes the epochs after which the rate falls, 'cosine' takes ()."
-        )
-    if steps and not (sorted({*milestones}) == [*milestones] and 0 < milestones[0] and milestones[-1] < config.epochs):
-        raise UserError(
-            f"config.optimizer.milestones is {milestones}; they are numbers of epochs, rising, above 0 and below "
-            f"config.epochs ({config.epochs})."
-        )
-    if not 0 < config.optimizer.factor <= 1:
-        raise UserError(f"config.optimizer.factor is {config.optimizer.factor}; it must be above 0 and at most 1.")
+    fields.check(config, fields.LINEAR)
 
 
 def check_folders(checkpoint, workdir):
@@ -162,13 +100,15 @@ def filled_in(config, pretrained):
     Args:
       config: of the evaluation.
       pretrained: config of the pre-training run.
+    Raises:
+      UserError: sizes of images do not go together now.
     """
     config = config.copy_and_resolve_references().unlock()
-    fields = ["image_size", "eval.resize", "eval.crop"]
+    empty = ["image_size", "eval.resize", "eval.crop"]
     if config.data.kind in ("", pretrained.data.kind):
-        fields += ["data.kind", "data.path", "data.name", "data.train", "data.val", "data.channels", "data.value_range"]
+        empty += ["data.kind", "data.path", "data.name", "data.train", "data.val", "data.channels", "data.value_range"]
     taken = []
-    for field in fields:
+    for field in empty:
         group, _, name = field.rpartition(".")
         ours, theirs = (c[group] if group else c for c in (config, pretrained))
         if name in ours and not ours[name] and theirs.get(name):
@@ -176,6 +116,7 @@ def filled_in(config, pretrained):
             taken.append(f"config.{field}={theirs[name]}")
     if taken:
         log.info("as in the pre-training run: %s", ", ".join(taken))
+    fields.check_together(config, fields.VIEW)
     return config.lock()
 
 
@@ -188,7 +129,7 @@ def sources(config, channels):
     Raises:
       UserError: something about the images or labels does not fit.
     """
-    experiment.check_data(config.data)
+    fields.check_together(config, fields.DATA)
     train, val = experiment.sources(config)
     if val is None:
         raise UserError("config.data.val is empty; name the labelled validation images, such as --config.data.val=val.")
@@ -256,6 +197,7 @@ def recipe(config, pretrained):
 
 def optimizer(config, steps_per_epoch):
     """The optax chain, and its learning-rate schedules by name."""
+    experiment.check_steps(config, steps_per_epoch)
     names = {"fc": "learning_rate_classifier"}
     if config.weights == "finetune":
         names["backbone"] = "learning_rate_backbone"

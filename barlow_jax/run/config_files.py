@@ -16,6 +16,7 @@ import pathlib
 import traceback
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import RequiredValueError
 
 from barlow_jax import __version__
 from barlow_jax.errors import UserError
@@ -94,7 +95,10 @@ def load(named):
             f"get_config of {file} gives a {type(config).__name__}; let it return a ConfigDict, such as "
             "barlow_jax.config('barlow_twins') changed."
         )
-    return config.lock()
+    try:
+        return config.lock()
+    except RequiredValueError as error:  # of a placeholder that nobody has filled
+        raise UserError(f"{file}: {' '.join(str(error).split())}; give it a value.") from None
 
 
 def with_fields(config, fields):

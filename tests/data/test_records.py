@@ -57,7 +57,7 @@ def one_sentence(caught):
 @pytest.mark.parametrize("name", tfds.SPLITS)
 def test_every_set_that_a_config_names(name, root):
     config = tfds.get_config(name).unlock()
-    config.data.path, config.data.canvas = str(root), 64
+    config.data.path, config.data.canvas = str(root), 256
     experiment.check(config)
     train_source, val_source = experiment.sources(config)
     assert len(train_source) == 23 * (1 + (name == "voc/2007")) and len(val_source) == 5

@@ -1,0 +1,217 @@
+"""The tables: one line a field, in the order of the config's page; what it is for is said there.
+
+Bounds are the definition's where there is one (probabilities, shares); else far beyond what anybody has trained with,
+so that what they refuse is a slip: a rate of 10**12, a canvas of 0.
+"""
+
+from barlow_jax.fields import together
+from barlow_jax.fields.rules import SEEDS, Table, choice, integer, number, pair, path, several, switch, text
+
+ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2", "convnet")
+KINDS = ("folder", "tfds", "npz", "digits")
+
+AS_IN_RUN = "as in the pre-training run"
+SIDE = 2**13  # pixels
+BATCH = 2**20
+
+PROBABILITY = number(0, 1)
+SHARE = number(above=0, high=1)
+STRENGTH = number(0, 100)
+RATE = number(above=0, high=1000)
+RATIO = number(0.01, 100)
+DECAY = number(0, 10)
+SEED = integer(0, SEEDS - 1)
+INTERPOLATION = choice("cubic", "linear")
+ZERO_AS_IN_RUN = integer(8, SIDE, special={0: AS_IN_RUN})
+
+# Where images come from.
+IMAGES = {
+    "data.path": path(),
+    "data.name": text(),
+    "data.train": path(),
+    "data.val": path(),
+    "data.file_list": path(special={"": "all"}),
+    "data.channels": choice(1, 3, special={0: "as the set says"}),
+    "data.canvas": integer(1, 2**14),
+    "data.value_range": pair(number(-(2**40), 2**40), ascending=True, special={(): "the type's own"}, default=()),
+    "data.max_pixels": integer(1, 178_956_970, default=2**26),  # the most that Pillow opens
+    "data.resident_bytes": integer(0, 2**50, special={0: "none"}),
+    "data.threads": integer(1, 2**12, special={0: "one a core"}),
+    "data.max_bad_fraction": number(0, 1),
+}
+
+PRETRAINING = Table(
+    "barlow_twins",
+    {
+        "seed": SEED,
+        "arch": choice(*ARCHS),
+        "stem": choice("imagenet", "cifar"),
+        "zero_init_residual": switch(),
+        "projector": several(integer(1, 2**17), 1, 20, special={(): "none, the loss is one of the features"}),
+        "precision": choice("float32", "bfloat16", "float16"),
+        "lambd": number(0, 1, special={1.0: "elements off the diagonal weigh as much as those on it"}),
+        "loss_form": choice("auto", "direct", "dual"),
+        "scale_loss": number(above=0, high=1000),
+        "epochs": integer(1, 10**6),
+        "warmup_epochs": integer(0, 10**6, special={0: "none"}),
+        "batch_size": integer(2, BATCH),
+        "optimizer.name": choice("lars", "sgd", "adamw"),
+        "optimizer.learning_rate_weights": RATE,
+        "optimizer.learning_rate_biases": number(0, 1000, special={0.0: "biases and BatchNorms stay as they are"}),
+        "optimizer.warmup_start": number(0, 1),
+        "optimizer.final": number(0, 1, special={1.0: "no decay"}),
+        "optimizer.weight_decay": DECAY,
+        "optimizer.momentum": number(0, below=1),
+        "optimizer.eta": SHARE,
+        "optimizer.clip": switch(),
+        "optimizer.separate_norms": switch(),
+        "optimizer.eps": SHARE,
+        "reference_world_size": integer(1, 2**16, special={1: "the true gradient"}),
+        "microbatches": integer(1, BATCH, special={1: "the whole batch at once"}),
+        "microbatch_statistics": choice("micro", "batch"),
+        "remat": choice("none", "blocks"),
+        "shard_params": switch(),
+        "on_nonfinite": choice("stop", "skip"),
+        "max_skipped": integer(1),
+        "data.kind": choice(*KINDS),
+        **IMAGES,
+        "data.val": path(special={"": "none"}),
+        "data.last": choice("wrap", "drop", "keep"),
+        "image_size": integer(8, SIDE),
+        "views.crop_scale": pair(number(above=0, high=100), ascending=True),
+        "views.crop_ratio": pair(RATIO, ascending=True),
+        "views.interpolation": INTERPOLATION,
+        "views.rotation": number(0, 180),
+        "views.flip": PROBABILITY,
+        "views.jitter": PROBABILITY,
+        "views.brightness": STRENGTH,
+        "views.contrast": STRENGTH,
+        "views.saturation": STRENGTH,
+        "views.hue": number(0, 0.5),
+        "views.grayscale": PROBABILITY,
+        "views.blur": pair(PROBABILITY),
+        "views.blur_sigma": pair(number(0, 100), ascending=True),
+        "views.solarize": pair(PROBABILITY),
+        "views.invert": PROBABILITY,
+        "views.mean": several(number(0, 1), 1, 100),
+        "views.std": several(number(0.001, 10), 1, 100),
+        "eval.every_epochs": integer(0, 10**6, special={0: "never"}),
+        "eval.batch_size": integer(1, BATCH),
+        "eval.resize": integer(8, SIDE),
+        "eval.crop": integer(8, SIDE),
+        "eval.knn_k": integer(1),
+        "eval.knn_temperature": number(0.0001, 1000),
+        "eval.knn_bank": integer(1, special={0: "all"}),
+        "eval.probe_learning_rate": RATE,
+        "log_every_steps": integer(1),
+        "picture_every_epochs": integer(0, 10**6, special={0: "at the first and the last step"}),
+        "checkpoint_every_steps": integer(1),
+        "keep_checkpoints": integer(1),
+        "wandb": switch(),
+        "profile_steps": pair(integer(1), ascending=True, special={(): "none"}, default=()),
+    },
+    together.PRETRAINING,
+)
+
+LINEAR = Table(
+    "linear",
+    {
+        "seed": SEED,
+        "seeds": integer(1, 10**4),
+        "protocol": text(special={"": "the name that config.weights stands for"}),
+        "weights": choice("freeze", "finetune"),
+        "precision": choice("float32", "bfloat16"),  # float16 wants a loss scale, which fine-tuning has not
+        "epochs": integer(1, 10**6),
+        "batch_size": integer(1, BATCH),
+        "optimizer.learning_rate_classifier": RATE,
+        "optimizer.learning_rate_backbone": number(0, 1000),
+        "optimizer.schedule": choice("cosine", "steps"),
+        "optimizer.milestones": several(integer(1, 10**6), special={(): "none"}),
+        "optimizer.factor": SHARE,
+        "optimizer.weight_decay": DECAY,
+        "optimizer.momentum": number(0, below=1),
+        "optimizer.nesterov": switch(),
+        "data.kind": choice(*KINDS, special={"": AS_IN_RUN}),
+        **IMAGES,
+        "image_size": ZERO_AS_IN_RUN,
+        "crop_scale": pair(SHARE, ascending=True),
+        "crop_ratio": pair(RATIO, ascending=True),
+        "interpolation": INTERPOLATION,
+        "flip": PROBABILITY,
+        "eval.every_epochs": integer(1, 10**6),
+        "eval.batch_size": integer(1, BATCH),
+        "eval.resize": ZERO_AS_IN_RUN,
+        "eval.crop": ZERO_AS_IN_RUN,
+        "log_every_steps": integer(1),
+        "checkpoint_every_epochs": integer(1),
+        "keep_checkpoints": integer(1),
+        "wandb": switch(),
+    },
+    together.LINEAR,
+)
+
+FROZEN = Table(
+    "frozen",
+    {
+        "seed": SEED,
+        "precision": choice("float32", "bfloat16"),
+        "data.kind": choice(*KINDS, special={"": AS_IN_RUN}),
+        **IMAGES,
+        "eval.batch_size": integer(1, BATCH),
+        "eval.resize": ZERO_AS_IN_RUN,
+        "eval.crop": ZERO_AS_IN_RUN,
+        "k": several(integer(1)),
+        "temperature": number(0.0001, 1000),
+        "bank": integer(1, special={0: "all"}),
+        "shots": several(integer(1)),
+        "shot_seeds": integer(1, 10**4, special={0: "none of it"}),
+        "learning_rates": several(RATE),
+        "weight_decays": several(DECAY),
+        "momentum": number(0, below=1),
+        "epochs": integer(1, 10**6),
+        "batch_size": integer(1, BATCH),
+        "standardize": switch(),
+        "held_out": number(above=0, below=1),
+        "seeds": integer(1, 10**4),
+        "passes": integer(1, 1000, special={0: "the central view"}),
+        "image_size": ZERO_AS_IN_RUN,
+        "crop_scale": pair(SHARE, ascending=True),
+        "crop_ratio": pair(RATIO, ascending=True),
+        "interpolation": INTERPOLATION,
+        "flip": PROBABILITY,
+    },
+    together.FROZEN,
+)
+
+VOC07 = Table(
+    "voc07",
+    {
+        "precision": choice("float32", "bfloat16"),
+        "data.kind": choice("voc"),
+        "data.path": path(),
+        "data.train": path(empty=False),
+        "data.val": path(empty=False),
+        **{name: IMAGES[name] for name in ("data.canvas", "data.max_pixels", "data.threads", "data.max_bad_fraction")},
+        "eval.batch_size": integer(1, BATCH),
+        "eval.fit": choice("squash", "crop"),
+        "eval.resize": ZERO_AS_IN_RUN,
+        "eval.crop": ZERO_AS_IN_RUN,
+        "costs": several(number(1e-9, 1e9)),
+        "difficult": choice("ignored", "negative"),
+    },
+    together.VOC07,
+)
+
+# Flags of commands.
+EMBED = {
+    "batch_size": integer(1, BATCH),
+    "canvas": integer(1, 2**14, special={0: AS_IN_RUN}),
+    "max_pixels": integer(1, 178_956_970, special={0: AS_IN_RUN}),
+    "threads": IMAGES["data.threads"],
+    "max_bad_fraction": IMAGES["data.max_bad_fraction"],
+}
+PLAN = {
+    "images": integer(1, 2**40, special={0: "those of the config, or ImageNet's"}),
+    "memory": number(0.001, 10**6, special={0.0: "the chip's usual"}),
+    "images_per_core": number(0.001, 10**9),
+}

@@ -1,0 +1,147 @@
+"""What fields have to agree on: pairs that contradict each other are refused with the reason that stands here."""
+
+from barlow_jax.fields.rules import SEEDS, Together
+
+NEED_PATH = ("folder", "npz")
+OF_FILES = ("folder", "tfds")  # whose images are decoded onto the canvas; arrays are put on it whole
+
+# What the fields of the images agree on, when all that is as in the pre-training run is filled in.
+DATA = (
+    Together(
+        ("data.path", "data.kind"),
+        lambda path, kind: path or kind not in NEED_PATH,
+        "point it to your images with --config.data.path=FOLDER",
+    ),
+    Together(
+        ("data.path", "data.kind"),
+        lambda path, kind: path or kind != "voc",
+        "give the folder of VOC2007, --config.data.path=VOCdevkit/VOC2007",
+    ),
+    Together(
+        ("data.path", "data.kind"),
+        lambda path, kind: not path or kind != "digits",
+        "the digits are built in, so leave it empty",
+    ),
+    Together(
+        ("data.name", "data.kind"),
+        lambda name, kind: name or kind != "tfds",
+        "name a data set of TFDS, such as --config.data.name=imagenet2012",
+    ),
+    Together(
+        ("data.file_list", "data.kind"),
+        lambda listed, kind: not listed or kind in ("folder", ""),
+        "it is for image folders: leave it empty",
+    ),
+)
+
+# What the sizes agree on; 0 is as in the pre-training run.
+VIEW = (
+    Together(
+        ("eval.crop", "eval.resize"),
+        lambda crop, resize: not resize or crop <= resize,
+        "the crop is cut out of the resized image, so it must not be larger",
+    ),
+    *(
+        Together(
+            ("data.canvas", name, "data.kind"),
+            lambda canvas, size, kind: kind not in OF_FILES or size <= canvas,
+            "images are put on the canvas before they are cropped, so it must not be smaller than the crop",
+        )
+        for name in ("image_size", "eval.crop")
+    ),
+)
+
+PRETRAINING = (
+    Together(
+        ("epochs", "warmup_epochs"),
+        lambda epochs, warmup: warmup < epochs,
+        "the run would end inside its warm-up: train longer or set config.warmup_epochs lower",
+    ),
+    Together(
+        ("remat", "arch"),
+        lambda remat, arch: remat == "none" or arch != "convnet",
+        "this network has no residual blocks: take 'none'",
+    ),
+    Together(
+        ("arch", "image_size"),
+        lambda arch, size: arch != "convnet" or size <= 64,
+        "this network is for images up to 64 pixels: take a resnet",
+    ),
+    Together(
+        ("batch_size", "microbatches"),
+        lambda rows, parts: rows % parts == 0,
+        "a batch cannot be cut into so many equal parts: take a divisor",
+    ),
+    Together(
+        ("microbatches", "batch_size", "microbatch_statistics"),
+        lambda parts, rows, statistics: rows // parts >= 2 or statistics == "batch",
+        "batch statistics want two images or more: take fewer micro-batches",
+    ),
+    Together(
+        ("reference_world_size", "batch_size", "data.last"),
+        lambda world, rows, last: last != "keep" or rows % world == 0,
+        "'keep' wants one that divides the batch: choose another, or set config.data.last='wrap'",
+    ),
+    Together(
+        ("views.crop_scale", "views.rotation"),
+        lambda scale, rotation: scale[1] <= 1 or rotation > 0,
+        "crops larger than the image need a rotation above 0",
+    ),
+    Together(
+        ("views.std", "views.mean"),
+        lambda std, mean: len(std) == len(mean),
+        "both have one value for each channel",
+    ),
+    Together(
+        ("eval.knn_k", "eval.knn_bank"),
+        lambda k, bank: not bank or k <= bank,
+        "there must be as many images to search: lower it, or set config.eval.knn_bank=0",
+    ),
+    *DATA,
+    *VIEW,
+)
+
+LINEAR = (
+    Together(
+        ("optimizer.learning_rate_backbone", "weights"),
+        lambda rate, weights: (rate > 0) == (weights == "finetune"),
+        "a frozen backbone takes 0, and fine-tuning a rate above 0 (the official one is 0.005)",
+    ),
+    Together(
+        ("optimizer.milestones", "optimizer.schedule"),
+        lambda milestones, schedule: bool(milestones) == (schedule == "steps"),
+        "'steps' takes the epochs after which the rate falls, 'cosine' takes ()",
+    ),
+    Together(
+        ("optimizer.milestones", "epochs"),
+        lambda milestones, epochs: (
+            sorted({*milestones}) == [*milestones] and (not milestones or milestones[-1] < epochs)
+        ),
+        "they are numbers of epochs, rising and below config.epochs",
+    ),
+    Together(
+        ("seed", "seeds"),
+        lambda seed, seeds: seed + seeds <= SEEDS,
+        "the last seed would not be below 2**32: lower one of them",
+    ),
+    *VIEW,
+)
+
+FROZEN = (
+    Together(
+        ("k", "bank"),
+        lambda k, bank: not bank or min(k) <= bank,
+        "there must be as many images to search: lower it, or set config.bank=0",
+    ),
+    *(
+        Together(
+            ("seed", name),
+            lambda seed, seeds: seed + seeds <= SEEDS,
+            "the last seed would not be below 2**32: lower one of them",
+        )
+        for name in ("seeds", "shot_seeds")
+    ),
+    *VIEW,
+)
+
+VOC07 = (*DATA, *VIEW)
