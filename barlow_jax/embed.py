@@ -132,19 +132,7 @@ def settings(judged, wanted):
 def embed(judged, config, source, folder, stop):
     """The features of all images, as embeddings.Parts in a folder; None if a signal came before."""
     mesh = sharding.make_mesh()
-    about = {
-        "backbone": judged.sha256,
-        "images": source.name,
-        "count": len(source),
-        "precision": config.precision,
-        "resize": config.eval.resize,
-        "crop": config.eval.crop,
-        "mean": config.views.mean,
-        "std": config.views.std,
-        "content of images": source.fingerprint(),
-        "canvas": experiment.canvas(config, source),
-    }
-    parts = embedding_files.Parts(folder, about)
+    parts = embedding_files.Parts(folder, dependencies(judged, config, source))
     first = parts.done
     if first:
         log.info("going on after %d of %d images", first, len(source))
@@ -193,6 +181,22 @@ def embed(judged, config, source, folder, stop):
             experiment.canvas(config, source),
         )
     return parts
+
+
+def dependencies(judged, config, source):
+    """All that the features depend on, a plain dict."""
+    return {
+        "backbone": judged.sha256,
+        "images": source.name,
+        "count": len(source),
+        "precision": config.precision,
+        "resize": config.eval.resize,
+        "crop": config.eval.crop,
+        "mean": config.views.mean,
+        "std": config.views.std,
+        "content of images": source.fingerprint(),
+        "canvas": experiment.canvas(config, source),
+    }
 
 
 def encoder(judged, config, mesh):

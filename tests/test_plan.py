@@ -177,7 +177,7 @@ TRAIN = """
 import importlib, pathlib, sys
 import train
 from barlow_jax import pretrain
-from barlow_jax.run import launch
+from barlow_jax.run.signals import StopSignals
 
 def lowered_and_left(method):
     def step(state, batch):
@@ -188,7 +188,7 @@ def lowered_and_left(method):
 make_train_step, pretrain.make_train_step = pretrain.make_train_step, lowered_and_left
 config = importlib.import_module("configs.demo").get_config().unlock()
 config.update({changes})
-train.train(config, pathlib.Path(sys.argv[1]).parent, launch.StopSignals())
+train.train(config, pathlib.Path(sys.argv[1]).parent, StopSignals())
 """
 
 

@@ -206,7 +206,11 @@ def test_contributing_names_what_exists():
     listing = text[text.index("    barlow_jax/\n") : text.index("    tests/ ")].splitlines()[1:]
     listed = {word for line in listing for word in re.split(r"  +", line.strip())[0].split()}
     folder = commands.ROOT / "barlow_jax"
-    rooms = {f"{f.name}/" if f.is_dir() else f.name for f in folder.iterdir() if not f.name.startswith("__")}
+    rooms = {
+        f"{f.name}/" if f.is_dir() else f.name
+        for f in folder.iterdir()
+        if not f.name.startswith("__") and f.suffix != ".typed"
+    }
     assert listed == rooms
     for name in re.findall(r"`([\w./-]+/[\w.-]*)`|\]\(([^)]+)\)", text):
         path = name[0] or name[1]

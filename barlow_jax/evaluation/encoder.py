@@ -135,9 +135,7 @@ class Network:
 
     def _computed(self, function, images):
         """The rows that a function of uint8 [ROWS, h, w, C] gives for these images."""
-        groups = (
-            [images] if isinstance(images, np.ndarray) and images.ndim == 4 else [np.asarray(x)[None] for x in images]
-        )
+        groups = [images] if type(images) is np.ndarray else [np.asarray(image)[None] for image in images]
         found = []
         for group in groups:
             if group.ndim != 4 or group.dtype != np.uint8 or group.shape[-1] != self.subject.channels:

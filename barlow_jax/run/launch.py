@@ -178,8 +178,9 @@ def run(main, define_flags, command=None):
         with errors_for_people():
             wanted = flag.parsed(command)
             cluster.join()
-            _show_log()
-            cluster.check_agreement(_told(wanted))
+            if jax.distributed.is_initialized():
+                _show_log()
+                cluster.check_agreement(_told(wanted))
             status = main(wanted)
             sys.stdout.flush()
         sys.exit(status)
@@ -219,7 +220,7 @@ def _program(name, main):
 
 def _told(wanted):
     """What all processes of a run must have been told alike, see `cluster.check_agreement`."""
-    kinds = sorted({device.device_kind for device in jax.local_devices()}) if jax.process_count() > 1 else []
+    kinds = sorted(device.device_kind for device in jax.local_devices())
     flags_ = {name: str(value) for name, value in vars(wanted).items() if name != "config"}
     config = json.loads(wanted.config.to_json_best_effort()) if wanted.config else {}
     code = {"barlow_jax": config_files.code(), "jax": jax.__version__}

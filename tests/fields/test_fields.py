@@ -163,7 +163,7 @@ def assert_sensible(name, value):
         if isinstance(one, str):
             assert "\0" not in one and len(one) < 4096
         else:
-            assert 0 <= one <= 2**50, (name, value)
+            assert abs(one) <= 2**50 and (one >= 0 or name == "data.value_range"), (name, value)
 
 
 SENSELESS = {
@@ -289,6 +289,8 @@ def test_more_steps_than_a_program_counts_are_refused():
 )
 def test_flags_out_of_range_are_one_sentence(flags, given, sentence):
     usual = {
+        "canvas": 0,
+        "max_pixels": 0,
         "batch_size": 256,
         "threads": 0,
         "max_bad_fraction": 0.01,
