@@ -23,7 +23,7 @@ from barlow_jax.data import order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, linear_experiment
 from barlow_jax.results import protocols
-from barlow_jax.run import launch, metric_writers
+from barlow_jax.run import cluster, launch, metric_writers
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.run.progress import Progress, due, tracked
@@ -86,6 +86,7 @@ def evaluate(config, subject, workdir, stop):
     source, val_source, num_classes = linear_experiment.sources(config, subject.channels)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, "wrap")
     total_steps = config.epochs * steps_per_epoch
+    cluster.check_agreement({"images": {"count": len(source), "listing": source.listing()}})
     log.info(
         "%s: %d images of %d classes, %d steps an epoch, %d in all; %s: %d images",
         source.name,
@@ -133,6 +134,7 @@ def evaluate(config, subject, workdir, stop):
         "config": subject.config,  # of the architecture, as in a checkpoint of train.py
         "channels": subject.channels,
         "images": len(source),
+        "listing": source.listing(),
         "classifier": {"config": given, "num_classes": num_classes, "class_names": source.class_names},
         "origin": {"path": subject.path, "step": subject.step, "sha256": subject.sha256, "baseline": subject.baseline},
     }

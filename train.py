@@ -18,7 +18,7 @@ from barlow_jax import experiment, pretrain, sharding
 from barlow_jax.data import order
 from barlow_jax.evaluation import online
 from barlow_jax.metrics import expected_at_init
-from barlow_jax.run import launch, metric_writers, pictures
+from barlow_jax.run import cluster, launch, metric_writers, pictures
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.run.profile import Profile
@@ -63,6 +63,7 @@ def train(config, workdir, stop, init=""):
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.last)
     experiment.check_last_batch(config, len(source), mesh)
     total_steps = config.epochs * steps_per_epoch
+    cluster.check_agreement({"images": {"count": len(source), "listing": source.listing()}})
     log.info("%s: %d images, %d steps an epoch, %d in all", source.name, len(source), steps_per_epoch, total_steps)
 
     # Network, optimiser, and the step that pretrain.train_step describes.
@@ -80,7 +81,7 @@ def train(config, workdir, stop, init=""):
 
     # Where were we?
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="knn")
-    meta = {"config": config.to_dict(), "channels": source.channels, "images": len(source)}
+    meta = {"config": config.to_dict(), "channels": source.channels, "images": len(source), "listing": source.listing()}
     if init and checkpoints.latest_step() is None:
         state = as_run.begin(init, state, config, source.channels, steps_per_epoch)
         state = jax.device_put(state, method.state_sharding)

@@ -9,7 +9,7 @@ weights. The formats, and how each is loaded there, are in docs/pytorch.md:
     detectron2           a pickle that its C4 models load
     official             the full checkpoint, with projector, momentum and epoch, that the official main.py goes on from
     safetensors          the backbone, with architecture, normalisation, step and config beside the arrays
-    stablehlo            the encoder as a program: uint8 images of any size in, features out; runs with jax alone
+    stablehlo            the encoder as a program: uint8 images of any size in, features out; for jax and flatbuffers
 
 Every file is read back and run on fixed images before it gets its name; FILE.json beside it says how far its features
 are from the network's own. A difference above BOUND is an error.

@@ -1,5 +1,6 @@
 """`python train.py` undisturbed, and killed, stopped, started again, on two processes: the same run."""
 
+import contextlib
 import signal
 from types import SimpleNamespace
 
@@ -104,6 +105,11 @@ def test_another_number_of_images_is_refused():
         workdir.resume(Saved, state, source, total_steps=9)
     Saved.restore = staticmethod(lambda state: (state, {"images": 47}))
     assert workdir.resume(Saved, state, source, total_steps=9) == (state, {"images": 47})
+    for listing, refused in ((source.listing(), False), ("of other names", True)):
+        Saved.restore = staticmethod(lambda state, listing=listing: (state, {"images": 47, "listing": listing}))
+        with pytest.raises(UserError, match="holds other images") if refused else contextlib.nullcontext():
+            workdir.resume(Saved, state, source, total_steps=9)
+    Saved.restore = staticmethod(lambda state: (state, {"images": 47}))
     with pytest.raises(UserError, match="has done 7 steps, and its config ends at step 6; set config.epochs higher"):
         workdir.resume(Saved, state, source, total_steps=6)
 

@@ -288,4 +288,5 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
         class_names=source.class_names,
         name=source.name,
         sizes=None if np.all(sizes == sizes[0]) else sizes,
+        listing=source.listing(),
     )

@@ -75,6 +75,14 @@ class Source(Protocol):
         """
         ...
 
+    def listing(self) -> str:
+        """64 hex digits of which images there are, in which order and of which class, wherever the set lies.
+
+        What the order of training goes by: it changes when images come, go or are renamed, and not when the set moves
+        to another folder or host.
+        """
+        ...
+
     def batches(self, job: Job) -> Iterator[dict[str, np.ndarray]]:
         """The batches that a job asks for, in order, as decode.canvas_batches describes them."""
         ...

@@ -107,6 +107,10 @@ class Records(Encoded):
         about = self._about | self.reading.told()
         return fingerprint(about, arrays=[self._rows], files=self._files)
 
+    def listing(self):
+        """Of the set and the rows; see `protocol.Source.listing`."""
+        return fingerprint(self._about, arrays=[self._rows])
+
     def encoded(self, index):
         """The image file of one example: bytes."""
         return self.parse(self.read(index))[0].numpy()

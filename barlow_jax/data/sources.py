@@ -6,6 +6,7 @@ Each is a `protocol.Source`. Nothing here decodes an image or imports TensorFlow
 import abc
 import copy
 import logging
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -100,7 +101,7 @@ class Files(Encoded):
     ):
         self.paths, self.name = paths, walk.readable(name)
         self.reading = Reading(channels or 3, tuple(value_range), max_pixels)
-        self.labels, self.class_names = labels, class_names
+        self.labels, self.class_names, self._listing = labels, class_names, None
 
     def __len__(self):
         return len(self.paths)
@@ -112,7 +113,7 @@ class Files(Encoded):
     def take(self, rows):
         """The examples `rows` (int [m]) as a source of their own."""
         part = copy.copy(self)
-        part.paths = [self.paths[row] for row in rows]
+        part.paths, part._listing = [self.paths[row] for row in rows], None
         part.labels = None if self.labels is None else self.labels[rows]
         return part
 
@@ -123,6 +124,14 @@ class Files(Encoded):
     def fingerprint(self):
         """Of the files' paths, sizes and times of change, and the labels; see `fingerprint.fingerprint`."""
         return fingerprint(self.reading.told(), arrays=[self.labels], files=self.paths)
+
+    def listing(self):
+        """Of the files' names below the folder that they share, and the labels; see `protocol.Source.listing`."""
+        if self._listing is None:
+            shared = os.path.commonpath(self.paths) if len(self.paths) > 1 else os.path.dirname(self.paths[0])
+            names = [walk.readable(path[len(shared) :]) for path in self.paths]
+            self._listing = fingerprint({"names": names}, arrays=[self.labels])
+        return self._listing
 
     def encoded(self, index):
         """The bytes of one file."""
@@ -217,10 +226,11 @@ class Arrays:
 
     sizes: int32 [n, 2], height and width of each image, where they differ; the rest of an image is then zero, below
       and to the right. None: all are as large as the array says.
+    listing: of the source that they were read from, see `protocol.Source.listing`; None: the images say it.
     UserError says what is wrong with another dtype, shape or number of labels.
     """
 
-    def __init__(self, images, labels=None, *, class_names=None, name="arrays", sizes=None):
+    def __init__(self, images, labels=None, *, class_names=None, name="arrays", sizes=None, listing=None):
         images = np.asarray(images)
         if images.dtype != np.uint8:
             raise UserError(f"{name}: images are {images.dtype}, but must be uint8 with values 0 to 255.")
@@ -233,7 +243,7 @@ class Arrays:
                 f"{name}: images have shape {images.shape}, which looks like [n, channels, height, width]: put the "
                 "channels last, with transpose (0, 2, 3, 1)."
             )
-        self.images, self.name, self.sizes = images, name, sizes
+        self.images, self.name, self.sizes, self._listing = images, name, sizes, listing
         self._numbers = np.arange(len(images))  # of the images in the set that this is a part of
         self.labels = None if labels is None else self._checked(np.asarray(labels), len(images), name)
         self.class_names = None if class_names is None else tuple(str(c) for c in class_names)
@@ -282,7 +292,7 @@ class Arrays:
         part.images = self.images[rows]
         part.labels = None if self.labels is None else self.labels[rows]
         part.sizes = None if self.sizes is None else self.sizes[rows]
-        part._numbers = self._numbers[rows]
+        part._numbers, part._listing = self._numbers[rows], None
         return part
 
     def where(self, index):
@@ -292,6 +302,11 @@ class Arrays:
     def fingerprint(self):
         """Of every byte of the images, and the labels; see `fingerprint.fingerprint`."""
         return fingerprint({}, arrays=[self.images, self.sizes, self.labels])
+
+    def listing(self):
+        """That of the files that the images were read from, or their fingerprint; see `protocol.Source.listing`."""
+        self._listing = self._listing or self.fingerprint()
+        return self._listing
 
     def batches(self, job):
         """The batches that a readers.Job asks for."""

@@ -50,7 +50,7 @@ def damage(folder: epath.Path) -> str | None:
                 return f"{name} does not match its checksum"
     except FileNotFoundError:
         return f"{name} is missing"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:  # not made by us, in the end
         return f"{name} cannot be read: {reason(error)}"
     return None
 

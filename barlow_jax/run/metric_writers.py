@@ -127,8 +127,8 @@ def keep_until(path, step):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except ValueError:
-            log.warning("Line %d of %s is no JSON, as a killed run may leave it; it is dropped.", number, path)
+        except (ValueError, LookupError, TypeError):
+            log.warning("Line %d of %s is none of ours, as a killed run may leave it; it is dropped.", number, path)
     shorter = path.with_name(path.name + ".new")
     shorter.write_text("".join(kept), encoding="utf-8")
     os.replace(shorter, path)
@@ -180,7 +180,8 @@ class WeightsAndBiases:
         try:
             import wandb
         except ImportError as error:
-            raise UserError("config.wandb is set, but there is no wandb; pip install wandb, or unset it.") from error
+            why = "there is no wandb" if error.name == "wandb" else f"wandb cannot be imported ({error})"
+            raise UserError(f"config.wandb is set, but {why}; pip install --upgrade wandb, or unset it.") from error
         self._wandb, identity = wandb, workdir / "wandb_id"
         if resume_step is None or not identity.exists():
             identity.write_text(secrets.token_hex(4))

@@ -99,7 +99,7 @@ def resume(checkpoints, state, source, total_steps):
     """The state to go on from, and what was saved beside it: of the last checkpoint, or `state` as it is and {}.
 
     Args:
-      source: of the training images; a checkpoint holds as "images" how many there were.
+      source: of the training images; a checkpoint holds as "images" how many there were, and as "listing" which.
     Raises:
       UserError: there are more or fewer now, or the run has gone further than it is to go.
     """
@@ -111,6 +111,11 @@ def resume(checkpoints, state, source, total_steps):
         raise UserError(
             f"{source.name} holds {len(source)} images and had {saved['images']} when this run began, so the order "
             "would change; restore the images, or take another --workdir."
+        )
+    if saved.get("listing", source.listing()) != source.listing():
+        raise UserError(
+            f"{source.name} holds other images, or in another order, than when this run began, so the order would "
+            "change; restore their names, or take another --workdir."
         )
     if int(state.step) > total_steps:
         raise UserError(
@@ -126,6 +131,8 @@ def _keep_config(folder, config, free, allowed):
     if file.exists() and holds_checkpoints(folder):
         try:
             old = json.loads(file.read_text())
+            if not isinstance(old, dict):
+                raise ValueError("it is no object of JSON")
         except ValueError as error:
             raise UserError(
                 f"{file} is damaged ({error}); remove it to go on with the config that this command gives."

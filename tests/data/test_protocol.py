@@ -141,3 +141,21 @@ def test_nobody_asks_a_source_for_its_class():
     asks = re.compile(r"(isinstance|hasattr|getattr)\(\s*(self\.)?_?(\w*source\w*|train|val|test|bank|images)\s*,")
     for file in (*(commands.ROOT / "barlow_jax").rglob("*.py"), *commands.ROOT.glob("*.py")):
         assert not asks.search(file.read_text()), file
+
+
+def test_a_listing_is_of_names_and_order_wherever_the_files_lie(tmp_path):
+    """Files that were moved are the same images; renamed, added or left out they are others."""
+
+    def folder(name, *files):
+        (tmp_path / name).mkdir()
+        for k, file in enumerate(files):
+            Image.fromarray(np.full((4, 4, 3), k, np.uint8)).save(tmp_path / name / file)
+        return data.ImageFolder(tmp_path / name)
+
+    one = folder("one", "a.png", "b.png", "c.png")
+    assert one.listing() == folder("moved", "a.png", "b.png", "c.png").listing() != one.fingerprint()
+    assert len({source.listing() for source in (one, folder("two", "a.png", "b.png", "d.png"), one.take([0, 1]))}) == 3
+    held = data.in_memory(one, max_bytes=10**6, canvas=8)
+    assert held.listing() == one.listing()
+    arrays = data.Arrays(np.zeros((3, 4, 4, 3), np.uint8))
+    assert arrays.listing() == arrays.fingerprint() != data.Arrays(np.ones((3, 4, 4, 3), np.uint8)).listing()

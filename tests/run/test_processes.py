@@ -66,6 +66,7 @@ def test_when_one_is_killed_the_other_ends_with_a_sentence(tmp_path, killed):
         (((), ("--config.seed=1",)), "Process 1 has config.seed 1 and process 0 has 0; start all processes of a run"),
         (((), ("--config.optimizer.eps=0.01",)), "Process 1 has config.optimizer.eps 0.01 and process 0 has 0.0001"),
         ((("--init=x.pth",), ()), "Process 1 has flags.init  and process 0 has x.pth"),
+        ((("--config.data.path=",), ("--config.data.val=val",)), "Process 1 has config.data.val val and process 0"),
     ],
 )
 def test_processes_that_were_told_different_things_are_refused(tmp_path, more, sentence):
