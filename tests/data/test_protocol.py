@@ -10,6 +10,7 @@ import commands
 import numpy as np
 import pytest
 import source_kinds
+from PIL import Image
 
 from barlow_jax import data
 from barlow_jax.data.protocol import Source
@@ -38,7 +39,7 @@ def canvases(source):
 def test_what_every_source_gives(roots, kind):
     source = source_kinds.opened(kind, roots[kind])
     members = [name for name in vars(Source) if name == "__len__" or not name.startswith("_")]
-    assert len(members) == 14 and not [name for name in members if not hasattr(source, name)]
+    assert len(members) == 15 and not [name for name in members if not hasattr(source, name)]
     n = len(source)
     assert n == source_kinds.COUNT or kind == "digits"
     assert source.channels == 3 and isinstance(source.name, str) and source.name
@@ -65,6 +66,7 @@ def test_a_part_is_a_source_too(roots, kind):
         assert np.array_equal(canvases(part)[0], pixels[rows]) and np.array_equal(canvases(part)[1], labels[rows])
         assert part.take([1]).where(0) == source.where(rows[1])
         assert part.fingerprint() == source.take(rows).fingerprint() != source.fingerprint()
+        assert part.listing() == source.take(rows).listing() != source.listing()
     assert source.take([4, 1]).fingerprint() != source.take([1, 4]).fingerprint()
 
 
