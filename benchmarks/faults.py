@@ -1,11 +1,14 @@
 """Kills a run again and again at random moments, and looks whether anything is lost or different.
 
-    python benchmarks/faults.py [--kills=20] [--seed=0] [--workdir=FOLDER]
+    python benchmarks/faults.py [--kills=20] [--processes=1] [--seed=0] [--workdir=FOLDER]
 
 A small run of train.py is done twice, both in processes of their own: once undisturbed, and once killed with SIGKILL
 and started again with the same line, `kills` times, and then left to its end. Every moment is drawn at random, in turn
 from a third of these: any time between the start of the process and its first steps (imports, reading the checkpoint,
 compiling); any time while it trains; any time while a checkpoint is being written.
+
+With several processes one of them is drawn and killed, process 0 as often as the others, which must end by themselves and
+with a sentence. Then all are started again.
 
 Then the two are compared: parameters, batch statistics, optimiser state and the online probe bit for bit, and every
 line of metrics.jsonl but for what a clock measured. Prints a table; exit status 1 if anything differs.
@@ -16,6 +19,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -73,20 +77,37 @@ def write_images(path, n=128):
     return path
 
 
-def start(command, log):
+def start(command, log, count=1):
+    """The processes of a run; what process 1 prints goes to LOG.1."""
+    place = {}
+    if count > 1:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        place = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
+    logs = [log.with_suffix(f".log.{index}" if index else ".log") for index in range(count)]
+    return [
+        _started(command, logs[index], {**place, "JAX_PROCESS_ID": str(index)} if place else {})
+        for index in range(count)
+    ]
+
+
+def _started(command, log, place):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(log.parent / "xla"),  # so that a new start takes seconds
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **place,
     }
     with log.open("a") as output:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
-def finish(process, log):
+def finish(processes, log):
     """Waits for the end of a run; ends this script if the run failed."""
-    if process.wait():
-        raise SystemExit(f"A run ended with status {process.returncode}:\n{log.read_text()[-3000:]}")
+    for process in processes:
+        if process.wait():
+            raise SystemExit(f"A run ended with status {process.returncode}:\n{log.read_text()[-3000:]}")
 
 
 def lines(workdir):
@@ -124,14 +145,16 @@ def reached(process, condition):
     return False
 
 
-def kill_somewhere(process, workdir, moment, rng, startup):
-    """Kills a process that has just been started, somewhere in that moment of its life.
+def kill_somewhere(processes, workdir, moment, rng, startup):
+    """Kills one process of a run that has just been started, somewhere in that moment of its life.
 
     Args:
       startup: seconds that a start takes.
     Returns:
-      What it was doing, for the table; None if it ended by itself.
+      What the run was doing, for the table, and after how many seconds the other processes had ended; None if it ended
+      by itself.
     """
+    process = processes[rng.integers(len(processes))]
     resumed = newest_step(workdir) or 0
     metrics, began = workdir / metric_writers.FILE, time.monotonic()
     before = identity(metrics)
@@ -151,7 +174,12 @@ def kill_somewhere(process, workdir, moment, rng, startup):
         time.sleep(rng.uniform(0, 0.1))
     process.send_signal(signal.SIGKILL)
     row = {"from": resumed, "seconds": time.monotonic() - began, "step": last_step(workdir), "saving": saving(workdir)}
-    return row if alive and process.wait() == -signal.SIGKILL else None
+    killed, alone = process.wait() == -signal.SIGKILL, time.monotonic()
+    for other in processes:
+        other.wait(300)
+        alive &= other is process or other.returncode in (1, 6)
+    row |= {"killed": processes.index(process), "others": time.monotonic() - alone}
+    return row if alive and killed else None
 
 
 def differences(workdir, other):
@@ -169,7 +197,7 @@ def differences(workdir, other):
     return found, len(a), len(ours)
 
 
-def trial(folder, kills, seed):
+def trial(folder, kills, seed, count=1):
     """Both runs in `folder`; prints the table and returns the differences."""
     folder.mkdir(parents=True, exist_ok=True)
     images = write_images(folder / "images.npz")
@@ -178,32 +206,35 @@ def trial(folder, kills, seed):
     runs = {name: folder / name for name in ("undisturbed", "killed")}
 
     log = folder / "undisturbed.log"
-    process = start(command(images, folder / "warm", steps), log)  # compiles what the others find compiled
-    reached(process, lambda: last_step(folder / "warm") >= EVERY)
-    process.kill()
-    process.wait()
+    processes = start(command(images, folder / "warm", steps), log, count)  # compiles what the others find compiled
+    reached(processes[0], lambda: last_step(folder / "warm") >= EVERY)
+    for process in processes:
+        process.kill()
+        process.wait()
     began = time.monotonic()
-    process = start(command(images, runs["undisturbed"], steps), log)
-    reached(process, lambda: last_step(runs["undisturbed"]) > 0)
+    processes = start(command(images, runs["undisturbed"], steps), log, count)
+    reached(processes[0], lambda: last_step(runs["undisturbed"]) > 0)
     startup = time.monotonic() - began
-    finish(process, log)
+    finish(processes, log)
     total = last_step(runs["undisturbed"])
     print(f"undisturbed: {total} steps in {time.monotonic() - began:.0f} s, the first after {startup:.1f} s\n")
 
-    print("kill  goes on from  drawn from  seconds after start  last step logged  checkpoint half-written", flush=True)
+    several = "  process  others gone after" * (count > 1)
+    head = "kill  goes on from  drawn from  seconds after start  last step logged  checkpoint half-written"
+    print(head + several, flush=True)
     log = folder / "killed.log"
     for number in range(kills):
         moment = MOMENTS[number % len(MOMENTS)]
-        process = start(command(images, runs["killed"], steps), log)
-        row = kill_somewhere(process, runs["killed"], moment, rng, startup)
+        processes = start(command(images, runs["killed"], steps), log, count)
+        row = kill_somewhere(processes, runs["killed"], moment, rng, startup)
         if row is None:
             raise SystemExit(f"The run ended by itself before kill {number + 1}:\n{log.read_text()[-3000:]}")
         print(
             f"{number + 1:4}{row['from']:14}  {moment:10}{row['seconds']:21.2f}{row['step']:18}"
-            f"{'yes' if row['saving'] else 'no':>25}",
+            f"{'yes' if row['saving'] else 'no':>25}" + f"{row['killed']:9}{row['others']:18.1f} s" * (count > 1),
             flush=True,
         )
-    finish(start(command(images, runs["killed"], steps), log), log)
+    finish(start(command(images, runs["killed"], steps), log, count), log)
 
     found, arrays, written = differences(runs["killed"], runs["undisturbed"])
     print(f"\n{arrays} arrays of the last checkpoint and {written} lines of metrics compared: ", end="")
@@ -214,13 +245,14 @@ def trial(folder, kills, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
+    parser.add_argument("--processes", type=int, default=1, help="of the run, on this host")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--workdir", type=pathlib.Path, help="an empty folder that keeps the two runs")
     given = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.workdir or pathlib.Path(temporary)).expanduser().absolute()
-        found = trial(folder, given.kills, given.seed)
+        found = trial(folder, given.kills, given.seed, given.processes)
     sys.exit(1 if found else 0)
 
 
