@@ -7,8 +7,8 @@ and started again with the same line, `kills` times, and then left to its end. E
 from a third of these: any time between the start of the process and its first steps (imports, reading the checkpoint,
 compiling); any time while it trains; any time while a checkpoint is being written.
 
-With several processes one of them is drawn and killed, process 0 as often as the others, which must end by themselves and
-with a sentence. Then all are started again.
+With several processes one of them is drawn and killed, process 0 as often as the others, which must end by themselves.
+Then all are started again.
 
 Then the two are compared: parameters, batch statistics, optimiser state and the online probe bit for bit, and every
 line of metrics.jsonl but for what a clock measured. Prints a table; exit status 1 if anything differs.
