@@ -294,6 +294,21 @@ def test_random_boxes_beyond_the_image():
     assert height.max() > 26 and top.min() < -2
 
 
+def test_boxes_and_views_of_one_key_are_independent(drawn):
+    """Both get the example's key, and no number of the box is one of the view's."""
+    keys = jax.random.split(jax.random.key(0), 8000)  # as in `drawn`
+    found = np.asarray(random_boxes(keys, 400, 500, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)))
+    area, aspect = found[..., 2] * found[..., 3], found[..., 3] / found[..., 2]
+    free = found[..., :2] / (np.array([401, 501]) - found[..., 2:])
+    box = [*np.moveaxis(np.concatenate([free, area[..., None], aspect[..., None]], -1).reshape(8000, 8), 1, 0)]
+    jitter = drawn.order[..., 0] != color_ops.NOTHING
+    columns = [drawn.flip, drawn.angle, jitter, drawn.grayscale, drawn.sigma, drawn.solarize, drawn.invert]
+    columns += [*np.moveaxis(drawn.factors, -1, 0)]
+    view = [column[k] for column in columns for k in range(2) if column[k].std() > 0]
+    correlation = np.corrcoef(np.stack(box + view).astype(float))[: len(box), len(box) :]
+    assert np.abs(correlation).max() < 4.5 / np.sqrt(8000)
+
+
 def test_random_boxes_refuse_limits_out_of_order():
     keys = jax.random.split(jax.random.key(0), 2)
     with pytest.raises(UserError, match="scale is .* but must be"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from programs import precisions
 
 from barlow_jax import sharding
 from barlow_jax.loss import barlow_twins_loss, cross_correlation
@@ -151,3 +152,16 @@ def test_dual_form_moves_n_by_n_matrices_and_no_embeddings_in_whole():
 def test_unknown_form_is_named():
     with pytest.raises(ValueError, match="'primal'.*auto, direct, dual"):
         barlow_twins_loss(jnp.ones((2, 2)), jnp.ones((2, 2)), lambd=1.0, form="primal")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_products_are_asked_for_in_full(form):
+    """Of c or the Gram matrices, and of their gradients; on a CPU nothing else would show it."""
+    z = jnp.ones((8, 6))
+    gradient = jax.grad(lambda a, b: barlow_twins_loss(a, b, lambd=0.1, form=form)[0], (0, 1))
+    asked = precisions(jax.make_jaxpr(gradient)(z, z))
+    assert len(asked) >= 3 and set(asked) == {jax.lax.Precision.HIGHEST}
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    split = jax.make_jaxpr(lambda a, b: barlow_twins_loss(a, b, lambd=0.1, form=form, mesh=mesh)[0])(z, z)
+    assert set(precisions(split)) == {jax.lax.Precision.HIGHEST}
+    assert precisions(jax.make_jaxpr(cross_correlation)(z, z)) == [jax.lax.Precision.HIGHEST]

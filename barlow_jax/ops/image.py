@@ -72,7 +72,7 @@ def _resize_weights(start, length, size, pixels, kernel, extent) -> Array:
 
 
 def _rows_first(height, width, size, extent) -> Array:
-    """Whether Pillow 13 takes the rows before the columns: its rule, read off its results, is the same for all filters."""
+    """Whether Pillow 13 takes the rows first: its rule, read off its results, is the same for all filters."""
     if extent is None:
         return height - size > 2 * jnp.maximum(width - size, 0)
     # The whole image is resized before it is cropped; its new sides are whole numbers.
