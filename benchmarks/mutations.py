@@ -40,23 +40,82 @@ TESTS = {  # module: the test files that stand for it
     "data.boxes": ["data/test_boxes.py"],
 }
 
-KNOWN = [  # (module, text, what takes its place), each of which passed all tests once
-    ("sharding", "jax.random.fold_in(jax.random.key(seed), step)", "jax.random.key(seed)"),
-    ("augment", "_BOXES = 2", "_BOXES = 1"),
-    ("pretrain", "jnp.maximum(known.sum(), 1)", "known.size"),
-    ("networks.resnet", "stats_dtype = jnp.promote_types(x.dtype, jnp.float32)", "stats_dtype = x.dtype"),
-    ("networks.resnet", "x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((-3, -2))", "x.mean((-3, -2))"),
-    ("networks.resnet", "jnp.maximum(square - jnp.square(mean), 0)", "square - jnp.square(mean)"),
-    ("evaluation.classify", "ks=(1,), mask=counted", "ks=(1,)"),
-    ("evaluation.heads", "np.where(std <= 1e-6 * std.max(), 1, std)", "np.where(std == 0, 1, std)"),
-    ("evaluation.heads", "np.where(std <= 1e-6 * std.max(), 1, std)", "np.where(std < 1e-6 * std.max(), 1, std)"),
-    ("data.boxes", "return 2 * xp.floor(", "return xp.floor("),
-    ("loss", 'z, z.T, precision="highest"', "z, z.T"),
-    ("loss", 'jnp.matmul(z1.T, z2, precision="highest")', "jnp.matmul(z1.T, z2)"),
-    ("metrics", 'features.T, precision="highest"', "features.T"),
-    ("ops.image", "image, first, precision=_PRECISION", "image, first"),
-    ("ops.image", "image, second, precision=_PRECISION", "image, second"),
-    ("ops.image", "scale = divide(length, size)", "scale = length / size"),
+KNOWN = [  # (module, text, what takes its place, the test that holds it), each of which passed all tests once
+    ("sharding", "jax.random.fold_in(jax.random.key(seed), step)", "jax.random.key(seed)", "test_sharding.py"),
+    ("augment", "_BOXES = 2", "_BOXES = 1", "test_augment.py::test_boxes_and_views_of_one_key_are_independent"),
+    (
+        "pretrain",
+        "jnp.maximum(known.sum(), 1)",
+        "known.size",
+        "test_pretrain.py::test_the_probe_counts_labelled_rows_alone",
+    ),
+    (
+        "networks.resnet",
+        "x - jax.lax.stop_gradient(self.mean[...])",
+        "(x - jax.lax.stop_gradient(self.mean[...])).astype(jnp.bfloat16)",
+        "networks/test_resnet.py::test_statistics_of_bfloat16_are_those_of_its_values",
+    ),
+    (
+        "networks.resnet",
+        "x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((-3, -2))",
+        "x.mean((-3, -2)).astype(jnp.promote_types(x.dtype, jnp.float32))",
+        "networks/test_resnet.py::test_features_of_bfloat16_are_pooled_in_float32",
+    ),
+    (
+        "networks.resnet",
+        "jnp.maximum(square - jnp.square(mean), 0)",
+        "square - jnp.square(mean)",
+        "networks/test_resnet.py::test_a_variance_that_rounding_makes_negative_is_zero",
+    ),
+    (
+        "evaluation.classify",
+        "ks=(1,), mask=counted",
+        "ks=(1,)",
+        "evaluation/test_classify.py::test_rows_that_fill_up_the_last_batch_do_not_count_in_what_is_shown",
+    ),
+    *(
+        (
+            "evaluation.heads",
+            "np.where(std <= 1e-6 * std.max(), 1, std)",
+            new,
+            "evaluation/test_heads.py::test_a_feature_that_is_constant_is_divided_by_one",
+        )
+        for new in ("np.where(std == 0, 1, std)", "np.where(std < 1e-6 * std.max(), 1, std)")
+    ),
+    (
+        "data.boxes",
+        "return 2 * xp.floor(",
+        "return xp.floor(",
+        "data/test_boxes.py::test_the_margin_holds_every_cell_that_a_filter_sees",
+    ),
+    ("loss", 'z, z.T, precision="highest"', "z, z.T", "test_loss.py::test_products_are_asked_for_in_full"),
+    (
+        "loss",
+        'jnp.matmul(z1.T, z2, precision="highest")',
+        "jnp.matmul(z1.T, z2)",
+        "test_loss.py::test_products_are_asked_for_in_full",
+    ),
+    (
+        "metrics",
+        'features.T, precision="highest"',
+        "features.T",
+        "test_metrics.py::test_similarities_are_asked_for_in_full",
+    ),
+    *(
+        (
+            "ops.image",
+            f"image, {which}, precision=_PRECISION",
+            f"image, {which}",
+            "ops/test_ops.py::test_the_crop_asks_for_products_in_full",
+        )
+        for which in ("first", "second")
+    ),
+    (
+        "ops.image",
+        "scale = divide(length, size)",
+        "scale = length / size",
+        "test_augment.py::test_eval_views_equal_resize_and_center_crop",
+    ),
 ]
 
 BINARY = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "+", ast.Pow: "*"}
@@ -154,31 +213,32 @@ def path_of(module):
 
 
 def drawn(modules, count, rng):
-    """(module, line, text before, text after) of so many changes of each module; the text is that of the module."""
+    """So many changes of each module: (module, line, old, new, the text of the module with it, test files)."""
     for module in modules:
         text = (ROOT / path_of(module)).read_text()
         edits = sorted(set(Edits(text).found))
         for first, last, new in sorted(rng.sample(edits, min(count, len(edits)))):
             encoded = text.encode()
             after = (encoded[:first] + new.encode() + encoded[last:]).decode()
-            yield module, encoded[:first].count(b"\n") + 1, encoded[first:last].decode(), new, after
+            line, old = encoded[:first].count(b"\n") + 1, encoded[first:last].decode()
+            yield module, line, old, new, after, TESTS[module]
 
 
 def known(modules):
-    for module, old, new in KNOWN:
+    for module, old, new, test in KNOWN:
         if module in modules:
             text = (ROOT / path_of(module)).read_text()
             if text.count(old) < 1:
                 raise SystemExit(f"{path_of(module)} no longer holds {old!r}; mend KNOWN.")
-            yield module, text[: text.index(old)].count("\n") + 1, old, new, text.replace(old, new, 1)
+            yield module, text[: text.index(old)].count("\n") + 1, old, new, text.replace(old, new, 1), [test]
 
 
-def seen(folder, module, text, limit):
+def seen(folder, module, text, tests, limit):
     """Whether the tests fail, or do not end, with this text as the module."""
     changed = folder / path_of(module)
     before = changed.read_text()
     changed.write_text(text)
-    tests = [str(pathlib.Path("tests", name)) for name in TESTS[module]]
+    tests = [f"tests/{name}" for name in tests]
     command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     try:
         ended = subprocess.run(command, cwd=folder, capture_output=True, timeout=limit)
@@ -213,10 +273,10 @@ def main():
         for part in COPIED:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, folder / part)
-        for module, line, old, new, text in changes:
+        for module, line, old, new, text, tests in changes:
             if time.monotonic() - begin > 60 * options.minutes:
                 break
-            killed = seen(folder, module, text, options.limit)
+            killed = seen(folder, module, text, tests, options.limit)
             tried[module] = tried.get(module, 0) + 1
             survived[module] = survived.get(module, 0) + (not killed)
             word = "seen    " if killed else "SURVIVED"
