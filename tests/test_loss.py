@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from programs import precisions
 
 from barlow_jax import sharding
-from barlow_jax.loss import barlow_twins_loss, cross_correlation
+from barlow_jax.loss import barlow_twins_loss, cross_correlation, standardize
 from barlow_jax.planning import compiled
 
 CASES = [
@@ -165,3 +165,14 @@ def test_products_are_asked_for_in_full(form):
     split = jax.make_jaxpr(lambda a, b: barlow_twins_loss(a, b, lambd=0.1, form=form, mesh=mesh)[0])(z, z)
     assert set(precisions(split)) == {jax.lax.Precision.HIGHEST}
     assert precisions(jax.make_jaxpr(cross_correlation)(z, z)) == [jax.lax.Precision.HIGHEST]
+
+
+def test_the_epsilon_is_that_of_the_official_batch_norm(x64):
+    """1e-5 on the variance, wherever it is left out; it shows where the variance is as small."""
+    z = 3e-3 * np.random.default_rng(0).normal(size=(16, 4))
+    want = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
+    np.testing.assert_allclose(standardize(jnp.asarray(z)), want, rtol=1e-12)
+    c = want.T @ want / 16
+    np.testing.assert_allclose(cross_correlation(jnp.asarray(z), jnp.asarray(z)), c, rtol=1e-12, atol=1e-15)
+    _, terms = barlow_twins_loss(jnp.asarray(z), jnp.asarray(z), lambd=1.0)
+    np.testing.assert_allclose(terms["on_diag"], ((1 - np.diagonal(c)) ** 2).sum(), rtol=1e-12)
