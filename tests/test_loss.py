@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from programs import precisions
 
 from barlow_jax import sharding
-from barlow_jax.loss import barlow_twins_loss, cross_correlation
+from barlow_jax.loss import barlow_twins_loss, cross_correlation, standardize
 from barlow_jax.planning import compiled
 
 CASES = [
@@ -151,3 +152,27 @@ def test_dual_form_moves_n_by_n_matrices_and_no_embeddings_in_whole():
 def test_unknown_form_is_named():
     with pytest.raises(ValueError, match="'primal'.*auto, direct, dual"):
         barlow_twins_loss(jnp.ones((2, 2)), jnp.ones((2, 2)), lambd=1.0, form="primal")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_products_are_asked_for_in_full(form):
+    """Of c or the Gram matrices, and of their gradients; on a CPU nothing else would show it."""
+    z = jnp.ones((8, 6))
+    gradient = jax.grad(lambda a, b: barlow_twins_loss(a, b, lambd=0.1, form=form)[0], (0, 1))
+    asked = precisions(jax.make_jaxpr(gradient)(z, z))
+    assert len(asked) >= 3 and set(asked) == {jax.lax.Precision.HIGHEST}
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    split = jax.make_jaxpr(lambda a, b: barlow_twins_loss(a, b, lambd=0.1, form=form, mesh=mesh)[0])(z, z)
+    assert set(precisions(split)) == {jax.lax.Precision.HIGHEST}
+    assert precisions(jax.make_jaxpr(cross_correlation)(z, z)) == [jax.lax.Precision.HIGHEST]
+
+
+def test_the_epsilon_is_that_of_the_official_batch_norm(x64):
+    """1e-5 on the variance, wherever it is left out; it shows where the variance is as small."""
+    z = 3e-3 * np.random.default_rng(0).normal(size=(16, 4))
+    want = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
+    np.testing.assert_allclose(standardize(jnp.asarray(z)), want, rtol=1e-12)
+    c = want.T @ want / 16
+    np.testing.assert_allclose(cross_correlation(jnp.asarray(z), jnp.asarray(z)), c, rtol=1e-12, atol=1e-15)
+    _, terms = barlow_twins_loss(jnp.asarray(z), jnp.asarray(z), lambd=1.0)
+    np.testing.assert_allclose(terms["on_diag"], ((1 - np.diagonal(c)) ** 2).sum(), rtol=1e-12)

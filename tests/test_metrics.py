@@ -8,6 +8,7 @@ import sklearn.metrics
 import sklearn.neighbors
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from programs import precisions
 
 from barlow_jax import loss, metrics
 from barlow_jax.errors import UserError
@@ -89,6 +90,12 @@ def test_knn_is_the_same_on_any_number_of_devices(devices):
     alone = metrics.knn_predict(train, train_labels, test, **options)
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     np.testing.assert_array_equal(metrics.knn_predict(train, train_labels, test, **options, mesh=mesh), alone)
+
+
+def test_similarities_are_asked_for_in_full():
+    """On a CPU nothing else would show it; TF32 or bfloat16 swaps neighbours."""
+    arrays = jnp.zeros((1, 4, 2)), jnp.zeros((1, 4, 2), jnp.int32), jnp.ones((1, 4, 3)), jnp.ones((8, 3)), jnp.zeros(8)
+    assert precisions(jax.make_jaxpr(metrics._merge_block)(*arrays)) == [jax.lax.Precision.HIGHEST]
 
 
 def test_knn_with_extremes():

@@ -238,3 +238,18 @@ def test_a_checkpoint_without_the_record_of_health_is_refused(tmp_path):
         checkpoints.save(1, state._replace(health={}))
         with pytest.raises(UserError, match="health.* is absent there and .*use the config it was made with"):
             checkpoints.restore(state)
+
+
+def test_the_probe_counts_labelled_rows_alone():
+    """3 of 8 rows, two views each: the means are over these 6."""
+    rng = np.random.default_rng(0)
+    features, label = rng.normal(size=(8, 2, 5)), np.array([-1, 2, -1, 0, -1, -1, 1, -1])
+    head = {"kernel": rng.normal(size=(5, 3)), "bias": rng.normal(size=3)}
+    loss, shown = pretrain.linear_probe(head, jnp.asarray(features), jnp.asarray(label))
+    known = label >= 0
+    logits, targets = (features @ head["kernel"] + head["bias"])[known], np.repeat(label[known], 2)
+    logits = logits.reshape(-1, 3)
+    cross_entropy = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), targets]
+    np.testing.assert_allclose(loss, cross_entropy.mean(), rtol=1e-5)
+    assert shown["probe_loss"] == loss
+    np.testing.assert_allclose(shown["probe_accuracy"], (logits.argmax(1) == targets).mean(), rtol=1e-6)

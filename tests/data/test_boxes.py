@@ -123,3 +123,18 @@ def test_draws_come_from_the_frozen_stream():
     np.testing.assert_allclose(draws[:10], 0.08 + 0.92 * uniform[:10], rtol=1e-15)
     np.testing.assert_allclose(np.log(draws[10:20]) / np.log(4 / 3), 2 * uniform[10:20] - 1, atol=1e-13)
     assert np.array_equal(draws[20:], uniform[20:])
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0, 1.3, 2.0, 3.7, 6.0])
+def test_the_margin_holds_every_cell_that_a_filter_sees(scale):
+    """The resize to `crop` pixels, and that of a window which was first averaged over cells of up to 2 x 2 scales.
+
+    The first sample lies half a scale inside the box, and its filter sees pixels, or cells, whose centre is nearer than
+    the larger of the scale and the cell.
+    """
+    box = np.array([[10.0, 20.0, 50 * scale, 50 * scale]])
+    margin = boxes.filter_margin(box, 50)
+    assert margin.shape == (1, 2)
+    for cell in range(1, max(math.floor(2 * scale), 1) + 1):
+        assert np.all(margin >= max(scale, cell) - scale / 2), cell
+    assert np.all(margin <= 2 * max(scale, 1) + 2)  # what is read for nothing

@@ -161,3 +161,22 @@ def test_errors_name_the_remedy():
     params["dense"]["kernel"] = params["dense"]["kernel"][:-1]
     with pytest.raises(UserError, match=r"dense.kernel is \(191, 16\) there and \(192, 16\) here; check config"):
         classify.create_state(small_classifier, tx, backbone=(params, batch_stats), weights="freeze")
+
+
+def test_rows_that_fill_up_the_last_batch_do_not_count_in_what_is_shown():
+    """12 examples in batches of 8: of the second batch the first 4, and the others are all wrong."""
+    mesh, tx = sharding.make_mesh(jax.devices()[:2]), classify.sgd({"fc": 0.0})
+    graphdef, state = classify.create_state(head(6, 3), tx, backbone=({}, {}), weights="freeze")
+    features = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+    fc = jax.device_get(state.params["fc"])
+    logits = features @ fc["kernel"] + fc["bias"]
+    label = np.where(np.arange(8) < 3, logits.argmax(1), logits.argmin(1)).astype(np.int32)  # 3 of the first 4 right
+    options = {"weights": "freeze", "mesh": mesh, "images_per_epoch": 12}
+    step = classify.make_train_step(graphdef, tx, lambda _, batch: batch["features"], **options)
+    state, shown = jax.device_put(state, sharding.replicated(mesh)), []
+    for _ in range(3):  # the third is the first of another epoch
+        state, report = step(state, feed.put({"features": features, "label": label}, mesh))
+        shown.append((float(report["train_top1"]), float(report["loss"])))
+    cross_entropy = np.log(np.exp(logits).sum(1)) - logits[np.arange(8), label]
+    whole, part = (3 / 8, cross_entropy.mean()), (3 / 4, cross_entropy[:4].mean())
+    np.testing.assert_allclose(shown, [whole, part, whole], rtol=1e-5)

@@ -149,3 +149,17 @@ def test_a_draw_takes_each_class_alike_and_no_row_twice():
     for rows in draws:
         assert len(set(rows)) == 18 and np.bincount(labels[rows]).tolist() == [0, 6, 0, 0, 6, 6]
     assert set(draws[0]) != set(draws[1])
+
+
+def test_a_feature_that_is_constant_is_divided_by_one():
+    """Constant but for the last bit too, as nothing may be divided by rounding. What is small is not constant."""
+    features, labels = data(1000)
+    features[:, 1] = np.where(np.arange(1000) % 2, np.float32(0.1), np.nextafter(np.float32(0.1), np.float32(1)))
+    features[:, 4] *= 1e-4
+    options = OPTIONS | {"epochs": 1, "batch_size": 500, "mesh": mesh(1)}
+    std = np.asarray(heads.fit([features], labels, **options).std)
+    assert std[1] == std[3] == 1
+    others = [0, 2, 4]
+    np.testing.assert_allclose(std[others], features[:, others].std(0, dtype=np.float64), rtol=1e-6)
+    same = np.asarray(heads.fit([np.full((40, WIDTH), 2.0, np.float32)], labels[:40], **options).std)
+    np.testing.assert_array_equal(same, 1)
