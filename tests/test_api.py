@@ -84,7 +84,7 @@ def test_ctrl_c_saves_first(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize("by", ["knn", "probe"])
 def test_evaluate_is_the_command(trained, tmp_path, by):
     run, _ = trained
-    fields = {"knn": {"k": (1, 5), "shots": (), "shot_seeds": 0}, "probe": {"epochs": 2, "batch_size": 16}}[by]
+    fields = {"knn": {"k": (1, 5), "shots": (1,), "shot_seeds": 0}, "probe": {"epochs": 2, "batch_size": 16}}[by]
     found = barlow_jax.evaluate(run, by=by, workdir=tmp_path / "call", **fields)
     written = [json.loads(line) for line in (tmp_path / "call" / "results.jsonl").read_text().splitlines()]
     assert json.loads(json.dumps(found)) == written

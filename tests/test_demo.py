@@ -1,6 +1,7 @@
 """`make demo` keeps its promise, and its parts compute what they say."""
 
 import re
+import signal
 
 import commands
 import numpy as np
@@ -35,9 +36,17 @@ def test_a_short_demo_prints_its_table_and_leaves_its_pictures(tmp_path):
         assert (tmp_path / "run" / picture).stat().st_size > 1000, picture
 
 
-def test_a_missing_run_is_one_sentence(tmp_path):
-    status, output = commands.run("-m", "barlow_jax.demo", f"--workdir={tmp_path / 'none'}")
-    assert status == 1 and output.strip().splitlines()[-1].startswith("error: "), output
+def test_without_a_run_it_trains_one_and_goes_on_where_it_was_stopped(tmp_path):
+    """The first line says what the run is; a second start goes on from the checkpoint."""
+    line, metrics = ("-m", "barlow_jax.demo", f"--workdir={tmp_path / 'run'}"), tmp_path / "run" / "metrics.jsonl"
+    for said in ("starting at step 0 of 1400", "going on from step"):
+        process = commands.start(*line)
+        lines = metrics.read_text().count("\n") if metrics.exists() else 0
+        commands.wait_for(process, lambda n=lines: metrics.exists() and metrics.read_text().count("\n") > n + 1)
+        process.send_signal(signal.SIGTERM)
+        output = commands.finish(process, timeout=100)
+        assert process.returncode == 0 and said in output and "preempted at step" in output, output
+        assert not table(output)
 
 
 def test_centred_pixels_have_no_mean_colour():

@@ -222,23 +222,23 @@ def test_origins_that_are_refused(pretrained, undisturbed, tmp_path):
         (pretrained / "checkpoints" / "5", tmp_path, "A checkpoint was expected in .*5, which holds none"),
     ):
         with pytest.raises(UserError, match=sentence):
-            linear_experiment.find_origin(str(checkpoint), [workdir])
+            linear_experiment.find_subject(str(checkpoint), [workdir])
     with pytest.raises(UserError, match="holds an evaluation of .*run, and --checkpoint is .* with --baseline=random;"):
-        linear_experiment.find_origin(str(pretrained), [undisturbed[0]], "random")
+        linear_experiment.find_subject(str(pretrained), [undisturbed[0]], "random")
     params, batch_stats, meta = restore_params(pretrained)
     batch_stats["backbone"]["norm"]["mean"][3] = np.nan
     with Checkpoints(tmp_path / "sick" / "checkpoints", asynchronous=False) as checkpoints:
         checkpoints.save(1, {"params": params, "batch_stats": batch_stats}, meta)
     with pytest.raises(UserError, match="has values in batch_stats.norm.mean that are not finite, so its features"):
-        linear_experiment.find_origin(str(tmp_path / "sick"), [tmp_path / "linear"])
+        linear_experiment.find_subject(str(tmp_path / "sick"), [tmp_path / "linear"])
     with Checkpoints(tmp_path / "foreign" / "checkpoints", asynchronous=False) as checkpoints:
         checkpoints.save(1, {"params": {"head": np.zeros(3)}, "batch_stats": {}}, {})
     with pytest.raises(UserError, match="foreign is no checkpoint of a pre-training run"):
-        linear_experiment.find_origin(str(tmp_path / "foreign"), [tmp_path / "linear"])
+        linear_experiment.find_subject(str(tmp_path / "foreign"), [tmp_path / "linear"])
 
 
 def test_a_single_checkpoint_can_be_judged(pretrained, tmp_path):
-    origin = linear_experiment.find_origin(str(pretrained / "checkpoints" / "6"), [tmp_path])
+    origin = linear_experiment.find_subject(str(pretrained / "checkpoints" / "6"), [tmp_path])
     assert (origin.step, origin.channels, origin.config["arch"]) == (6, 3, "convnet")
 
 

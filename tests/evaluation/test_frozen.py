@@ -139,6 +139,13 @@ def test_features_that_are_not_finite_are_one_sentence(run, tmp_path):
 
     bad = frozen_runs.make(tmp_path / "run", run.parent / "set.npz", broken)
     status, output = commands.run("-m", "barlow_jax.knn", f"--checkpoint={bad}", *SHORT)
+    commands.assert_refused(status, output, r"holds 1 values that are nan or infinite in dense\.kernel")
+
+    def huge(params):
+        return params | {"backbone": jax.tree.map(lambda x: jnp.full_like(x, 1e38), params["backbone"])}
+
+    bad = frozen_runs.make(tmp_path / "huge", run.parent / "set.npz", huge)
+    status, output = commands.run("-m", "barlow_jax.knn", f"--checkpoint={bad}", *SHORT)
     assert status == 1 and "Traceback" not in output
     want = "error: The features of 45 of the 45 images of set.npz:test are not finite, first those of image 0 "
     want += "(set.npz:test[0]); judge an"
@@ -154,8 +161,7 @@ def test_features_that_are_not_finite_are_one_sentence(run, tmp_path):
         (("--config=configs/linear_demo.py",), "configs/frozen.py."),
         (
             ("--config=configs/nothing.py",),
-            "cannot be read ([Errno 2] No such file or directory: 'configs/nothing.py'); "
-            "give one of configs/, or your own.",
+            "The file of --config cannot be read (configs/nothing.py is not there); give another.",
         ),
         (("--config.kk=3",), "See the config file for its fields and their types."),
         (("--workdir=RUN",), "--workdir RUN holds the run that is judged; take a folder for it alone, or none."),

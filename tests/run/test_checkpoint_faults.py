@@ -133,13 +133,13 @@ CHILD = """
 import os, sys, signal
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import jax, jax.numpy as jnp
-from barlow_jax.run import checkpoint
-write = checkpoint._write_manifest
+from barlow_jax.run import checkpoint, manifest
+write = manifest.write
 def killed(folder, meta, metrics):
     if meta["step"] == 2:
         os.kill(os.getpid(), signal.SIGKILL)  # the arrays are written, the folder is not yet in place
     write(folder, meta, metrics)
-checkpoint._write_manifest = killed
+manifest.write = killed
 with checkpoint.Checkpoints({folder!r}) as checkpoints:
     for step in (1, 2):
         checkpoints.save(step, {{"params": jnp.full(3, step)}}, {{"step": step}})

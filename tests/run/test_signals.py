@@ -10,8 +10,11 @@ from barlow_jax.run.signals import StopSignals
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
-def test_each_is_said_at_once_and_stops(name, caplog):
-    number, before = signal.Signals[name], signal.getsignal(signal.Signals[name])
+def test_each_is_said_at_once_and_stops(name, caplog, request):
+    number = signal.Signals[name]
+    before = signal.signal(number, lambda *_: None)  # whatever the tests were started under, such as nohup
+    request.addfinalizer(lambda: signal.signal(number, before))
+    before_run = signal.getsignal(number)
     with caplog.at_level(logging.INFO), StopSignals() as stop:
         assert stop.received is None
         signal.raise_signal(number)
@@ -22,7 +25,7 @@ def test_each_is_said_at_once_and_stops(name, caplog):
         if name == "SIGINT":
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(number)
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is before_run
 
 
 def test_nohup_is_respected():
