@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, experiment, fields, model, results, tree
+from barlow_jax import augment, experiment, fields, model, results
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, subject
 from barlow_jax.results import protocols
@@ -67,7 +67,6 @@ def find_subject(checkpoint, folders, baseline=""):
     run, own = pathlib.Path(checkpoint).expanduser(), next(filter(holds_checkpoints, folders), None)
     if own is None:
         judged = subject.load(checkpoint, baseline)
-        _check_finite(judged)
         return judged
     params, batch_stats, meta = restore_params(own)
     began = meta.get("origin", {})
@@ -79,15 +78,6 @@ def find_subject(checkpoint, folders, baseline=""):
     judged = subject.of_evaluation(params, batch_stats, meta)
     log.info("judging %s", judged)
     return judged
-
-
-def _check_finite(judged):
-    for name, leaf in tree.named({"params": judged.params, "batch_stats": judged.batch_stats}).items():
-        if not np.all(np.isfinite(leaf)):
-            raise UserError(
-                f"The backbone in {judged.path} has values in {name} that are not finite, so its features would be "
-                "NaN; give an earlier checkpoint, FOLDER/checkpoints/STEP."
-            )
 
 
 def _in_place(baseline):
