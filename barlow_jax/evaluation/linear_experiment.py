@@ -66,8 +66,7 @@ def find_subject(checkpoint, folders, baseline=""):
     """
     run, own = pathlib.Path(checkpoint).expanduser(), next(filter(holds_checkpoints, folders), None)
     if own is None:
-        judged = subject.load(checkpoint, baseline)
-        return judged
+        return subject.load(checkpoint, baseline)
     params, batch_stats, meta = restore_params(own)
     began = meta.get("origin", {})
     if (began.get("path"), began.get("baseline", "")) != (str(run), baseline):

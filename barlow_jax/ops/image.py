@@ -114,7 +114,7 @@ def crop_resize(
     top, left, height, width = jnp.asarray(box, jnp.float32)
     bottom_limit, right_limit = (None, None) if extent is None else extent
     # Rows first is columns first of the transposed image: one more copy of it instead of two more products.
-    side = max(image.shape[:2])
+    side = jax.core.max_dim(*image.shape[:2])  # which knows the symbolic sizes of an exported program
     image = jnp.pad(image, ((0, side - image.shape[0]), (0, side - image.shape[1]), (0, 0)))
     rows = _resize_weights(top, height, size, side, kernel, bottom_limit)
     columns = _resize_weights(left, width, size, side, kernel, right_limit)

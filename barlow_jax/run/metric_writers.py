@@ -181,7 +181,7 @@ class WeightsAndBiases:
             import wandb
         except ImportError as error:
             why = "there is no wandb" if error.name == "wandb" else f"wandb cannot be imported ({error})"
-            raise UserError(f"config.wandb is set, but {why}; pip install --upgrade wandb, or unset it.") from error
+            raise UserError(f"config.wandb is set, but {why}; pip install wandb, or unset it.") from error
         self._wandb, identity = wandb, workdir / "wandb_id"
         if resume_step is None or not identity.exists():
             identity.write_text(secrets.token_hex(4))
