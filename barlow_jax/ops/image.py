@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import max_dim
 
 # The weights of a resize need more than the 8 (bfloat16) or 11 (TF32) bits that accelerators keep by default:
 # 255 * 2**-9 is half a grey level.
@@ -114,7 +115,7 @@ def crop_resize(
     top, left, height, width = jnp.asarray(box, jnp.float32)
     bottom_limit, right_limit = (None, None) if extent is None else extent
     # Rows first is columns first of the transposed image: one more copy of it instead of two more products.
-    side = jax.core.max_dim(*image.shape[:2])  # which knows the symbolic sizes of an exported program
+    side = max_dim(*image.shape[:2])  # which knows the symbolic sizes of an exported program
     image = jnp.pad(image, ((0, side - image.shape[0]), (0, side - image.shape[1]), (0, 0)))
     rows = _resize_weights(top, height, size, side, kernel, bottom_limit)
     columns = _resize_weights(left, width, size, side, kernel, right_limit)
