@@ -20,6 +20,7 @@ import jax
 from barlow_jax.errors import UserError
 from barlow_jax.run import cluster, config_files, lock
 from barlow_jax.run.checkpoint import holds_checkpoints, newest_step
+from barlow_jax.tree import ABSENT
 
 CONFIG_FILE = "config.json"
 CHANGES_FILE = "config_changes.jsonl"
@@ -152,9 +153,6 @@ def _keep_config(folder, config, free, allowed):
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(config, indent=1))
     os.replace(temporary, file)
-
-
-ABSENT = "absent"  # in place of the value of a field that one of two configs does not have
 
 
 def changed_fields(old, new, prefix=""):
