@@ -78,12 +78,12 @@ def main(wanted):
         parts = embed(judged, config, source, f"{out}.parts", stop)
     if parts is None:
         return 0
+    if wanted.neighbours:  # before --out, which is not written twice
+        draw_neighbours(config, source, parts, wanted.neighbours)
     WRITERS[out.suffix](out, parts, source.where, source.class_names)
     rows = len(parts.index())
     if rows < len(source):
         log.warning("%d images could not be read and have no row", len(source) - rows)
-    if wanted.neighbours:
-        draw_neighbours(config, source, parts, wanted.neighbours)
     parts.remove()
     print(f"{out}: {rows} images of {source.name}, by {judged.path}, step {judged.step}")
     return 0

@@ -19,7 +19,6 @@ import hashlib
 import importlib
 import json
 import logging
-import os
 import pathlib
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ from barlow_jax import augment, model
 from barlow_jax.data import boxes, order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder
-from barlow_jax.run import launch
+from barlow_jax.run import launch, writing
 from barlow_jax.run.checkpoint import restore_all, restore_params
 from barlow_jax.weights import as_run, files, finite, naming
 
@@ -162,15 +161,21 @@ def export(source, layout, out):
     """Writes the file, verifies it, and then gives it its name; the report is returned and stands in OUT.json.
 
     Raises:
-      UserError: the file gives other features than the source.
+      UserError: the file gives other features than the source, or cannot be written; then there is none.
     """
-    unverified = out.with_name(f"{out.name}.unverified")
-    write(source, layout, unverified)
+    with writing.whole(out) as unverified:
+        write(source, layout, unverified)
+        report = {"file": str(out)} | _verified(source, layout, unverified)
+        writing.text(out.with_name(f"{out.name}.json"), json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _verified(source, layout, unverified):
+    """The report, but for the file's name."""
     differences = verify(source, layout, unverified)
     config, weights = source.config, source.weights
     shapes = {name: value.shape for name, value in naming.state_dict(*files.backbone(weights)).items()}
     report = {
-        "file": str(out),
         "format": layout,
         "of": source.name,
         "arch": config["arch"],
@@ -189,11 +194,9 @@ def export(source, layout, out):
     worst = max(differences, key=differences.get)
     if not differences[worst] <= BOUND:
         raise UserError(
-            f"{unverified} gives features that are {differences[worst]:.1e} away ({worst}), above {BOUND}; "
-            "do not use it, and report this with the versions of your packages."
+            f"The {layout} file gives features that are {differences[worst]:.1e} away ({worst}), above {BOUND}, and "
+            "was removed; report this with the versions of your packages."
         )
-    os.replace(unverified, out)
-    out.with_name(f"{out.name}.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -252,7 +255,7 @@ def verify(source, layout, path):
       UserError: an array is not what it was.
     """
     if _bad(source):  # what is no number equals nothing: the arrays alone are compared
-        check_equal(path, source.weights, files.load(path, only_finite=False))
+        check_equal(source.weights, files.load(path, only_finite=False))
         return {"arrays read back": 0.0}
     features, weights = features_of(source), files.backbone(source.weights)
     config, side = source.config, source.config["eval"]["crop"]
@@ -272,20 +275,20 @@ def verify(source, layout, path):
     images = [normal(n, *hw, source.channels) for n, hw in enumerate(sides, 2)]
     wanted = [features(*weights, x) for x in images]
     back = files.load(path)
-    check_equal(path, source.weights, back)
+    check_equal(source.weights, back)
     again = [features(*files.backbone(back), x) for x in images]
     found = {"read back": max(difference(x, y) for x, y in zip(again, wanted, strict=True))}
     return found | in_torch(source, layout, path, images, wanted)
 
 
-def check_equal(path, wanted, found):
+def check_equal(wanted, found):
     """Raises UserError unless every array that was read back is what was written, to the bit."""
     for tree in ("params", "batch_stats", "momentum"):
         pairs = (getattr(wanted, tree), getattr(found, tree))
         wanted_arrays, arrays = (naming.state_dict(pair or {}, {}) for pair in pairs)
         for name in arrays:
             if not np.array_equal(arrays[name], wanted_arrays[name], equal_nan=True):
-                raise UserError(f"{path} holds another {name} than the source; do not use it, and look at the disk.")
+                raise UserError(f"What was written holds another {name} than the source; look at the disk.")
 
 
 def evaluation_views(config, images):

@@ -13,7 +13,7 @@ import pathlib
 from barlow_jax import results
 from barlow_jax.errors import UserError
 from barlow_jax.results import page, published
-from barlow_jax.run import launch
+from barlow_jax.run import launch, writing
 
 NUMBERS = ("value", "paper", "README")
 HEAD = ("evaluation", "test images", "metric", "judged", *NUMBERS)
@@ -37,8 +37,9 @@ def main(wanted):
     if wanted.html:
         text = page.page([HEAD, *rows], notes, folders)
         file = pathlib.Path(wanted.html).expanduser()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        with writing.told(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        writing.text(file, text)
         print(f"\n{file}: {len(text) / 1e6:.1f} MB")
 
 
@@ -66,12 +67,12 @@ def table(lines):
         for line in mine:
             departures = tuple(line["settings"].get("departures", ()))
             mark = noted.setdefault((line["protocol"], departures), f" [{len(noted) + 1}]") if departures else ""
-            rows.append((*ours(line, mark), *theirs(beside, line["metric"])))
+            rows.append((*map(page.printable, ours(line, mark)), *theirs(beside, line["metric"])))
         if beside and not mine:
             images = f"{beside.dataset}, {beside.n} images of {beside.classes} classes"
             rows.append((beside.protocols[0], images, beside.metric, "", "", *theirs(beside, beside.metric)))
     notes = [
-        f"{mark.strip()} not as {protocol} has it: {', '.join(departures)}"
+        page.printable(f"{mark.strip()} not as {protocol} has it: {', '.join(departures)}")
         for (protocol, departures), mark in noted.items()
     ]
     return rows, notes

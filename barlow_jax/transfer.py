@@ -17,7 +17,7 @@ from barlow_jax.data import pixels
 from barlow_jax.data.voc import ABSENT, DIFFICULT, VOC
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import feature_cache, frozen, svm
-from barlow_jax.run import launch
+from barlow_jax.run import launch, writing
 from barlow_jax.run.progress import tracked
 
 CONFIG = "voc07"  # taken if none is named
@@ -78,7 +78,8 @@ def evaluate(judged):
         raise UserError(f"No image of {test.name} shows {absent[0]}, so it has no average precision; give more images.")
 
     if jax.process_index() == 0:
-        np.savez(judged.workdir / "voc_scores.npz", scores=scores, targets=truth, classes=np.asarray(names))
+        found = {"scores": scores, "targets": truth, "classes": np.asarray(names)}
+        writing.arrays(judged.workdir / "voc_scores.npz", found)
     lines = [
         results.line(
             judged.subject,

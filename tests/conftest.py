@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -61,3 +62,12 @@ def pillow(golden):
 def photographs(tmp_path_factory):
     """A folder of 48 JPEGs in three classes, that no test changes."""
     return commands.photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 64 kB, which the operating system reports in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,9 +1,11 @@
 """`python -m barlow_jax.embed`: a row for each image, with its path, whatever happens on the way."""
 
+import json
 import os
 import types
 
 import commands
+import foreign_json
 import jax
 import numpy as np
 import pytest
@@ -89,9 +91,20 @@ def test_stopped_and_started_again(judged, photographs, tmp_path):
         UserError, match=r"holds a part of other features \(images, count, content of images\); remove it"
     ):
         embed.embed(judged, config, embed.open_images(str(photographs / "class1"), 3), tmp_path / "parts", UNDISTURBED)
-    (tmp_path / "parts" / embedding_files.ABOUT).write_text("{")
-    with pytest.raises(UserError, match="holds a part of other features"):
-        embed.embed(judged, config, source, tmp_path / "parts", UNDISTURBED)
+    about = tmp_path / "parts" / embedding_files.ABOUT
+    told = json.loads(about.read_bytes())
+    for content in foreign_json.NO_OBJECTS:
+        about.write_bytes(content)
+        with pytest.raises(UserError, match=r"holds a part of other features \(about.json\)"):
+            embedding_files.Parts(tmp_path / "parts", told)
+    about.write_text(json.dumps(told))
+    (tmp_path / "parts" / "0x.npz").write_bytes(b"of others")
+    part = tmp_path / "parts" / "000000000016.npz"
+    whole = part.read_bytes()
+    for content in (b"", b"PK", whole[:-40], whole[: len(whole) // 2], b"\x80\x04N.", bytes(len(whole))):
+        part.write_bytes(content)
+        with pytest.raises(UserError, match="000000000016.npz is damaged .*; remove .*parts, and start again"):
+            embedding_files.Parts(tmp_path / "parts", told).index()
 
 
 def test_a_part_of_replaced_images_is_refused(judged, tmp_path):

@@ -2,10 +2,12 @@
 
 import base64
 import json
+import os
 import re
 from types import SimpleNamespace
 
 import commands
+import foreign_json
 import numpy as np
 import pytest
 from PIL import Image
@@ -124,7 +126,50 @@ def test_bad_input_is_one_sentence(tmp_path):
         report.main(SimpleNamespace(arguments=[], html=""))
     with pytest.raises(UserError, match="nowhere is no folder"):
         report.collect([tmp_path / "nowhere"])
-    for bad in ("{", "[]", json.dumps({"protocol": "linear"})):
-        (tmp_path / results.FILE).write_text(json.dumps(linear()) + f"\n{bad}\n")
-        with pytest.raises(UserError, match=f"Line 2 of .*{results.FILE} is no result; remove it"):
-            report.collect([tmp_path])
+
+
+def test_lines_of_others_are_named_or_shown(tmp_path):
+    """Whatever stands in a results.jsonl: a table, or one sentence with the number of the line."""
+    ours, refused = linear(departures=["epochs 5"]), 0
+    changed = [*foreign_json.objects(ours, results.lines.KEYS)]
+    settings = [json.dumps(ours | {"settings": {"departures": value}}).encode() for value in foreign_json.VALUES]
+    seeds = [json.dumps(ours | {"seeds": [0, value]}).encode() for value in foreign_json.VALUES]
+    for bad in (*foreign_json.NO_OBJECTS, *changed, *settings, *seeds):
+        (tmp_path / results.FILE).write_bytes(json.dumps(ours).encode() + b"\n" + bad + b"\n")
+        try:
+            rows, notes = report.table(report.collect([tmp_path]))
+            assert "\n" not in "".join([*map("".join, rows), *notes]).encode().decode()
+            report.text_of(rows)
+        except UserError as error:
+            assert str(error) == f"Line 2 of {tmp_path / results.FILE} is no result; remove it."
+            refused += 1
+    assert refused > 150
+    for name in KEEP_OUT:
+        line = json.dumps(ours | {"dataset": name})
+        (tmp_path / results.FILE).write_text(line + "\n")
+        [row] = [row for row in report.table(report.collect([tmp_path]))[0] if row[4]]
+        assert row[1].isprintable() and row[1].encode()
+
+
+KEEP_OUT = ("half \ud800", "two\nlines", "\x1b[2J", "\u2028")  # in a table or on a terminal
+
+
+def test_what_is_no_file_or_no_picture(tmp_path, caplog):
+    """A folder or a pipe in the place of results is named; in the place of a picture it is left out, as is no PNG."""
+    (tmp_path / "a" / results.FILE).mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / results.FILE)
+    for name in ("a", "b"):
+        with pytest.raises(UserError, match=f"{name}/{results.FILE} is no file; remove it"):
+            report.collect([tmp_path / name])
+    run = tmp_path / "run"
+    (run / "views.png").mkdir(parents=True)
+    (run / "neighbours.png").write_bytes(b"GIF89a")
+    (run / "correlation").mkdir()
+    os.mkfifo(run / "correlation" / "00000000.png")
+    (run / "metrics.jsonl").write_bytes(b"\xff\n[]\n" + b'{"step": 1, "loss": 1}\n{"step": 1, "loss": null}\n')
+    report.main(SimpleNamespace(arguments=[str(run)], html=str(tmp_path / "page.html")))
+    text = (tmp_path / "page.html").read_text()
+    assert re.findall(r'<img alt="([^"]+)"', text) == ["curves"]
+    assert caplog.text.count("is no PNG, or cannot be read; it is left out") == 3
+    assert "2 of 4 lines of" in caplog.text

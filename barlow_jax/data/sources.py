@@ -128,9 +128,11 @@ class Files(Encoded):
     def listing(self):
         """Of the files' names below the folder that they share, and the labels; see `protocol.Source.listing`."""
         if self._listing is None:
-            shared = os.path.commonpath(self.paths) if len(self.paths) > 1 else os.path.dirname(self.paths[0])
-            names = [walk.readable(path[len(shared) :]) for path in self.paths]
-            self._listing = fingerprint({"names": names}, arrays=[self.labels])
+            # What the first and the last by name share, all share; asking all of them takes 20 times as long.
+            first, last = min(self.paths), max(self.paths)
+            shared = os.path.commonpath([first, last]) if len(self.paths) > 1 else os.path.dirname(first)
+            names = os.fsencode("\0".join([path[len(shared) :] for path in self.paths]))
+            self._listing = fingerprint({}, arrays=[np.frombuffer(names, np.uint8), self.labels])
         return self._listing
 
     def encoded(self, index):

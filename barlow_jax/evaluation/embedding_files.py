@@ -11,16 +11,31 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import pathlib
 import shutil
 import zipfile
+import zlib
 
 import numpy as np
 
 from barlow_jax.errors import UserError
+from barlow_jax.run import writing
 
 ABOUT = "about.json"
+
+# What numpy and zipfile raise where the bytes of an .npz are not what they should be.
+DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Parts:
@@ -30,22 +45,22 @@ class Parts:
       folder: made if it does not exist.
       about: what the features depend on, a plain dict.
     Raises:
-      UserError: the folder holds features of something else.
+      UserError: the folder holds features of something else, or cannot be written.
     """
 
     def __init__(self, folder, about):
         self.folder = pathlib.Path(folder)
         about = json.loads(json.dumps(about))  # as it will be read back
-        try:
+        file = self.folder / ABOUT
+        with writing.told(self.folder):
             self.folder.mkdir(exist_ok=True)
-            file = self.folder / ABOUT
-            if not file.exists():
-                file.write_text(json.dumps(about, indent=1))
-            other = [name for name, value in json.loads(file.read_text()).items() if about.get(name) != value]
-        except ValueError:
+        if not file.exists():
+            writing.text(file, json.dumps(about, indent=1))
+        try:
+            found = json.loads(file.read_bytes().decode())
+            other = [name for name in found | about if name not in found or found[name] != about.get(name)]
+        except (OSError, ValueError, TypeError, RecursionError):  # not made by us
             other = [ABOUT]
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}); give another --out.") from error
         if other:
             raise UserError(
                 f"{self.folder} holds a part of other features ({', '.join(other)}); remove it, or give another --out."
@@ -53,7 +68,7 @@ class Parts:
 
     @property
     def files(self):
-        return sorted(self.folder.glob("[0-9]*.npz"))
+        return sorted(file for file in self.folder.glob("*.npz") if file.stem.isdecimal())
 
     @property
     def done(self):
@@ -62,24 +77,20 @@ class Parts:
 
     def add(self, done, index, labels, features):
         """The rows of the images up to `done`; those that could not be read have none."""
-        unfinished = self.folder / "unfinished"
-        with unfinished.open("wb") as stream:
-            np.savez(stream, index=index, labels=labels, features=features)
-        os.replace(unfinished, self.folder / f"{done:012}.npz")
+        writing.arrays(self.folder / f"{done:012}.npz", {"index": index, "labels": labels, "features": features})
 
     def __iter__(self):
         """(index int [m], labels int32 [m], features float32 [m, F]) of each part, in order."""
         for file in self.files:
-            with np.load(file) as part:
-                yield part["index"], part["labels"], part["features"]
+            try:
+                with np.load(file) as part:
+                    yield part["index"], part["labels"], part["features"]
+            except DAMAGE as error:
+                raise UserError(f"{file} is damaged ({error}); remove {self.folder}, and start again.") from error
 
     def index(self):
         """Places in the source of all rows."""
-        found = []
-        for file in self.files:
-            with np.load(file) as part:
-                found.append(part["index"])
-        return np.concatenate(found)
+        return np.concatenate([index for index, _, _ in self])
 
     def remove(self):
         shutil.rmtree(self.folder)
@@ -96,7 +107,7 @@ def write_npz(path, parts, path_of, class_names):
     small = {"paths": np.array([path_of(place) for place in index], np.str_)}
     if np.any(labels >= 0):
         small |= {"labels": labels, "class_names": np.array(class_names or (), np.str_)}
-    with _finished(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+    with writing.whole(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
         with archive.open("features.npy", "w", force_zip64=True) as member:
             head = {"descr": "<f4", "fortran_order": False, "shape": (len(index), width)}
             np.lib.format.write_array_header_2_0(member, head)
@@ -112,7 +123,7 @@ def write_parquet(path, parts, path_of, class_names):
     """Columns path, features (a list of F float32) and, of labelled images, label and class."""
     pyarrow, parquet = parquet_library()
     labelled = any(np.any(labels >= 0) for _, labels, _ in parts)
-    with _finished(path) as unfinished, contextlib.ExitStack() as stack:
+    with writing.whole(path) as unfinished, contextlib.ExitStack() as stack:
         writer = None
         for index, labels, features in parts:
             flat = pyarrow.array(features.astype(np.float32).ravel())
@@ -135,18 +146,6 @@ def parquet_library():
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise UserError("A .parquet file needs pyarrow; pip install pyarrow, or take --out=FILE.npz.") from None
-
-
-@contextlib.contextmanager
-def _finished(path):
-    """The name of a file that becomes `path` when all is written."""
-    path = pathlib.Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def nearest(parts, rows, count):

@@ -9,9 +9,6 @@ commands together look at an image once.
 import hashlib
 import json
 import logging
-import os
-import zipfile
-import zlib
 
 import jax
 import numpy as np
@@ -20,8 +17,8 @@ from ml_collections import ConfigDict
 from barlow_jax import experiment, sharding, views
 from barlow_jax.data import eval_steps, order
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import features, linear_experiment, subject
-from barlow_jax.run import cluster
+from barlow_jax.evaluation import embedding_files, features, linear_experiment, subject
+from barlow_jax.run import cluster, writing
 from barlow_jax.run.progress import tracked
 
 log = logging.getLogger(__name__)
@@ -43,7 +40,7 @@ def features_of(judged, source, *, draw=0, fit="crop"):
         kept = _augmented(judged, source, draw) if draw else _central(judged, source, fit)
         check_finite(kept, source, judged.subject)
         if jax.process_index() == 0:
-            _write(file, told, kept)
+            writing.arrays(file, {"told": np.asarray(told), **kept._asdict()})
     else:
         log.info("features of %s: read from %s", source.name, file)
     return kept
@@ -139,14 +136,6 @@ def _read(file, told):
                 return features.Extracted(*(kept[name] for name in features.Extracted._fields))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except embedding_files.DAMAGE as error:
         log.warning("%s cannot be read (%s); its features are computed again", file, error)
     return None
-
-
-def _write(file, told, extracted):
-    # Renamed into place, so that a kill leaves the whole file or none.
-    temporary = file.with_suffix(".tmp")
-    with open(temporary, "wb") as stream:
-        np.savez(stream, told=np.asarray(told), **extracted._asdict())
-    os.replace(temporary, file)

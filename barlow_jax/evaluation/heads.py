@@ -20,6 +20,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import embedding_files
+from barlow_jax.run import writing
 from barlow_jax.sharding import replicated, round_up
 
 CHUNK_BYTES = 2**26  # of features that travel to the devices at a time
@@ -134,13 +136,16 @@ def chosen(heads, number, mesh, class_names=()):
 def save(path, head, **about):
     """Writes a head to an .npz file; about: strings and numbers that say where it comes from."""
     names = np.asarray(head.class_names, np.str_)
-    np.savez(path, **{**head._asdict(), "class_names": names}, **{k: np.asarray(v) for k, v in about.items()})
+    writing.arrays(path, {**head._asdict(), "class_names": names} | about)
 
 
 def load(path):
-    """The head of a file that `save` wrote."""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in Head._fields}
+    """The head of a file that `save` wrote; UserError where it is none."""
+    try:
+        with open(path, "rb") as stream, np.load(stream) as file:
+            arrays = {name: file[name] for name in Head._fields}
+    except embedding_files.DAMAGE as error:
+        raise UserError(f"{path} holds no head ({error}); give a fast_probe.npz that probe wrote.") from error
     return Head(**arrays | {"class_names": tuple(arrays["class_names"].tolist())})
 
 

@@ -9,6 +9,7 @@ A file is only appended to; the same number is not written twice, by whichever c
 
 import contextlib
 import json
+import os
 import pathlib
 import shlex
 import sys
@@ -16,23 +17,25 @@ import sys
 import numpy as np
 
 from barlow_jax.errors import UserError
+from barlow_jax.run import writing
 
 FILE = "results.jsonl"
-KEYS = (
-    "protocol",
-    "dataset",
-    "n",
-    "classes",
-    "metric",
-    "value",
-    "spread",
-    "seeds",
-    "checkpoint",
-    "checkpoint_step",
-    "baseline",
-    "settings",
-    "command",
-)
+NUMBER = (int, float)
+KEYS = {  # of what type the value of each is
+    "protocol": (str,),
+    "dataset": (str,),
+    "n": (int,),
+    "classes": (int, type(None)),
+    "metric": (str,),
+    "value": NUMBER,
+    "spread": (*NUMBER, type(None)),
+    "seeds": (list,),
+    "checkpoint": (str,),
+    "checkpoint_step": (int,),
+    "baseline": (str,),
+    "settings": (dict,),
+    "command": (str,),
+}
 
 
 def line(subject, *, protocol, dataset, n, classes, metric, values, seeds, **settings):
@@ -68,24 +71,49 @@ def append(workdir, lines):
     """Adds those of the lines to workdir/results.jsonl that it does not have; call it on process 0."""
     file = pathlib.Path(workdir) / FILE
     there = [_without_command(line) for line in read(file)]
-    with file.open("a") as stream:
-        for new in lines:
-            if _without_command(json.loads(json.dumps(new))) not in there:
-                stream.write(json.dumps(new) + "\n")
+    fresh = [json.dumps(new) for new in lines if _without_command(json.loads(json.dumps(new))) not in there]
+    if fresh:
+        writing.append(file, fresh)
 
 
 def read(file):
     """The lines of a results.jsonl, [] if there is none; UserError names a line that is none of ours."""
     file = pathlib.Path(file)
-    lines = file.read_text().splitlines() if file.exists() else []
-    for number, text in enumerate(lines, 1):
+    if not os.path.lexists(file):
+        return []
+    if not file.is_file():  # a pipe would be waited for
+        raise UserError(f"{file} is no file; remove it.")
+    try:
+        texts = file.read_bytes().decode("utf-8", "replace").split("\n")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); see to it, or remove it.") from error
+    lines = []
+    for number, text in enumerate(texts if texts[-1] else texts[:-1], 1):
         try:
-            lines[number - 1] = line = json.loads(text)
-        except ValueError:
-            line = None
-        if not (isinstance(line, dict) and line.keys() >= {*KEYS}):
+            lines.append(json.loads(text))
+        except (ValueError, RecursionError):
+            lines.append(None)
+        if not _is_ours(lines[-1]):
             raise UserError(f"Line {number} of {file} is no result; remove it.")
     return lines
+
+
+def _is_ours(line):
+    """Whether what stands in a line is of the types that `line` writes, to the depth that anybody reads."""
+    if not (isinstance(line, dict) and line.keys() >= {*KEYS}):
+        return False
+    numbers = [x for x in (*line.values(), *line["seeds"]) if type(x) is int] if type(line["seeds"]) is list else []
+    return (
+        all(type(line[name]) in types for name, types in KEYS.items())
+        and all(type(seed) is int for seed in line["seeds"])
+        and all(type(text) is str for text in _departures(line))
+        and all(abs(number) < 2**63 for number in numbers)
+    )
+
+
+def _departures(line):
+    found = line["settings"].get("departures", [])
+    return found if type(found) is list else [None]
 
 
 def _without_command(line):

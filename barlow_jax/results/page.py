@@ -3,7 +3,8 @@
 import base64
 import html
 import io
-import json
+import logging
+import os
 import pathlib
 
 from barlow_jax.run import metric_writers, pictures
@@ -11,6 +12,8 @@ from barlow_jax.run import metric_writers, pictures
 # Of the curves, those that say how a run went; of the pictures, those that runs leave.
 CURVES = ("loss", "on_diag", "off_diag", "knn", "probe_accuracy", "effective_rank", "val_loss", "top1", "top5")
 PICTURES = ("views.png", "neighbours.png")
+
+log = logging.getLogger(__name__)
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em; color: #222; }
@@ -38,6 +41,11 @@ def page(rows, notes, folders):
     )
 
 
+def printable(text):
+    """The text with escapes for what cannot be printed or written, such as half a character, and for new lines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _runs(folders):
     """The folders that hold curves or pictures, each once, in order."""
     found = {}
@@ -51,20 +59,27 @@ def _runs(folders):
 def _run(folder):
     """One section: a run's curves, views, neighbours and last correlation matrix, of those that it has."""
     shown = []
-    lines = _lines(folder / metric_writers.FILE)
+    lines = metric_writers.read(folder / metric_writers.FILE)
     names = [name for name in CURVES if any(name in line for line in lines)]
     if names:
         shown.append(("curves", _png(pictures.curves(lines, names))))
-    shown += [(name, (folder / name).read_bytes()) for name in PICTURES if (folder / name).exists()]
-    shown += [(f"correlation/{file.name}", file.read_bytes()) for file in sorted(folder.glob("correlation/*.png"))[-1:]]
-    return f"<h2>{html.escape(str(folder))}</h2>" + "".join(_figure(*picture) for picture in shown)
+    files = [folder / name for name in PICTURES] + sorted(folder.glob("correlation/*.png"))[-1:]
+    shown += [(str(file.relative_to(folder)), png) for file in files if (png := _picture(file))]
+    return f"<h2>{html.escape(printable(str(folder)))}</h2>" + "".join(_figure(*picture) for picture in shown)
 
 
-def _lines(file):
-    """The lines of a metrics.jsonl; a killed run may leave half a one at the end."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def _picture(file):
+    """The bytes of a PNG, or None where there is none; one that is something else is named in a warning."""
+    if not os.path.lexists(file):
+        return None
+    try:
+        found = file.read_bytes() if file.is_file() else b""
+    except OSError:
+        found = b""
+    if not found.startswith(b"\x89PNG\r\n\x1a\n"):
+        log.warning("%s is no PNG, or cannot be read; it is left out.", file)
+        return None
+    return found
 
 
 def _figure(caption, png):

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from ml_collections import config_flags
 from barlow_jax.errors import UserError
 from barlow_jax.run import cluster, config_files
 from barlow_jax.run.checkpoint import hide_tracebacks
-from barlow_jax.run.workdir import NO_SPACE
+from barlow_jax.run.writing import NO_SPACE
 
 _FIELD = re.compile(r"--?config\.([\w.]+)(=.*)?", re.DOTALL)
 
@@ -175,6 +176,8 @@ def run(main, define_flags, command=None):
         sys.exit(0)
     try:
         _show_log()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no text
+            sys.stdout.reconfigure(errors="backslashreplace")
         with errors_for_people():
             wanted = flag.parsed(command)
             cluster.join()
@@ -185,12 +188,13 @@ def run(main, define_flags, command=None):
             sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
+        _let_go_of_output()
         if not jax.distributed.is_initialized():
             sys.exit(f"error: {error}")
         print(f"error: {error}", file=sys.stderr)
         cluster.leave(1)
     except BrokenPipeError:  # of `... | head`: whoever read us has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_output()
         sys.exit(1)
     except Exception as error:
         if not jax.distributed.is_initialized():
@@ -201,6 +205,14 @@ def run(main, define_flags, command=None):
         follows = f"error: If another process has ended, this one only follows; see the logs of all{cause}."
         print(follows, file=sys.stderr)
         cluster.leave(1)
+
+
+def _let_go_of_output():
+    """What cannot be printed, as whoever reads it has gone or the disk is full, is not tried again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _of_another(error):
@@ -250,7 +262,7 @@ def errors_for_people():
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        where = f" for {error.filename}" if error.filename else ""
+        where = f" for {error.filename or 'what this command prints'}"
         raise UserError(
             f"There is no space{where} ({error.strerror}); free some and start again with the same line, the run goes "
             "on from its last checkpoint."

@@ -31,10 +31,15 @@ def write(folder: epath.Path, meta: Mapping, metrics: Mapping) -> None:
 
 
 def read(folder: epath.Path) -> dict:
-    manifest = json.loads((folder / FILE).read_text())
+    try:
+        manifest = json.loads((folder / FILE).read_text())
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     checksum = manifest.pop("crc32", None) if isinstance(manifest, dict) else None
     if checksum != zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):
         raise ValueError("it does not match its own checksum")
+    if any(not isinstance(manifest.get(part), dict) for part in ("files", "meta", "metrics")):
+        raise ValueError("it is no manifest of a checkpoint")
     return manifest
 
 

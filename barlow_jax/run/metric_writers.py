@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import secrets
 import time
 
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 
 from barlow_jax.errors import UserError
+from barlow_jax.run import writing
 
 FILE = "metrics.jsonl"
 
@@ -120,18 +122,62 @@ def keep_until(path, step):
 
     The file is replaced in one move, so that being killed here loses nothing.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    kept = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, LookupError, TypeError):
-            log.warning("Line %d of %s is none of ours, as a killed run may leave it; it is dropped.", number, path)
-    shorter = path.with_name(path.name + ".new")
-    shorter.write_text("".join(kept), encoding="utf-8")
-    os.replace(shorter, path)
+    kept, dropped = [], []
+    for number, (line, found) in enumerate(_lines(path), 1):
+        if found is None:
+            dropped.append(number)
+        elif found["step"] <= step:
+            kept.append(f"{line}\n")
+    if dropped:
+        log.warning(
+            "%d lines of %s are none of ours, as a killed run may leave them (first line %d); they are dropped.",
+            len(dropped),
+            path,
+            dropped[0],
+        )
+    writing.text(path, "".join(kept))
+
+
+def read(path):
+    """The lines of a metrics.jsonl, as dicts of numbers and None with an integer "step"; [] where there is no file.
+
+    What is none of ours, as a run that was killed while it wrote may leave it, is left out, and counted in a warning.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    lines = [found for _, found in _lines(path)] if os.path.lexists(path) else []
+    ours = [found for found in lines if found is not None and all(map(_is_plain, found.values()))]
+    if len(ours) < len(lines):
+        log.warning("%d of %d lines of %s are no metrics; they are left out.", len(lines) - len(ours), len(lines), path)
+    return ours
+
+
+def _lines(path):
+    """[(line, the dict that it is, or None where that has no step)] of a file of JSON lines."""
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is no file; remove it, or give another folder.")
+    try:
+        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); see to it, or give another folder.") from error
+    return [(line, _with_step(line)) for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _with_step(line):
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = found.get("step") if isinstance(found, dict) else None
+    return found if type(step) is int and 0 <= step < 2**53 else None
+
+
+def _is_plain(value):
+    """Whether a value is one that can be drawn: a number, or the null that stands for one that was not finite."""
+    return value is None or type(value) in (int, float) and abs(value) < 1e300
 
 
 class TensorBoard:
@@ -183,11 +229,11 @@ class WeightsAndBiases:
             why = "there is no wandb" if error.name == "wandb" else f"wandb cannot be imported ({error})"
             raise UserError(f"config.wandb is set, but {why}; pip install wandb, or unset it.") from error
         self._wandb, identity = wandb, workdir / "wandb_id"
-        if resume_step is None or not identity.exists():
-            identity.write_text(secrets.token_hex(4))
-        self._run = wandb.init(
-            id=identity.read_text(), resume="allow", name=workdir.name, dir=str(workdir), config=config
-        )
+        found = identity.read_bytes() if resume_step is not None and identity.is_file() else b""
+        if not re.fullmatch(rb"[0-9a-f]{8}", found):
+            found = secrets.token_hex(4).encode()
+            writing.text(identity, found.decode())
+        self._run = wandb.init(id=found.decode(), resume="allow", name=workdir.name, dir=str(workdir), config=config)
         # W&B's own step only grows, and a resumed run goes back: ours is an ordinary value, and the axis of all others.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

@@ -4,13 +4,13 @@ Every function returns the picture as uint8 [height, width, 3] and, if given a p
 may have any number of channels: one is shown as grey, two as red and green, of more than three the first three.
 """
 
-import json
 import math
 import pathlib
 
 import numpy as np
 
 from barlow_jax.errors import UserError
+from barlow_jax.run import metric_writers, writing
 
 PAPER = (255, 255, 255)
 # Okabe and Ito's bluish green and vermillion, which colour-blind readers tell apart, and a grey for "not known".
@@ -110,8 +110,7 @@ def curves(metrics, keys=None, path=None):
       UserError: no line has one of the names.
     """
     if isinstance(metrics, str | pathlib.Path):
-        lines = pathlib.Path(metrics).read_text().splitlines(keepends=True)
-        metrics = [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+        metrics = metric_writers.read(pathlib.Path(metrics))
     known = sorted({name for line in metrics for name in line} - {"step"})
     panels = [(key,) if isinstance(key, str) else tuple(key) for key in (known if keys is None else keys)]
     if not panels:
@@ -132,7 +131,7 @@ def curves(metrics, keys=None, path=None):
 
 def _panel(axes, metrics, names):
     for name, colour in zip(names, LINES * len(names), strict=False):
-        points = sorted((line["step"], line[name]) for line in metrics if name in line)
+        points = sorted(((line["step"], line[name]) for line in metrics if name in line), key=lambda point: point[0])
         # null stands for what was not finite, and leaves a gap.
         steps, values = zip(*((s, math.nan if v is None else v) for s, v in points), strict=True)
         few = {"marker": "o", "markersize": 3} if len(steps) < 30 else {}
@@ -198,6 +197,8 @@ def _save(picture, path):
         from PIL import Image
 
         path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, format="PNG")
+        with writing.told(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with writing.whole(path) as unfinished:
+            Image.fromarray(picture).save(unfinished, format="PNG")
     return picture

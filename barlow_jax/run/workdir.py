@@ -9,16 +9,16 @@ A folder that holds a run with another config is refused, field by field.
 
 import contextlib
 import datetime
-import errno
 import json
 import logging
 import os
 import pathlib
+import sys
 
 import jax
 
 from barlow_jax.errors import UserError
-from barlow_jax.run import cluster, config_files, lock
+from barlow_jax.run import cluster, config_files, lock, writing
 from barlow_jax.run.checkpoint import holds_checkpoints, newest_step
 from barlow_jax.tree import ABSENT
 
@@ -26,8 +26,6 @@ CONFIG_FILE = "config.json"
 CHANGES_FILE = "config_changes.jsonl"
 
 COMPLETE = ("barlow_twins", "linear")  # the configs that have every field of a training and of an evaluation
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a full disk
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ def opened(named, config, *, free=(), allowed=()):
             held.append(lock.hold(folder))
             _keep_config(folder, config, free, allowed)
         except OSError as error:
-            remedy = "free some space there" if error.errno in NO_SPACE else "take another folder"
+            remedy = "free some space there" if error.errno in writing.NO_SPACE else "take another folder"
             raise UserError(f"--workdir {folder} cannot be written ({error.strerror}); {remedy}.") from error
 
     try:
@@ -78,14 +76,31 @@ def opened(named, config, *, free=(), allowed=()):
             lock.release(descriptor)
 
 
+class _LogFile(logging.FileHandler):
+    """Given up with one sentence where it cannot be written: for the sake of its log alone no run should end."""
+
+    def handleError(self, record):
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logging.root.removeHandler(self)
+        log.warning("%s cannot be written (%s); log lines do not go there any more.", self.baseFilename, error.strerror)
+
+    def close(self):
+        with contextlib.suppress(OSError):  # what is left of a line that `handleError` has told of
+            super().close()
+
+
 @contextlib.contextmanager
 def _logged(folder):
     """Inside it all log lines go to log.txt in the folder too, those of process 3 to log_3.txt."""
     index = jax.process_index()
-    try:
-        handler = logging.FileHandler(folder / (f"log_{index}.txt" if index else "log.txt"), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--workdir {folder} cannot be written ({error.strerror}); take another folder.") from error
+    file = folder / (f"log_{index}.txt" if index else "log.txt")
+    if os.path.lexists(file) and not file.is_file():  # a pipe would be waited for
+        raise UserError(f"{file} is no file; remove it.")
+    with writing.told(file):
+        handler = _LogFile(file, encoding="utf-8", errors="backslashreplace")
     told = next((one.formatter for one in logging.root.handlers if one.formatter), None)
     handler.setFormatter(told or logging.Formatter("%(asctime)s %(message)s"))
     logging.root.addHandler(handler)
@@ -129,12 +144,14 @@ def resume(checkpoints, state, source, total_steps):
 
 def _keep_config(folder, config, free, allowed):
     file = folder / CONFIG_FILE
+    if os.path.lexists(file) and not file.is_file():  # a pipe would be waited for
+        raise UserError(f"{file} is no file; remove it to go on with the config that this command gives.")
     if file.exists() and holds_checkpoints(folder):
         try:
-            old = json.loads(file.read_text())
+            old = json.loads(file.read_bytes().decode())
             if not isinstance(old, dict):
                 raise ValueError("it is no object of JSON")
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{file} is damaged ({error}); remove it to go on with the config that this command gives."
             ) from error
@@ -146,13 +163,9 @@ def _keep_config(folder, config, free, allowed):
                 "step": newest_step(folder),
                 "changes": {name: {"was": was, "is": now} for name, (was, now) in changes.items()},
             }
-            with (folder / CHANGES_FILE).open("a") as stream:
-                stream.write(json.dumps(record) + "\n")
+            writing.append(folder / CHANGES_FILE, [json.dumps(record)])
             log.warning("changed since this run began: %s", "; ".join(_in_words(changes)))
-    # Renamed into place, so that a kill leaves the old one or the new one.
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config, indent=1))
-    os.replace(temporary, file)
+    writing.text(file, json.dumps(config, indent=1))
 
 
 def changed_fields(old, new, prefix=""):

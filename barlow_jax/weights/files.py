@@ -251,7 +251,7 @@ _RESNETS = {
 
 
 def save(path, layout, weights, *, groups=({}, {}), about=None):
-    """Writes weights for others.
+    """Writes weights for others, to be given their name when they are complete: see `run.writing.whole`.
 
     Args:
       layout: "torchvision" or "timm": a state_dict of the backbone, with fc if there is one (the two are the same);

@@ -7,15 +7,12 @@ A pickle is a program. Python's own pickler writes a call of a function only if 
 are needed here are spelled out. Equal trees give equal files, byte for byte.
 """
 
-import contextlib
-import os
 import pathlib
 import pickle
 import zipfile
 
 import numpy as np
 
-from barlow_jax.errors import UserError
 from barlow_jax.weights import pickle_objects
 
 _STORAGES = {np.dtype(dtype): name.split(".")[1] for name, dtype in pickle_objects.DTYPES.items()}
@@ -24,7 +21,7 @@ _STORAGES = {np.dtype(dtype): name.split(".")[1] for name, dtype in pickle_objec
 def save(path, tree):
     """Writes a tree of dicts, lists, tuples, numbers, strings and numpy arrays as torch.save would.
 
-    torch.load(path, weights_only=True) reads it; arrays become tensors. The file appears when it is complete.
+    torch.load(path, weights_only=True) reads it; arrays become tensors.
     """
     arrays = []
 
@@ -39,7 +36,7 @@ def save(path, tree):
         return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
 
     program = pickle.PROTO + b"\x02" + _encoded(tree, tensor) + pickle.STOP
-    with _written(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
 
         def member(name):
             # A ZipInfo of its own, dated 1980: equal trees give equal files.
@@ -65,8 +62,7 @@ def save_pickle(path, tree):
         state = pickle.MARK + b"".join(map(_encoded, (1, array.shape)))
         return empty + state + dtype + _encoded(False) + _encoded(array.tobytes()) + pickle.TUPLE + pickle.BUILD
 
-    with _written(path) as stream:
-        stream.write(pickle.PROTO + b"\x03" + _encoded(tree, array_state) + pickle.STOP)
+    pathlib.Path(path).write_bytes(pickle.PROTO + b"\x03" + _encoded(tree, array_state) + pickle.STOP)
 
 
 class _Opcodes(bytes):
@@ -97,18 +93,3 @@ def _encoded(value, array=None):
         return array(np.ascontiguousarray(value).reshape(value.shape))  # which makes [1] of a shape []
     # Strings, numbers, None, bytes: the usual opcodes without their frame, the protocol and STOP.
     return pickle.dumps(value, 3 if isinstance(value, bytes) else 2)[2:-1]
-
-
-@contextlib.contextmanager
-def _written(path):
-    """A stream whose file takes its name when all is written."""
-    path = pathlib.Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("wb") as stream:
-            yield stream
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give another place.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

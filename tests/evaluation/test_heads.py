@@ -108,6 +108,12 @@ def test_a_saved_head_comes_back(tmp_path):
     back = heads.load(tmp_path / "head.npz")
     assert back.class_names == head.class_names
     np.testing.assert_array_equal(back(np.array([[3.0, 5.0]])), [[3.0, 3.0, 3.0]])
+    whole = (tmp_path / "head.npz").read_bytes()
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    for content in (b"", b"PK", b"[]", whole[:-40], bytes(9), (tmp_path / "other.npz").read_bytes()):
+        (tmp_path / "head.npz").write_bytes(content)
+        with pytest.raises(UserError, match="head.npz holds no head .*; give a fast_probe.npz"):
+            heads.load(tmp_path / "head.npz")
 
 
 def test_held_out_takes_its_share_of_every_class():

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import resource
 import shutil
 import signal
 
@@ -94,15 +93,6 @@ def test_evaluation_does_not_touch_the_folder(tmp_path):
     before = folders(tmp_path)
     assert restore_params(tmp_path)[2]["step"] == 2
     assert folders(tmp_path) == before
-
-
-@pytest.fixture
-def full_disk():
-    """No file may grow beyond 64 kB, which the operating system reports in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_full_disk_is_one_sentence_and_loses_nothing(tmp_path, full_disk):

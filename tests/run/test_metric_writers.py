@@ -2,12 +2,14 @@
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
 import types
 
 import commands
+import foreign_json
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from barlow_jax.errors import UserError
-from barlow_jax.run import metric_writers
+from barlow_jax.run import metric_writers, pictures
 
 
 def lines(workdir):
@@ -75,7 +77,38 @@ def test_half_written_line_is_named_and_dropped(tmp_path, caplog):
     path.write_bytes(b'{"step": 1}\n{"step": 2, "a\xff\n{"step": 3}\n')
     metric_writers.keep_until(path, 3)
     assert [line["step"] for line in lines(tmp_path)] == [1, 3]
-    assert "Line 2 of" in caplog.text
+    assert "1 lines of" in caplog.text and "(first line 2)" in caplog.text
+
+
+def test_lines_of_others_are_left_out_and_counted(tmp_path, caplog):
+    """Where a run goes on what has a step is kept as it is; what is drawn is numbers alone."""
+    path, ours = tmp_path / "metrics.jsonl", b'{"step": 1, "loss": 2.0, "knn": null}'
+    others = [*foreign_json.NO_OBJECTS, *foreign_json.objects({"step": 1, "loss": 2.0}, ("step", "loss"))]
+    path.write_bytes(b"\n".join([ours, *others, b'{"step": 2, "loss": 1}', b'{"step": 3, "lo']))
+    found = metric_writers.read(path)
+    assert found[0] == json.loads(ours) and found[-1] == {"step": 2, "loss": 1}
+    assert all(type(line["step"]) is int and line["step"] >= 0 for line in found)
+    assert {type(value) for line in found for value in line.values()} <= {int, float, type(None)}
+    count = len(others) + 3
+    assert f"{count - len(found)} of {count} lines of {path} are no metrics" in caplog.text
+    assert len(pictures.curves(path, ["loss"])) > 100
+    before = path.read_bytes().decode(errors="replace").split("\n")
+    metric_writers.keep_until(path, 1)
+    kept = path.read_text().splitlines()
+    assert kept == [line for line in before if line in kept and json.loads(line)["step"] <= 1] and len(kept) > 10
+    assert json.dumps({"step": 1, "loss": {"a": {"b": []}}}) in kept
+
+
+def test_what_is_no_file_in_the_place_of_the_metrics(tmp_path):
+    (tmp_path / "folder" / "metrics.jsonl").mkdir(parents=True)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "metrics.jsonl")
+    for name in ("folder", "pipe"):
+        with pytest.raises(UserError, match="metrics.jsonl is no file; remove it"):
+            metric_writers.read(tmp_path / name / "metrics.jsonl")
+        with pytest.raises(UserError, match="metrics.jsonl is no file; remove it"):
+            metric_writers.create(tmp_path / name, resume_step=3)
+    assert metric_writers.read(tmp_path / "metrics.jsonl") == []
 
 
 def test_numbers_of_every_kind_become_plain_json(tmp_path):

@@ -1,0 +1,79 @@
+"""Files that are there whole or not at all, and what is said where one cannot be written.
+
+    with writing.whole("features.npz") as unfinished:     # the name of a file beside it
+        np.save(unfinished, features)                     # which takes its name at the end
+
+A kill leaves what was there before, and so does a full disk, which leaves no half-written file either.
+"""
+
+import contextlib
+import errno
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+
+from barlow_jax.errors import UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a full disk
+
+
+@contextlib.contextmanager
+def whole(path):
+    """The name of a file to write, which becomes `path` when the `with` ends without an error; removed otherwise.
+
+    A link is followed, and what is no file, such as /dev/stdout, is written to as it is.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    path = pathlib.Path(path)
+    real = pathlib.Path(os.path.realpath(path))
+    unfinished = real if real.exists() and not real.is_file() else real.with_name(f".{real.name}.unfinished")
+    with told(path):
+        try:
+            yield unfinished
+            if unfinished != real:
+                os.replace(unfinished, real)
+        finally:
+            if unfinished != real:
+                unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def told(path):
+    """What the operating system says against writing to a file or folder is a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in NO_SPACE
+        remedy = "free some space there and start again with the same line" if full else "see to it, or take another"
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow says it at greater length
+        raise UserError(f"{path} cannot be written ({reason}); {remedy}.") from error
+
+
+def text(path, content):
+    """Writes a text, in UTF-8."""
+    with whole(path) as unfinished:
+        unfinished.write_text(content, encoding="utf-8")
+
+
+def append(path, lines):
+    """Adds lines of text, all or none, behind those that are there; each without its end.
+
+    By writing the file anew: half a line that a full disk left would be there for ever.
+    """
+    path = pathlib.Path(path)
+    with whole(path) as unfinished:
+        before = path.read_bytes() if path.exists() else b""
+        ended = b"" if before.endswith(b"\n") or not before else b"\n"
+        unfinished.write_bytes(before + ended + "".join(f"{line}\n" for line in lines).encode())
+
+
+def arrays(path, named):
+    """Writes {name: array} as np.savez does, which leaves an open archive behind where the disk is full."""
+    with whole(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+        for name, array in named.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
