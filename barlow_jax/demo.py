@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from barlow_jax import experiment, metrics, model, sharding
 from barlow_jax.data import order
+from barlow_jax.errors import UserError
 from barlow_jax.evaluation import features
 from barlow_jax.run import config_files, launch, metric_writers, pictures
 from barlow_jax.run.checkpoint import newest_step, restore_params
@@ -34,7 +35,7 @@ def define_flags(flag):
 def main(wanted):
     folder = pathlib.Path(wanted.workdir).expanduser()
     begun = newest_step(folder)
-    config = config_files.load("demo") if begun is None else ConfigDict(restore_params(folder)[2]["config"])
+    config = config_files.load("demo") if begun is None else config_of(folder)
     train, test = experiment.sources(config)
     steps = config.epochs * order.steps_per_epoch(len(train), config.batch_size, config.data.last)
     if (begun or 0) < steps and not trained(config, folder):
@@ -67,6 +68,15 @@ def main(wanted):
     pictures.curves(folder / metric_writers.FILE, CURVES, path=folder / "curves.png")
     shown = ("views.png", "neighbours.png", "curves.png", "correlation/")
     print(f"\nPictures in {folder}: {', '.join(shown)}")
+
+
+def config_of(folder):
+    """The config of the run in a folder; UserError where that is none on digits, which all here is about."""
+    meta = restore_params(folder)[2]
+    config = ConfigDict(meta.get("config", {}))
+    if "classifier" in meta or "arch" not in config or config.data.kind != "digits":
+        raise UserError(f"{folder} holds no run of --config=demo; take another --workdir.")
+    return config
 
 
 def trained(config, folder):

@@ -95,6 +95,8 @@ def test_from_another_folder_without_a_checkout(wheel, tmp_path):
     assert run.stderr.splitlines()[-1] == "error: config.epochs is 0; it must be at least 1.", run.stderr
     run = typed("linear-eval", "--config=linear_demo", "--workdir=x", cwd=tmp_path, PYTHONPATH=str(wheel))
     assert "error: --checkpoint is missing" in run.stderr
+    run = typed("knn", "--workdir=x", cwd=tmp_path, PYTHONPATH=str(wheel))  # its config is found by name
+    assert run.stderr.splitlines()[-1].startswith("error: --checkpoint is missing"), run.stderr
     run = typed("plan", "--config=barlow_twins", cwd=tmp_path, PYTHONPATH=str(wheel))
     assert run.returncode == 0 and "626 an epoch" in run.stdout, run.stderr
     code = "import importlib.util as u; print([n for n in ('train', 'linear_eval', 'configs') if u.find_spec(n)])"

@@ -2,13 +2,18 @@
 
 import re
 import signal
+from types import SimpleNamespace
 
 import commands
 import numpy as np
 import pytest
+from saved_runs import a_config, save_run
 
 from barlow_jax import demo
 from barlow_jax.data import open_source
+from barlow_jax.errors import UserError
+from barlow_jax.run import config_files
+from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 
 
 def table(output):
@@ -47,6 +52,16 @@ def test_without_a_run_it_trains_one_and_goes_on_where_it_was_stopped(tmp_path):
         output = commands.finish(process, timeout=100)
         assert process.returncode == 0 and said in output and "preempted at step" in output, output
         assert not table(output)
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    save_run(tmp_path / "other", a_config("convnet", image_size=24))
+    save_run(tmp_path / "linear", config_files.load("demo").unlock(), classifier=3)
+    with Checkpoints(tmp_path / "foreign" / FOLDER, asynchronous=False) as checkpoints:
+        checkpoints.save(1, {"params": {"w": np.ones(3)}}, {"step": 1})
+    for name in ("other", "linear", "foreign"):
+        with pytest.raises(UserError, match=f"{name} holds no run of --config=demo; take another --workdir"):
+            demo.main(SimpleNamespace(workdir=str(tmp_path / name)))
 
 
 def test_centred_pixels_have_no_mean_colour():

@@ -264,8 +264,8 @@ def errors_for_people():
             raise
         where = f" for {error.filename or 'what this command prints'}"
         raise UserError(
-            f"There is no space{where} ({error.strerror}); free some and start again with the same line, the run goes "
-            "on from its last checkpoint."
+            f"There is no space{where} ({error.strerror}); free some and start again with the same line; a run goes on "
+            "from its last checkpoint."
         ) from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

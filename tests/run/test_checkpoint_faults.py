@@ -1,11 +1,14 @@
 """Checkpoints survive what happens to them: damaged files, full disks, kills, a notice to one of two processes."""
 
+import json
 import logging
 import re
 import shutil
 import signal
+import zlib
 
 import commands
+import foreign_json
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +87,29 @@ def test_damaged_metrics_do_not_stop_a_run_from_starting(tmp_path):
     (tmp_path / "2" / "manifest.json").write_text("{")
     with Checkpoints(tmp_path, best_of="knn") as checkpoints:
         assert_same(checkpoints.restore(like(make_state()))[0], make_state(1))
+
+
+def sealed(content):
+    """A manifest with the checksum that it asks for."""
+    return json.dumps(content | {"crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}).encode()
+
+
+def test_manifests_of_others(tmp_path):
+    """Whatever stands in the place of one: the checkpoint is damaged, and the one before it is used."""
+    saved_run(tmp_path, steps=(1, 2))
+    parts = json.loads((tmp_path / "2" / "manifest.json").read_bytes())
+    del parts["crc32"]
+    foreign = [sealed(parts | {part: value}) for part in parts for value in ([], None, 3, "x")]
+    foreign += [sealed({k: v for k, v in parts.items() if k != part}) for part in parts] + [sealed({})]
+    foreign += [sealed(parts | {"files": {"state": value}}) for value in (None, [], [1], {}, ["a", "b"])]
+    for content in (*foreign_json.NO_OBJECTS, *foreign):
+        (tmp_path / "2" / "manifest.json").write_bytes(content)
+        assert restore_params(tmp_path)[2]["step"] == 1, content[:80]
+    with Checkpoints(tmp_path, best_of="knn") as checkpoints:
+        assert checkpoints.latest_step() == 2
+    (tmp_path / "2" / "manifest.json").write_bytes(foreign[0])
+    with pytest.raises(UserError, match="manifest.json cannot be read"):
+        restore_params(tmp_path / "2")
 
 
 def test_evaluation_does_not_touch_the_folder(tmp_path):

@@ -169,6 +169,12 @@ def test_wandb_missing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="pip install wandb"):
         metric_writers.create(tmp_path, wandb=True)
     assert not list(tmp_path.iterdir())
+    # There is one, which lacks something: what is told is not that there is none.
+    (tmp_path / "wandb.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.delitem(sys.modules, "wandb")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="wandb cannot be imported .No module named 'a_package_that_is_not_there'"):
+        metric_writers.create(tmp_path / "run", wandb=True)
 
 
 class FakeRun:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import commands
@@ -80,15 +81,17 @@ def test_processes_that_were_told_different_things_are_refused(tmp_path, more, s
 
 def test_processes_that_see_other_images_are_refused(tmp_path):
     """The same line on two hosts, of which one lacks an image."""
-    line = (*TRAIN, "--config=image_folder", "--config.data.path=~/images", f"--workdir={tmp_path / 'run'}")
+    program, *options = TRAIN
+    line = (sys.executable, commands.ROOT / program, *options, "--config=image_folder", "--config.data.path=images")
     place = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{commands.free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = []
     for index in range(2):
-        home = tmp_path / f"host{index}"
-        commands.photographs(home / "images", classes=2, each=40 - index)
-        processes.append(commands.start(*line, HOME=str(home), JAX_PROCESS_ID=str(index), **place))
+        here = tmp_path / f"host{index}"
+        commands.photographs(here / "images", classes=2, each=40 - index)
+        environment = commands.environment(JAX_PROCESS_ID=str(index), **place)
+        processes.append(commands.Command(*line, f"--workdir={tmp_path / 'run'}", cwd=here, env=environment))
     for process in processes:
-        output = commands.finish(process, timeout=120)
+        output = commands.finish(process)
         assert process.returncode == 1 and "Traceback" not in output, output
         assert "Process 1 has images.count 78 and process 0 has 80" in output.splitlines()[-1], output
 

@@ -146,6 +146,7 @@ ELSEWHERE = {
     "run/manifest.py": 1,  # into the folder that Orbax gives its name
     "run/last_words.py": 1,  # the standard error
     "run/metric_writers.py": 1,  # line by line, as they come
+    "evaluation/embedding_files.py": 1,  # a part of an archive
     "weights/files.py": 1,
     "weights/pickle_writer.py": 1,
     "export.py": 1,
