@@ -83,7 +83,7 @@ class Parts:
         """(index int [m], labels int32 [m], features float32 [m, F]) of each part, in order."""
         for file in self.files:
             try:
-                with np.load(file) as part:
+                with open(file, "rb") as stream, np.load(stream) as part:  # numpy leaves a damaged file open
                     yield part["index"], part["labels"], part["features"]
             except DAMAGE as error:
                 raise UserError(f"{file} is damaged ({error}); remove {self.folder}, and start again.") from error
