@@ -308,23 +308,21 @@ def test_a_damaged_record_of_the_config_is_named(tmp_path):
     file = tmp_path / workdirs.CONFIG_FILE
     for content in foreign_json.NO_OBJECTS:
         file.write_bytes(content)
-        with pytest.raises(UserError, match="config.json is damaged .*; remove it to go on") as error:
+        with pytest.raises(UserError, match="config.json is damaged .*; remove it to go on"):
             workdirs.opened(str(tmp_path), {}).__enter__()
-        assert "\n" not in str(error.value)
     for line in foreign_json.objects({"seed": 1}, ["seed"]):
         file.write_bytes(line)
         with pytest.raises(UserError, match="holds a run with another config"):
             workdirs.opened(str(tmp_path), {"seed": 2}).__enter__()
-    file.unlink()
-    file.mkdir()
-    with pytest.raises(UserError, match="config.json is no file; remove it to go on"):
-        workdirs.opened(str(tmp_path), {}).__enter__()
-    file.rmdir()
     file.write_text("{")
     made = f"workdir.opened({str(tmp_path)!r}, {{}}).__enter__()"
     code = f"from barlow_jax.run import launch, workdir; launch.run(lambda _: {made}, lambda _: None)"
     status, output = commands.run("-c", code)
     commands.assert_refused(status, output, "config.json is damaged .*; remove it to go on")
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match="config.json is no file; remove it to go on"):
+        workdirs.opened(str(tmp_path), {}).__enter__()
 
 
 @pytest.mark.parametrize("case", ["requeued", "refused", "no scontrol", "no job"])
