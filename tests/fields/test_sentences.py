@@ -19,7 +19,7 @@ def texts(file):
 
 def flags():
     """The names of the flags of all commands."""
-    found = {"config", "help", "helpfull", "version"}
+    found = {"config", "help", "helpfull", "version", "requeue"}  # the last one is sbatch's
     for name in cli.COMMANDS.keys() - {"configs"}:
         flag = launch.Flags()
         cli.program(name)[1](flag)
