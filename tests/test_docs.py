@@ -1,11 +1,14 @@
 """Every command that a page or a docstring shows is one: the program is there, its flags and fields are known."""
 
+import ast
+import importlib
 import re
 import shlex
 
 import commands
 import pytest
 
+import barlow_jax
 from barlow_jax import cli, fields, plan
 from barlow_jax.run import launch
 
@@ -69,3 +72,24 @@ def test_a_command_that_is_shown_is_one(words, monkeypatch):
         plan.check(wanted.config)
     elif name in TABLES:
         fields.check(wanted.config, TABLES[name])
+
+
+def test_what_a_shown_program_imports_is_there():
+    """And what it takes from `barlow_jax` itself."""
+    seen = 0
+    for page in [commands.ROOT / "README.md", *(commands.ROOT / "docs").glob("*.md")]:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("barlow_jax"):
+                    # The place of a module itself, not the one that it had once and is still found at.
+                    module = importlib.import_module(node.module)
+                    for name in [alias.name for alias in node.names]:
+                        assert name in vars(module) or importlib.import_module(f"{node.module}.{name}"), (
+                            page.name,
+                            name,
+                        )
+                        seen += 1
+                elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "barlow_jax":
+                    assert node.attr in barlow_jax.__all__, (page.name, node.attr)
+                    seen += 1
+    assert seen > 10
