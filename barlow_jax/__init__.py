@@ -3,7 +3,7 @@
     import barlow_jax
 
     barlow_jax.train("image_folder", data="photos", workdir="runs/photos", epochs=50)
-    barlow_jax.evaluate("runs/photos", by="knn", data="labelled")
+    barlow_jax.evaluate("runs/photos", by="knn", data={"path": "labelled", "train": "train", "val": "val"})
     features = barlow_jax.load("runs/photos").features(images)
 
 Start reading with `train.py` (the loop), `loss.py` (the objective), `model.py` (the network) and `augment.py` (the

@@ -1,7 +1,7 @@
 """What the commands do, from a notebook or a program; no other code stands behind these functions.
 
     barlow_jax.train("image_folder", data="photos", workdir="runs/photos", epochs=50)
-    barlow_jax.evaluate("runs/photos", by="knn", data="labelled")
+    barlow_jax.evaluate("runs/photos", by="knn", data={"path": "labelled", "train": "train", "val": "val"})
     barlow_jax.load("runs/photos").features(images)
 
 They end as the commands do: results and checkpoints lie in the work folder, the same call goes on after a stop, and

@@ -101,6 +101,8 @@ def device():
 def main():
     chosen = arguments()
     workdir, data = chosen.workdir.resolve(), chosen.data.resolve()
+    if not data.is_file():
+        sys.exit(f"error: {chosen.data} is not there; give an .npz that holds x_train, y_train, x_test, y_test.")
     workdir.mkdir(parents=True, exist_ok=True)
     platform, kind = device()
     cpu = platform == "cpu"

@@ -298,6 +298,13 @@ def watch_memory(source, batches):
 
 
 def main(_):
+    try:
+        measure()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def measure():
     if not IMAGES.value:
         raise UserError("--images is empty: set it to a folder of JPEGs.")
     source, left_out = ordinary_source(IMAGES.value)

@@ -1,8 +1,9 @@
-"""Frozen features: nearest neighbours, few labels, and the fast probe. The default of both commands.
+r"""Frozen features: nearest neighbours, few labels, and the fast probe. The default of both commands.
 
     python -m barlow_jax.knn --checkpoint=runs/r50
     python -m barlow_jax.probe --checkpoint=runs/r50
-    python -m barlow_jax.knn --checkpoint=runs/photos --config.data.kind=folder --config.data.path=/my/labelled
+    python -m barlow_jax.knn --checkpoint=runs/photos --config.data.path=/my/labelled --config.data.train=train \
+        --config.data.val=val
 
 Features are computed once and kept in the work folder; both commands share them. Architecture, normalisation and images
 come from the checkpoint, so the same line serves any run of train.py. Not run on ImageNet yet.
