@@ -134,7 +134,7 @@ def evaluate(config, subject, workdir, stop):
         "config": subject.config,  # of the architecture, as in a checkpoint of train.py
         "channels": subject.channels,
         "images": len(source),
-        "listing": source.listing(),
+        "names": source.listing(),
         "classifier": {"config": given, "num_classes": num_classes, "class_names": source.class_names},
         "origin": {"path": subject.path, "step": subject.step, "sha256": subject.sha256, "baseline": subject.baseline},
     }

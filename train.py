@@ -81,7 +81,7 @@ def train(config, workdir, stop, init=""):
 
     # Where were we?
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints, best_of="knn")
-    meta = {"config": config.to_dict(), "channels": source.channels, "images": len(source), "listing": source.listing()}
+    meta = {"config": config.to_dict(), "channels": source.channels, "images": len(source), "names": source.listing()}
     if init and checkpoints.latest_step() is None:
         state = as_run.begin(init, state, config, source.channels, steps_per_epoch)
         state = jax.device_put(state, method.state_sharding)

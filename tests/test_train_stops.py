@@ -106,7 +106,7 @@ def test_another_number_of_images_is_refused():
     Saved.restore = staticmethod(lambda state: (state, {"images": 47}))
     assert workdir.resume(Saved, state, source, total_steps=9) == (state, {"images": 47})
     for listing, refused in ((source.listing(), False), ("of other names", True)):
-        Saved.restore = staticmethod(lambda state, listing=listing: (state, {"images": 47, "listing": listing}))
+        Saved.restore = staticmethod(lambda state, listing=listing: (state, {"images": 47, "names": listing}))
         with pytest.raises(UserError, match="holds other images") if refused else contextlib.nullcontext():
             workdir.resume(Saved, state, source, total_steps=9)
     Saved.restore = staticmethod(lambda state: (state, {"images": 47}))

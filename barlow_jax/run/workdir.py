@@ -115,7 +115,7 @@ def resume(checkpoints, state, source, total_steps):
     """The state to go on from, and what was saved beside it: of the last checkpoint, or `state` as it is and {}.
 
     Args:
-      source: of the training images; a checkpoint holds as "images" how many there were, and as "listing" which.
+      source: of the training images; a checkpoint holds as "images" how many there were, and as "names" their listing.
     Raises:
       UserError: there are more or fewer now, or the run has gone further than it is to go.
     """
@@ -128,7 +128,7 @@ def resume(checkpoints, state, source, total_steps):
             f"{source.name} holds {len(source)} images and had {saved['images']} when this run began, so the order "
             "would change; restore the images, or take another --workdir."
         )
-    if saved.get("listing", source.listing()) != source.listing():
+    if saved.get("names", source.listing()) != source.listing():
         raise UserError(
             f"{source.name} holds other images, or in another order, than when this run began, so the order would "
             "change; restore their names, or take another --workdir."
