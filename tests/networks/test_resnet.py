@@ -325,3 +325,15 @@ def test_what_a_network_is_unless_told_otherwise():
     backbone = model.make_backbone("pixels", image_size=4, dtype=jnp.bfloat16)
     narrow = model.BarlowTwins(backbone, (8, 8), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert {z.dtype for z in narrow(jnp.ones((2, 1, 4, 4, 3)), train=True)} == {jnp.dtype("float32")}
+
+
+def test_moments_at_the_start_are_those_of_the_running_statistics():
+    """Of every BatchNorm around its running mean: mean 0, mean square the running variance, alike in all views."""
+    network = model.BarlowTwins(model.make_backbone("pixels", image_size=2), (6, 5), rngs=nnx.Rngs(0))
+    graphdef, params, batch_stats = model.split(network)
+    batch_stats = jax.tree.map(lambda x: x + jnp.arange(x.size), batch_stats)
+    found = model.moments_at_start(graphdef, params, batch_stats, 3)
+    assert found.keys() == {"projector.norms.0", "bn"}
+    for path, width in (("projector.norms.0", 6), ("bn", 5)):
+        want = np.stack([np.zeros((3, width)), np.tile(1 + np.arange(width), (3, 1))])
+        np.testing.assert_array_equal(found[path], want)
