@@ -12,6 +12,7 @@ printed, to be read: harmless, or a test is missing.
 
 import argparse
 import ast
+import collections
 import contextlib
 import importlib
 import os
@@ -22,6 +23,9 @@ import signal
 import sys
 import tempfile
 import time
+import zlib
+
+from known_changes import HARMLESS, KNOWN
 
 ROOT = pathlib.Path(__file__).parent.parent
 COPIED = ("barlow_jax", "benchmarks", "configs", "tests", "pyproject.toml", "train.py", "linear_eval.py")
@@ -81,225 +85,6 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
     "weights.as_run": ["weights/test_as_run.py"],
     "export": ["test_export.py"],
 }
-
-KNOWN = [  # (module, text, what takes its place, the test that holds it): what no test looked at once
-    ("sharding", "jax.random.fold_in(jax.random.key(seed), step)", "jax.random.key(seed)", "test_sharding.py"),
-    ("augment", "_BOXES = 2", "_BOXES = 1", "test_augment.py::test_boxes_and_views_of_one_key_are_independent"),
-    (
-        "pretrain",
-        "jnp.maximum(known.sum(), 1)",
-        "known.size",
-        "test_pretrain.py::test_the_probe_counts_labelled_rows_alone",
-    ),
-    (
-        "networks.resnet",
-        "x - jax.lax.stop_gradient(self.mean[...])",
-        "(x - jax.lax.stop_gradient(self.mean[...])).astype(jnp.bfloat16)",
-        "networks/test_resnet.py::test_statistics_of_bfloat16_are_those_of_its_values",
-    ),
-    (
-        "networks.resnet",
-        "x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((-3, -2))",
-        "x.mean((-3, -2)).astype(jnp.promote_types(x.dtype, jnp.float32))",
-        "networks/test_resnet.py::test_features_of_bfloat16_are_pooled_in_float32",
-    ),
-    (
-        "networks.resnet",
-        "jnp.maximum(square - jnp.square(mean), 0)",
-        "square - jnp.square(mean)",
-        "networks/test_resnet.py::test_a_variance_that_rounding_makes_negative_is_zero",
-    ),
-    (
-        "evaluation.classify",
-        "ks=(1,), mask=counted",
-        "ks=(1,)",
-        "evaluation/test_classify.py::test_rows_that_fill_up_the_last_batch_do_not_count_in_what_is_shown",
-    ),
-    *(
-        (
-            "evaluation.heads",
-            "np.where(std <= 1e-6 * std.max(), 1, std)",
-            new,
-            "evaluation/test_heads.py::test_a_feature_that_is_constant_is_divided_by_one",
-        )
-        for new in ("np.where(std == 0, 1, std)", "np.where(std < 1e-6 * std.max(), 1, std)")
-    ),
-    (
-        "data.boxes",
-        "return 2 * xp.floor(",
-        "return xp.floor(",
-        "data/test_boxes.py::test_the_margin_holds_every_cell_that_a_filter_sees",
-    ),
-    ("loss", 'z, z.T, precision="highest"', "z, z.T", "test_loss.py::test_products_are_asked_for_in_full"),
-    (
-        "loss",
-        'jnp.matmul(z1.T, z2, precision="highest")',
-        "jnp.matmul(z1.T, z2)",
-        "test_loss.py::test_products_are_asked_for_in_full",
-    ),
-    (
-        "metrics",
-        'features.T, precision="highest"',
-        "features.T",
-        "test_metrics.py::test_similarities_are_asked_for_in_full",
-    ),
-    *(
-        (
-            "ops.image",
-            f"image, {which}, precision=_PRECISION",
-            f"image, {which}",
-            "ops/test_ops.py::test_the_crop_asks_for_products_in_full",
-        )
-        for which in ("first", "second")
-    ),
-    (
-        "ops.image",
-        "scale = divide(length, size)",
-        "scale = length / size",
-        "test_augment.py::test_eval_views_equal_resize_and_center_crop",
-    ),
-    *(
-        (
-            "sharding",
-            old,
-            new,
-            "test_sharding.py::test_what_is_split_goes_along_the_longest_axis_that_the_devices_divide",
-        )
-        for old, new in (
-            ("split=False", "split=True"),
-            ("x.size < SPLIT_FROM", "x.size <= SPLIT_FROM"),
-            ("max(reversed(axes)", "max((axes)"),
-        )
-    ),
-    (
-        "sharding",
-        "jax.devices() if devices is None else devices",
-        "jax.devices()",
-        "test_sharding.py::test_a_mesh_is_of_the_devices_it_is_given",
-    ),
-    (
-        "sharding",
-        "-(-batch_size // mesh.size) * mesh.size",
-        "batch_size // mesh.size * mesh.size",
-        "test_sharding.py::test_batch_sizes_that_the_devices_do_not_divide",
-    ),
-    (
-        "metrics",
-        "jax.jit(local, out_shardings=NamedSharding(mesh, P()))",
-        "jax.jit(local)",
-        "test_metrics.py::test_every_process_is_told_the_whole_vote",
-    ),
-    (
-        "metrics",
-        "np.maximum.accumulate(precision[::-1])[::-1]",
-        "np.maximum.accumulate(precision)",
-        "test_metrics.py::test_average_precision",
-    ),
-    (
-        "optim",
-        "(norm_p > 0) & (norm_g > 0)",
-        "(norm_p > 0) | (norm_g > 0)",
-        "test_optim.py::test_a_norm_of_zero_leaves_the_gradient_as_it_is",
-    ),
-    (
-        "optim",
-        "old, new, is_leaf=lambda node: isinstance(node, _COUNTS)",
-        "old, new",
-        "test_optim.py::test_a_withheld_update_counts_for_the_schedules_alone",
-    ),
-    (
-        "optim",
-        "node._replace(count=step)",
-        "node",
-        "test_optim.py::test_a_state_that_goes_on_has_its_step_and_its_momentum",
-    ),
-    (
-        "networks.resnet",
-        "x.shape[-3:-1] != (2, 2)",
-        "x.shape[3:-1] != (2, 2)",
-        "networks/test_resnet.py::test_maps_of_2_by_2_go_round_the_slow_convolution",
-    ),
-    *(
-        ("model", old, new, "networks/test_resnet.py::test_what_a_network_is_unless_told_otherwise")
-        for old, new in (
-            ("remat: bool = False", "remat: bool = True"),
-            ("(8192, 8192, 8192)", "(8193, 8192, 8192)"),
-            ("z.astype(jnp.promote_types(z.dtype, jnp.float32))", "z.astype(jnp.promote_types(z.dtype, jnp.bfloat16))"),
-        )
-    ),
-    (
-        "model",
-        "jnp.zeros_like(norm.var[...]), norm.var[...]",
-        "norm.mean[...], norm.var[...]",
-        "networks/test_resnet.py::test_moments_at_the_start_are_those_of_the_running_statistics",
-    ),
-    (
-        "pretrain",
-        "z[:, 0, :8192], z[:, 1, :8192]",
-        "z[:, 1, :8192], z[:, 1, :8192]",
-        "test_pretrain.py::test_a_look_at_a_batch_is_the_correlation_of_its_two_views",
-    ),
-    ("augment", "0.406", "0.446", "test_augment.py::test_the_recipe_unless_told_otherwise_is_the_official_one"),
-    (
-        "augment",
-        "with_hue=recipe.hue > 0",
-        "with_hue=recipe.hue >= 0",
-        "test_augment.py::test_operations_of_probability_zero_are_left_out",
-    ),
-    *(
-        ("evaluation.svm", old, new, "test_transfer.py::test_fits_that_come_to_their_last_iteration_are_counted")
-        for old, new in (
-            ("classifier.n_iter_ < MAX_ITER", "classifier.n_iter_ <= MAX_ITER"),
-            ("unfinished += not converged", "unfinished += converged"),
-            ("sum(unfinished) + (not converged)", "sum(unfinished)"),
-            ("MAX_ITER = 2000", "MAX_ITER = 2001"),
-        )
-    ),
-    *(
-        ("evaluation.svm", old, new, "test_transfer.py::test_a_class_with_too_few_images_is_one_sentence")
-        for old, new in (
-            ("(column > 0).sum(), (column < 0).sum()", "(column > 0).sum(), (column <= 0).sum()"),
-            ("fewest < FOLDS", "fewest <= FOLDS"),
-        )
-    ),
-    (
-        "weights.pickle_machine",
-        "size - stream.tell()",
-        "size + stream.tell()",
-        "weights/test_pickle_machine.py::test_a_stream_is_read_from_where_it_stands",
-    ),
-    (
-        "weights.pickle_reader",
-        "place + 8 + storages[key].size > size",
-        "place + storages[key].size > size",
-        "weights/test_pickle_machine.py::test_legacy_files_whose_counts_are_others",
-    ),
-    (
-        "weights.pickle_writer",
-        "None, -1, -1, 0)",
-        "None, -1, -1, 1)",
-        "test_export.py::test_the_file_of_detectron2_holds_plain_numpy_under_its_names",
-    ),
-    ("data.sources", "self.labels.max() < 0", "self.labels.max() <= 0", "data/test_sources.py::test_labelled"),
-    (
-        "data.sources",
-        "os.path.commonpath(self.paths) if len(self.paths) > 1 else os.path.dirname(self.paths[0])",
-        "os.path.commonpath(self.paths)",
-        "data/test_protocol.py::test_a_listing_is_of_names_and_order_wherever_the_files_lie",
-    ),
-    (
-        "data.walk",
-        "len(found.left_out) > 10",
-        "len(found.left_out) >= 10",
-        "data/test_walk.py::test_other_files_are_no_warning",
-    ),
-    (
-        "export",
-        '"weight_decay_filter": True',
-        '"weight_decay_filter": False',
-        "test_export.py::test_the_official_full_checkpoint_goes_there_and_back",
-    ),
-]
 
 NAMES = ["loss", "networks.resnet", "model", "optim", "pretrain", "training", "ops", "augment", "sharding", "data"]
 NAMES += ["evaluation.classify", "evaluation.heads", "evaluation.svm", "metrics", "run", "weights", "export"]
@@ -523,6 +308,7 @@ def arguments():
     parser.add_argument("--seed", type=int, default=0, help="Of the draw.")
     parser.add_argument("--minutes", type=float, default=1e9, help="No change is begun after so many.")
     parser.add_argument("--limit", type=float, default=300, help="Seconds for the tests of a change.")
+    parser.add_argument("--log", type=pathlib.Path, help="A file to add results to; what it says was seen is not run.")
     parser.add_argument("--compiled", help="A folder that keeps compiled programs for the next run.")
     parser.add_argument("--known", action="store_true", help="Those that no test saw once, instead of drawn ones.")
     options = parser.parse_args()
@@ -533,10 +319,25 @@ def arguments():
     return options
 
 
+def harmless(module, line, new):
+    """Why nothing comes of a change, or None."""
+    text = (ROOT / path_of(module)).read_text().splitlines()[line - 1].strip()
+    return next((why for *what, why in HARMLESS if what == [module, text, one_line(new)]), None)
+
+
+def seen_before(log):
+    """{change: the test} of the lines of a log of which one says that the change was seen."""
+    lines = log.read_text().splitlines() if log and log.exists() else []
+    return dict(line[len(SEEN) :].rsplit("  [", 1) for line in lines if line.startswith(SEEN))
+
+
+SEEN, LEFT, HARM = "seen      ", "harmless  ", "SURVIVED  "
+
+
 def main():
     options, begin = arguments(), time.monotonic()
     changes = known(options.modules) if options.known else drawn(options.modules, options.count, options.seed)
-    tried, survived, killers = {}, {}, set()
+    counts, before, killers = {}, seen_before(options.log), set()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name).resolve()
         for part in COPIED:
@@ -546,19 +347,25 @@ def main():
         for name, module, line, old, new, text, tests in changes:
             if time.monotonic() - begin > 60 * options.minutes:
                 break
-            start = time.monotonic()
-            failed = first_failure(folder, module, text, [f"tests/{test}" for test in tests], options.limit)
+            change = f"{path_of(module)}:{line}  {one_line(old)}  ->  {one_line(new)}  {zlib.crc32(text.encode()):08x}"
+            failed = before[change].removesuffix("]") if change in before else None
+            if failed is None:
+                tests = [f"tests/{test}" for test in tests]
+                failed = first_failure(folder, module, text, tests, options.limit)
+                why = harmless(module, line, new)
+                word, about = (SEEN, failed) if failed else (LEFT, why) if why else (HARM, "")
+                print(said := f"{word}{change}  [{about}]", flush=True)
+                if options.log:
+                    with options.log.open("a") as log:
+                        log.write(said + "\n")
+            else:
+                word = SEEN
             killers |= {failed} - {None, "no end", "no test"}
-            tried[name] = tried.get(name, 0) + 1
-            survived[name] = survived.get(name, 0) + (failed is None)
-            word = "SURVIVED" if failed is None else "seen    "
-            what = f"{path_of(module)}:{line}  {one_line(old)}  ->  {one_line(new)}"
-            print(f"{word} {time.monotonic() - start:3.0f} s {what}  [{failed}]", flush=True)
+            counts.setdefault(name, collections.Counter()).update([word])
         check_sound(folder, killers, 10 * options.limit)
-    print("\n| | changes | survived |\n|---|---|---|")
-    for name, count in tried.items():
-        print(f"| {name} | {count} | {survived[name]} |")
-    print(f"| all | {sum(tried.values())} | {sum(survived.values())} |")
+    print("\n| | changes | seen | harmless | survived |\n|---|---|---|---|---|")
+    for name, count in [*counts.items(), ("all", sum(counts.values(), collections.Counter()))]:
+        print(f"| {name} | {count.total()} | {count[SEEN]} | {count[LEFT]} | {count[HARM]} |")
 
 
 if __name__ == "__main__":
