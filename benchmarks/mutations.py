@@ -326,9 +326,10 @@ def harmless(module, line, new):
 
 
 def seen_before(log):
-    """{change: the test} of the lines of a log of which one says that the change was seen."""
+    """{change: the test} of the lines of a log that say that a test failed; what had no end may have been starved."""
     lines = log.read_text().splitlines() if log and log.exists() else []
-    return dict(line[len(SEEN) :].rsplit("  [", 1) for line in lines if line.startswith(SEEN))
+    seen = [line for line in lines if line.startswith(SEEN) and not line.endswith("[no end]")]
+    return dict(line[len(SEEN) :].rsplit("  [", 1) for line in seen)
 
 
 SEEN, LEFT, HARM = "seen      ", "harmless  ", "SURVIVED  "
