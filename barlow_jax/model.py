@@ -70,7 +70,7 @@ class Projector(nnx.Module):
       widths: of the layers, the last one the dimension D of the embeddings; () makes it the identity.
     """
 
-    def __init__(self, in_features: int, widths: Sequence[int], *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, in_features: int, widths: Sequence[int], *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.linears = nnx.List([])
         self.norms = nnx.List([resnet.BatchNorm(width) for width in widths[:-1]])
         for fan_in, width in zip((in_features, *widths), widths, strict=False):

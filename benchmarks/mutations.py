@@ -5,118 +5,89 @@
 
 Changes an operator, a comparison, a constant, a dtype; leaves out a term, a keyword (a mask, a precision), an inner
 call (a maximum, a clip, a stop_gradient). A change is made to a copy of the package in a temporary folder, and the test
-files that stand for the module run there, up to the first failure. What survives is printed, to be read: harmless, or
-a test is missing.
+files that stand for the module run there, up to the first failure, in a fork of one process that has loaded JAX and
+TensorFlow once and keeps what is compiled. In the end every test that saw a change runs without any. What survives is
+printed, to be read: harmless, or a test is missing.
 """
 
 import argparse
 import ast
+import collections
+import contextlib
+import importlib
+import os
 import pathlib
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+import zlib
+
+from known_changes import HARMLESS, KNOWN
 
 ROOT = pathlib.Path(__file__).parent.parent
-COPIED = ("barlow_jax", "configs", "tests", "pyproject.toml", "train.py", "linear_eval.py")
+COPIED = ("barlow_jax", "benchmarks", "configs", "tests", "pyproject.toml", "train.py", "linear_eval.py")
 
-TESTS = {  # module: the test files that stand for it
+_FAULTS = [  # of a file whose tests wait for reading threads
+    "data/test_faults.py::test_unreadable_images_are_replaced_by_the_next",
+    "data/test_faults.py::test_evaluation_masks_what_it_cannot_read",
+]
+TESTS = {  # module: the test files that stand for it, the cheapest first
     "loss": ["test_loss.py"],
     "optim": ["test_optim.py", "test_pretrain.py"],
     "metrics": ["test_metrics.py"],
     "augment": ["test_augment.py", "test_views.py"],
-    "sharding": ["test_sharding.py", "test_pretrain.py"],
-    "pretrain": ["test_pretrain.py", "training/test_nonfinite.py"],
+    "sharding": ["test_sharding.py", "test_views.py", "test_pretrain.py"],
+    "pretrain": ["training/test_nonfinite.py", "test_pretrain.py"],
     "model": ["networks/test_resnet.py", "test_pretrain.py"],
     "ops.color": ["ops/test_ops.py", "test_augment.py"],
     "ops.image": ["ops/test_ops.py", "test_augment.py"],
     "networks.resnet": ["networks/test_resnet.py"],
     "training.microbatches": ["training/test_microbatches.py"],
     "training.nonfinite": ["training/test_nonfinite.py"],
+    "training.loss_scale": ["training/test_nonfinite.py"],
     "evaluation.heads": ["evaluation/test_heads.py"],
     "evaluation.classify": ["evaluation/test_classify.py", "evaluation/test_classify_official.py"],
-    "data.boxes": ["data/test_boxes.py"],
+    "evaluation.svm": ["test_transfer.py"],
+    "data.boxes": ["data/test_boxes.py", "data/test_pipeline.py"],
+    "data.order": ["data/test_order.py"],
+    "data.pixels": ["data/test_pixels.py"],
+    "data.decode": [
+        "data/test_pipeline_reduced.py",
+        "data/test_pipeline_evaluation.py",
+        *_FAULTS,
+        "data/test_pixels.py",
+    ],
+    "data.pipeline": ["data/test_pipeline.py", "data/test_pipeline_evaluation.py", *_FAULTS],
+    "data.records": ["data/test_records.py", "data/test_protocol.py::test_a_fingerprint_follows_the_pixels"],
+    "data.listed": ["data/test_listed.py"],
+    "data.sources": ["data/test_sources.py", "data/test_protocol.py"],
+    "data.walk": ["data/test_walk.py", "data/test_sources.py"],
+    "data.kinds": ["data/test_kinds.py"],
+    "data.digits": ["data/test_digits.py"],
+    "data.fingerprint": ["data/test_protocol.py", "data/test_sources.py"],
+    "data.readers": ["data/test_pipeline.py", *_FAULTS],
+    "data.voc": ["data/test_voc.py"],
+    "run.checkpoint": ["run/test_checkpoint.py", "run/test_checkpoint_faults.py"],
+    "run.manifest": ["run/test_checkpoint.py", "run/test_checkpoint_faults.py", "run/test_owners.py"],
+    "weights.naming": ["weights/test_files.py"],
+    "weights.files": ["weights/test_files.py"],
+    "weights.file_arrays": ["weights/test_files.py", "weights/test_safetensors_reader.py"],
+    "weights.finite": ["weights/test_finite.py"],
+    "weights.peers": ["weights/test_peers.py", "weights/test_files.py"],
+    "weights.pickle_machine": ["weights/test_pickle_machine.py", "weights/test_files.py"],
+    "weights.pickle_objects": ["weights/test_pickle_machine.py", "weights/test_files.py"],
+    "weights.pickle_reader": ["weights/test_pickle_machine.py", "weights/test_files.py"],
+    "weights.pickle_writer": ["weights/test_files.py"],
+    "weights.safetensors_reader": ["weights/test_safetensors_reader.py"],
+    "weights.as_run": ["weights/test_as_run.py"],
+    "export": ["test_export.py"],
 }
 
-KNOWN = [  # (module, text, what takes its place, the test that holds it), each of which passed all tests once
-    ("sharding", "jax.random.fold_in(jax.random.key(seed), step)", "jax.random.key(seed)", "test_sharding.py"),
-    ("augment", "_BOXES = 2", "_BOXES = 1", "test_augment.py::test_boxes_and_views_of_one_key_are_independent"),
-    (
-        "pretrain",
-        "jnp.maximum(known.sum(), 1)",
-        "known.size",
-        "test_pretrain.py::test_the_probe_counts_labelled_rows_alone",
-    ),
-    (
-        "networks.resnet",
-        "x - jax.lax.stop_gradient(self.mean[...])",
-        "(x - jax.lax.stop_gradient(self.mean[...])).astype(jnp.bfloat16)",
-        "networks/test_resnet.py::test_statistics_of_bfloat16_are_those_of_its_values",
-    ),
-    (
-        "networks.resnet",
-        "x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((-3, -2))",
-        "x.mean((-3, -2)).astype(jnp.promote_types(x.dtype, jnp.float32))",
-        "networks/test_resnet.py::test_features_of_bfloat16_are_pooled_in_float32",
-    ),
-    (
-        "networks.resnet",
-        "jnp.maximum(square - jnp.square(mean), 0)",
-        "square - jnp.square(mean)",
-        "networks/test_resnet.py::test_a_variance_that_rounding_makes_negative_is_zero",
-    ),
-    (
-        "evaluation.classify",
-        "ks=(1,), mask=counted",
-        "ks=(1,)",
-        "evaluation/test_classify.py::test_rows_that_fill_up_the_last_batch_do_not_count_in_what_is_shown",
-    ),
-    *(
-        (
-            "evaluation.heads",
-            "np.where(std <= 1e-6 * std.max(), 1, std)",
-            new,
-            "evaluation/test_heads.py::test_a_feature_that_is_constant_is_divided_by_one",
-        )
-        for new in ("np.where(std == 0, 1, std)", "np.where(std < 1e-6 * std.max(), 1, std)")
-    ),
-    (
-        "data.boxes",
-        "return 2 * xp.floor(",
-        "return xp.floor(",
-        "data/test_boxes.py::test_the_margin_holds_every_cell_that_a_filter_sees",
-    ),
-    ("loss", 'z, z.T, precision="highest"', "z, z.T", "test_loss.py::test_products_are_asked_for_in_full"),
-    (
-        "loss",
-        'jnp.matmul(z1.T, z2, precision="highest")',
-        "jnp.matmul(z1.T, z2)",
-        "test_loss.py::test_products_are_asked_for_in_full",
-    ),
-    (
-        "metrics",
-        'features.T, precision="highest"',
-        "features.T",
-        "test_metrics.py::test_similarities_are_asked_for_in_full",
-    ),
-    *(
-        (
-            "ops.image",
-            f"image, {which}, precision=_PRECISION",
-            f"image, {which}",
-            "ops/test_ops.py::test_the_crop_asks_for_products_in_full",
-        )
-        for which in ("first", "second")
-    ),
-    (
-        "ops.image",
-        "scale = divide(length, size)",
-        "scale = length / size",
-        "test_augment.py::test_eval_views_equal_resize_and_center_crop",
-    ),
-]
+NAMES = ["loss", "networks.resnet", "model", "optim", "pretrain", "training", "ops", "augment", "sharding", "data"]
+NAMES += ["evaluation.classify", "evaluation.heads", "evaluation.svm", "metrics", "run", "weights", "export"]
 
 BINARY = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "+", ast.Pow: "*"}
 BINARY |= {ast.BitAnd: "|", ast.BitOr: "&"}
@@ -212,83 +183,190 @@ def path_of(module):
     return pathlib.Path("barlow_jax", *module.split(".")).with_suffix(".py")
 
 
-def drawn(modules, count, rng):
-    """So many changes of each module: (module, line, old, new, the text of the module with it, test files)."""
-    for module in modules:
-        text = (ROOT / path_of(module)).read_text()
-        edits = sorted(set(Edits(text).found))
-        for first, last, new in sorted(rng.sample(edits, min(count, len(edits)))):
-            encoded = text.encode()
-            after = (encoded[:first] + new.encode() + encoded[last:]).decode()
-            line, old = encoded[:first].count(b"\n") + 1, encoded[first:last].decode()
-            yield module, line, old, new, after, TESTS[module]
+def modules_of(name):
+    """The modules of a name: itself, or all of a room."""
+    return [module for module in TESTS if module == name or module.startswith(f"{name}.")]
 
 
-def known(modules):
+def drawn(names, count, seed):
+    """So many changes of each name, in turn: (name, module, line, old, new, the module's text with it, test files).
+
+    What is drawn of a name depends on nothing but the seed and its modules' text, and more of it hold fewer.
+    """
+    texts = {module: (ROOT / path_of(module)).read_text() for name in names for module in modules_of(name)}
+    edits = {}
+    for name in names:
+        found = [(module, *edit) for module in modules_of(name) for edit in sorted(set(Edits(texts[module]).found))]
+        random.Random(f"{seed} {name}").shuffle(found)
+        edits[name] = found[:count]
+    for place in range(count):
+        for name in names:
+            for module, first, last, new in edits[name][place : place + 1]:
+                encoded = texts[module].encode()
+                after = (encoded[:first] + new.encode() + encoded[last:]).decode()
+                line, old = encoded[:first].count(b"\n") + 1, encoded[first:last].decode()
+                yield name, module, line, old, new, after, TESTS[module]
+
+
+def known(names):
     for module, old, new, test in KNOWN:
-        if module in modules:
-            text = (ROOT / path_of(module)).read_text()
-            if text.count(old) < 1:
-                raise SystemExit(f"{path_of(module)} no longer holds {old!r}; mend KNOWN.")
-            yield module, text[: text.index(old)].count("\n") + 1, old, new, text.replace(old, new, 1), [test]
+        for name in names:
+            if module in modules_of(name):
+                text = (ROOT / path_of(module)).read_text()
+                if text.count(old) < 1:
+                    raise SystemExit(f"{path_of(module)} no longer holds {old!r}; mend KNOWN.")
+                line = text[: text.index(old)].count("\n") + 1
+                yield name, module, line, old, new, text.replace(old, new, 1), [test]
 
 
-def seen(folder, module, text, tests, limit):
-    """Whether the tests fail, or do not end, with this text as the module."""
-    changed = folder / path_of(module)
-    before = changed.read_text()
-    changed.write_text(text)
-    tests = [f"tests/{name}" for name in tests]
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+def warm(folder, compiled):
+    """What every test process would load and compile again: loaded once here, and compiled once for all."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(folder)}
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    for name in ("pytest", "jax", "flax.nnx", "optax", "ml_collections", "orbax.checkpoint", "tensorflow", "PIL.Image"):
+        importlib.import_module(name)
+
+
+class FirstFailure:
+    """A plugin of pytest that writes down which test, or file, failed first."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def pytest_runtest_logreport(self, report):
+        self.pytest_collectreport(report)
+
+    def pytest_collectreport(self, report):
+        if report.failed and not self.path.exists():
+            self.path.write_text(report.nodeid)
+
+
+def run_tests(folder, tests, limit, *options):
+    """What failed first, "no end" after so many seconds, or None: in a fork of this process, and all it started."""
+    failure = folder / "failure"
+    failure.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setsid()
+            os.chdir(folder)
+            for stream in (1, 2):
+                os.dup2(os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+            sys.path[0] = str(folder)
+            words = ["-x", "-q", "-p", "no:cacheprovider", *options, *tests]
+            code = int(sys.modules["pytest"].main(words, plugins=[FirstFailure(failure)]))
+        finally:
+            os._exit(code)
     try:
-        ended = subprocess.run(command, cwd=folder, capture_output=True, timeout=limit)
-        return ended.returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
+        for _ in range(int(limit / 0.05)):  # counted, so that time for which all of it is stopped is none
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return None if status == 0 else failure.read_text() if failure.exists() else "no test"
+            time.sleep(0.05)
+        return "no end"
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)
+
+
+def first_failure(folder, module, text, tests, limit):
+    """`run_tests` with this text as the module."""
+    changed = folder / path_of(module)
+    before, times = changed.read_text(), (changed.stat().st_atime, changed.stat().st_mtime)
+    changed.write_text(text)
+    os.utime(changed, (0, 0))  # never the time that a compiled file was made for
+    sys.dont_write_bytecode = True
+    try:
+        return run_tests(folder, tests, limit)
+    finally:
+        sys.dont_write_bytecode = False
         changed.write_text(before)
+        os.utime(changed, times)
+
+
+def check_sound(folder, killers, limit):
+    """Ends the program if a test that saw a change, or a file that could not be loaded, fails without any."""
+    tests, files = ({k for k in killers if ("::" in k) == of_test} for of_test in (True, False))
+    for some, options in ((tests, ()), (files, ("--collect-only",))):
+        failed = run_tests(folder, sorted(some), limit, *options) if some else None
+        if failed:
+            print((folder / "output").read_text()[-3000:])
+            raise SystemExit(f"{failed}: fails without any change as well.")
 
 
 def one_line(text):
     return " ".join(text.split())
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modules", default=",".join(TESTS), help=f"Of {', '.join(TESTS)}.")
-    parser.add_argument("--count", type=int, default=10, help="Changes of each module.")
+    parser.add_argument("--modules", default=",".join(NAMES), help=f"Rooms, or of {', '.join(TESTS)}.")
+    parser.add_argument("--count", type=int, default=20, help="Changes of each of them.")
     parser.add_argument("--seed", type=int, default=0, help="Of the draw.")
-    parser.add_argument("--limit", type=float, default=300, help="Seconds for the tests of a change.")
     parser.add_argument("--minutes", type=float, default=1e9, help="No change is begun after so many.")
+    parser.add_argument("--limit", type=float, default=300, help="Seconds for the tests of a change.")
+    parser.add_argument("--log", type=pathlib.Path, help="A file to add results to; what it says was seen is not run.")
+    parser.add_argument("--compiled", help="A folder that keeps compiled programs for the next run.")
     parser.add_argument("--known", action="store_true", help="Those that no test saw once, instead of drawn ones.")
     options = parser.parse_args()
-    modules, begin = options.modules.split(","), time.monotonic()
-    unknown = sorted(set(modules) - set(TESTS))
+    options.modules = options.modules.split(",")
+    unknown = [name for name in options.modules if not modules_of(name)]
     if unknown:
-        parser.error(f"--modules has {', '.join(unknown)}; take some of {', '.join(TESTS)}.")
-    changes = known(modules) if options.known else drawn(modules, options.count, random.Random(options.seed))
-    tried, survived, sound = {}, {}, set()
+        parser.error(f"--modules has {', '.join(unknown)}; take rooms, or some of {', '.join(TESTS)}.")
+    return options
+
+
+def harmless(module, line, new):
+    """Why nothing comes of a change, or None."""
+    text = (ROOT / path_of(module)).read_text().splitlines()[line - 1].strip()
+    return next((why for *what, why in HARMLESS if what == [module, text, one_line(new)]), None)
+
+
+def seen_before(log):
+    """{change: the test} of the lines of a log that say that a test failed; what had no end may have been starved."""
+    lines = log.read_text().splitlines() if log and log.exists() else []
+    seen = [line for line in lines if line.startswith(SEEN) and not line.endswith("[no end]")]
+    return dict(line[len(SEEN) :].rsplit("  [", 1) for line in seen)
+
+
+SEEN, LEFT, HARM = "seen      ", "harmless  ", "SURVIVED  "
+
+
+def main():
+    options, begin = arguments(), time.monotonic()
+    changes = known(options.modules) if options.known else drawn(options.modules, options.count, options.seed)
+    counts, before, killers = {}, seen_before(options.log), set()
     with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
+        folder = pathlib.Path(name).resolve()
         for part in COPIED:
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
             copy(ROOT / part, folder / part)
-        for module, line, old, new, text, tests in changes:
+        warm(folder, options.compiled or folder / "compiled")
+        for name, module, line, old, new, text, tests in changes:
             if time.monotonic() - begin > 60 * options.minutes:
                 break
-            if tuple(tests) not in sound:  # tests that fail anyway would see everything
-                if seen(folder, module, (ROOT / path_of(module)).read_text(), tests, options.limit):
-                    raise SystemExit(f"{' '.join(tests)}: fail, or take over {options.limit:g} s, without any change.")
-                sound.add(tuple(tests))
-            killed = seen(folder, module, text, tests, options.limit)
-            tried[module] = tried.get(module, 0) + 1
-            survived[module] = survived.get(module, 0) + (not killed)
-            word = "seen    " if killed else "SURVIVED"
-            print(f"{word} {path_of(module)}:{line}  {one_line(old)}  ->  {one_line(new)}", flush=True)
-    print("\n| module | changes | survived |\n|---|---|---|")
-    for module, count in tried.items():
-        print(f"| {module} | {count} | {survived[module]} |")
-    print(f"| all | {sum(tried.values())} | {sum(survived.values())} |")
+            change = f"{path_of(module)}:{line}  {one_line(old)}  ->  {one_line(new)}  {zlib.crc32(text.encode()):08x}"
+            failed = before[change].removesuffix("]") if change in before else None
+            if failed is None:
+                tests = [f"tests/{test}" for test in tests]
+                failed = first_failure(folder, module, text, tests, options.limit)
+                why = harmless(module, line, new)
+                word, about = (SEEN, failed) if failed else (LEFT, why) if why else (HARM, "")
+                print(said := f"{word}{change}  [{about}]", flush=True)
+                if options.log:
+                    with options.log.open("a") as log:
+                        log.write(said + "\n")
+            else:
+                word = SEEN
+            killers |= {failed} - {None, "no end", "no test"}
+            counts.setdefault(name, collections.Counter()).update([word])
+        check_sound(folder, killers, 10 * options.limit)
+    print("\n| | changes | seen | harmless | survived |\n|---|---|---|---|---|")
+    for name, count in [*counts.items(), ("all", sum(counts.values(), collections.Counter()))]:
+        print(f"| {name} | {count.total()} | {count[SEEN]} | {count[LEFT]} | {count[HARM]} |")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ import pytest
 def compiled_once(tmp_path_factory):
     """Commands that tests start share what they compile, over all workers: most of their time."""
     base = tmp_path_factory.getbasetemp()
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-        (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "xla"
-    )
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "xla"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 @pytest.fixture(autouse=True)

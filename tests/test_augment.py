@@ -152,6 +152,10 @@ def test_operations_of_probability_zero_are_left_out(pillow):
     all_on = augment.Draw(True, 30.0, np.arange(4), np.full(4, 1.3, np.float32), True, 2.0, True, True)
     result = apply(pillow[0]["photo"], box, all_on, recipe)
     assert_levels(result, np.asarray(crop_resize(pillow[0]["photo"], box, 24)))
+    jittered = dataclasses.replace(recipe, jitter=1.0, hue=0.0)  # a shift of 0 is not the identity: HSV has 8 bits
+    no_hue = dataclasses.replace(all_on, order=np.array([color_ops.NOTHING, 0, 1, 2]))
+    ones = dataclasses.replace(all_on, order=np.array([color_ops.HUE, 0, 1, 2]))
+    assert_levels(*(np.asarray(apply(pillow[0]["photo"], box, numbers, jittered)) for numbers in (ones, no_hue)))
     turned = apply(pillow[0]["photo"], box, all_on, dataclasses.replace(recipe, rotation=45.0))
     assert_levels(turned, np.asarray(affine_crop(pillow[0]["photo"], box, 30.0, 24)), most=1, share=1e-3)
 
@@ -242,6 +246,28 @@ def test_strengths_of_zero_and_above_one():
 def test_recipe_names_the_wrong_field(field, value):
     with pytest.raises(UserError, match=f"Recipe.{field} is .* but must be "):
         augment.Recipe(**{field: value})
+
+
+def test_the_recipe_unless_told_otherwise_is_the_official_one():
+    """Transform of the official main.py: both views, and torchvision's means of ImageNet."""
+    assert dataclasses.asdict(augment.Recipe()) == {
+        "size": 224,
+        "interpolation": "cubic",
+        "rotation": 0.0,
+        "flip": 0.5,
+        "jitter": 0.8,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.2,
+        "hue": 0.1,
+        "grayscale": 0.2,
+        "blur": (1.0, 0.1),
+        "blur_sigma": (0.1, 2.0),
+        "solarize": (0.0, 0.2),
+        "invert": 0.0,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+    }
 
 
 def test_recipe_is_hashable_from_lists():

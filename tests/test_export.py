@@ -71,6 +71,7 @@ def test_the_file_of_detectron2_holds_plain_numpy_under_its_names(run, tmp_path)
         tree = pickle.load(stream, encoding="latin1")  # as detectron2 does
     assert tree["matching_heuristics"] is True and isinstance(tree["__author__"], str)
     assert all(isinstance(value, np.ndarray) for value in tree["model"].values())
+    assert {value.dtype.flags for value in tree["model"].values()} == {0}  # none holds objects
     kernel = state.params["backbone"]["layer2"]["0"]["downsample"]["conv"]["kernel"]
     np.testing.assert_array_equal(tree["model"]["res3.0.shortcut.weight"], kernel.transpose(3, 2, 0, 1))
 
@@ -85,6 +86,7 @@ def test_the_official_full_checkpoint_goes_there_and_back(run, tmp_path):
         assert weights["params"] + biases["params"] == [*range(len(weights["params"] + biases["params"]))]
         assert {len(tree["optimizer"]["state"][k]["mu"].shape) for k in biases["params"]} == {1}
         assert weights["lr"] == pytest.approx(0.3 * 8 / 256) and weights["lars_adaptation_filter"] is True
+        assert weights["weight_decay_filter"] is True
     back = files.load(tmp_path / "x.pth")
     momentum = state.opt_state[1][1].trace
     for mine, found in ((state.params, back.params), (state.batch_stats, back.batch_stats), (momentum, back.momentum)):

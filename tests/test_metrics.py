@@ -92,6 +92,15 @@ def test_knn_is_the_same_on_any_number_of_devices(devices):
     np.testing.assert_array_equal(metrics.knn_predict(train, train_labels, test, **options, mesh=mesh), alone)
 
 
+def test_every_process_is_told_the_whole_vote():
+    """Each device votes for its own rows; on several processes nobody could read the others' part."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    similarities, labels = np.ones((2, 3, 1), np.float32), np.arange(6, dtype=np.int32).reshape(2, 3, 1)
+    vote = metrics._voter(mesh, (1,), 6)(similarities, labels, 0.07)
+    assert vote.sharding.is_fully_replicated
+    np.testing.assert_array_equal(vote, [[[0, 1, 2], [3, 4, 5]]])
+
+
 def test_similarities_are_asked_for_in_full():
     """On a CPU nothing else would show it; TF32 or bfloat16 swaps neighbours."""
     arrays = jnp.zeros((1, 4, 2)), jnp.zeros((1, 4, 2), jnp.int32), jnp.ones((1, 4, 3)), jnp.ones((8, 3)), jnp.zeros(8)
@@ -126,6 +135,15 @@ def test_effective_rank_equals_numpy_and_its_limits():
     np.testing.assert_allclose(metrics.effective_rank(np.zeros((50, 20))), 1, atol=1e-3)
 
 
+def voc10(scores, targets):
+    """The area below the highest precision at each recall or above, by brute force."""
+    thresholds = np.unique(scores)[::-1]
+    hits = np.array([(scores >= t)[targets].sum() for t in thresholds])
+    precision = hits / np.array([(scores >= t).sum() for t in thresholds])
+    steps = np.diff(hits, prepend=0) / targets.sum()
+    return sum(step * precision[i:].max() for i, step in enumerate(steps))
+
+
 def voc07(scores, targets):
     """The 11 points by brute force: every threshold, every recall, in exact fractions."""
     points = []
@@ -149,10 +167,12 @@ def test_average_precision(ties):
     scores = np.round(scores) if ties else scores
     area = metrics.average_precision(scores, targets.astype(np.int32))
     points = metrics.average_precision(scores, targets, method="voc07")
+    below = metrics.average_precision(scores, targets, method="voc10")
     for i in range(6):
         expected = sklearn.metrics.average_precision_score(targets[:, i], scores[:, i])
         assert area[i] == pytest.approx(expected, abs=1e-12)
         assert points[i] == pytest.approx(voc07(scores[:, i], targets[:, i]), abs=1e-12)
+        assert below[i] == pytest.approx(voc10(scores[:, i], targets[:, i]), abs=1e-12)
     assert metrics.average_precision(scores[:, 1], targets[:, 1]) == area[1]
     shuffled = rng.permutation(120)
     np.testing.assert_array_equal(metrics.average_precision(scores[shuffled], targets[shuffled]), area)

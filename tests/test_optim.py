@@ -145,3 +145,41 @@ def test_reference_world_size_scales_the_gradient_once():
 def test_unknown_optimizer_is_named():
     with pytest.raises(ValueError, match="'adam'.*lars, sgd, adamw"):
         optim.make_optimizer("adam", 0.1, 0.1)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_norm_of_zero_leaves_the_gradient_as_it_is(x64, separate):
+    """Weights of 0 and gradients of 0, and a gradient that the decay takes back to 0: no nan, and no adaptation."""
+    ones = np.ones((2, 2))
+    params = {"p": 0 * ones, "g": 2 * ones, "u": 2 * ones}
+    grads = {"p": 3 * ones, "g": 0 * ones, "u": -ones}
+    tx = optim.scale_by_trust_ratio(0.25, weight_decay=0.5, separate_norms=separate)
+    got, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_array_equal(got["p"], 3 * ones)
+    np.testing.assert_array_equal(got["u"], 0 * ones)
+    # The decay alone is an update of norm |p| / 2, which is adapted; equation 6 of the LARS paper has no such case.
+    np.testing.assert_allclose(got["g"], 0 * ones if separate else 0.25 * 4 / 2 * ones)
+
+
+def test_a_withheld_update_counts_for_the_schedules_alone():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    tx = optim.make_optimizer("lars", lambda step: step, 0.1, clip=True)
+    old = tx.init(params)
+    _, new = tx.update(params, old, params)
+    kept = optim.withheld(old, new)
+    assert jax.tree.structure(kept) == jax.tree.structure(old)
+    named, before, after = jax.tree_util.tree_leaves_with_path(kept), jax.tree.leaves(old), jax.tree.leaves(new)
+    for (path, leaf), was, went_on in zip(named, before, after, strict=True):
+        np.testing.assert_array_equal(leaf, went_on if ".count" in jax.tree_util.keystr(path) else was)
+
+
+def test_a_state_that_goes_on_has_its_step_and_its_momentum():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    tx = optim.make_optimizer("lars", lambda step: step, lambda step: step, clip=True)
+    moved = optim.going_on(tx.init(params), jax.tree.map(lambda p: 3 * p, params), 7)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(moved):
+        np.testing.assert_array_equal(leaf, 7 if ".count" in jax.tree_util.keystr(path) else 3 * jnp.ones(leaf.shape))
+    untouched = optim.going_on(tx.init(params), None, 7)
+    assert all(np.all(leaf == (0 if leaf.ndim else 7)) for leaf in map(jnp.asarray, jax.tree.leaves(untouched)))
+    with pytest.raises(ValueError, match="momentum of LARS.*'lars' or 'sgd'"):
+        optim.going_on(optim.make_optimizer("adamw", 0.1, 0.1).init(params), params, 7)

@@ -253,3 +253,19 @@ def test_the_probe_counts_labelled_rows_alone():
     np.testing.assert_allclose(loss, cross_entropy.mean(), rtol=1e-5)
     assert shown["probe_loss"] == loss
     np.testing.assert_allclose(shown["probe_accuracy"], (logits.argmax(1) == targets).mean(), rtol=1e-6)
+
+
+def test_a_look_at_a_batch_is_the_correlation_of_its_two_views():
+    rng = np.random.default_rng(0)
+    views = rng.normal(size=(16, 2, 2, 2, 3)).astype(np.float32)
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    network = model.BarlowTwins(Pixels, (6, 5), rngs=nnx.Rngs(0))
+    tx = optim.make_optimizer("sgd", 0.1, 0.1)
+    graphdef, state = pretrain.create_state(network, tx)
+    _, z = network(jnp.asarray(views), train=True)
+    method = pretrain.Method(graphdef, tx, lambda step, batch: batch["views"], barlow_twins_loss, mesh)
+    shown = pretrain.make_inspect_step(method)(state, {"views": views})
+    want = np.corrcoef(z[:, 0], z[:, 1], rowvar=False)[:5, 5:]
+    np.testing.assert_allclose(shown["c"], want, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(shown["views"], views[:8])
+    assert all(x.sharding.is_fully_replicated for x in shown.values())

@@ -1,9 +1,12 @@
 """VOC2007: the SVMs against scikit-learn's own cross-validation, and the command on images of our own."""
 
+import warnings
+
 import commands
 import frozen_runs
 import numpy as np
 import pytest
+import sklearn.exceptions
 import sklearn.metrics
 import sklearn.model_selection
 import sklearn.svm
@@ -51,6 +54,37 @@ def test_a_class_with_too_few_images_is_one_sentence():
     targets = np.array([[1], [1], [-1], [-1], [-1], [0]])
     with pytest.raises(UserError, match="Class cow has 2 positive and 3 negative images, and 3 folds need 3"):
         svm.judge(np.eye(6), targets, np.eye(6), costs=(1.0,), class_names=("cow",))
+    # Neither do rows that do not count make up for negatives; three of each are enough.
+    targets = np.array([[1], [1], [1], [-1], [-1], [0], [-1]])
+    with pytest.raises(UserError, match="3 positive and 2 negative"):
+        svm.judge(np.eye(6), targets[:6], np.eye(6), costs=(1.0,), class_names=("cow",))
+    (one,) = svm.judge(np.eye(7), targets, np.eye(7), costs=(1.0,), class_names=("cow",), workers=1)
+    assert one.scores.shape == (7,)
+    with pytest.raises(ValueError, match="zip"):  # the messages would name another class
+        svm.judge(np.eye(7), targets, np.eye(7), costs=(1.0,), class_names=("cow", "dog"))
+
+
+def test_fits_that_come_to_their_last_iteration_are_counted():
+    """Classes that no plane divides, at a cost that LIBLINEAR does not finish with, and at one that it does."""
+    rng = np.random.default_rng(0)
+    train, test, targets = rng.standard_normal((60, 4)), rng.standard_normal((5, 4)), np.resize([1, -1], (60, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)
+        options = {"class_weight": {1: 2, -1: 1}, "random_state": 0, "max_iter": 2000, "dual": True}
+        hard = sklearn.svm.LinearSVC(C=1e5, **options).fit(train, targets[:, 0])
+        assert hard.n_iter_ == 2000  # so it happens
+    finished = []
+
+    def track(results):
+        for result in results:
+            finished.append(result)
+            yield result
+
+    judged = svm.judge(train, targets, test, costs=(1e5,), class_names=("cow",), workers=1, track=track)
+    assert judged == finished and judged[0].unfinished == 4  # three folds and the whole
+    np.testing.assert_array_equal(judged[0].scores, hard.decision_function(test))
+    (easy,) = svm.judge(train, targets, test, costs=(0.01,), class_names=("cow",), workers=1)
+    assert easy.unfinished == 0
 
 
 def test_the_command(voc, tmp_path):

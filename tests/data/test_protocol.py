@@ -157,6 +157,10 @@ def test_a_listing_is_of_names_and_order_wherever_the_files_lie(tmp_path):
     one = folder("one", "a.png", "b.png", "c.png")
     assert one.listing() == folder("moved", "a.png", "b.png", "c.png").listing() != one.fingerprint()
     assert len({source.listing() for source in (one, folder("two", "a.png", "b.png", "d.png"), one.take([0, 1]))}) == 3
+    alone = [
+        source.listing() for source in (one.take([0]), data.ImageFolder(tmp_path / "moved").take([0]), one.take([1]))
+    ]
+    assert alone[0] == alone[1] != alone[2]  # of one file the folder is shared, and not its name
     held = data.in_memory(one, max_bytes=10**6, canvas=8)
     assert held.listing() == one.listing()
     arrays = data.Arrays(np.zeros((3, 4, 4, 3), np.uint8))

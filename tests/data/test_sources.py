@@ -160,6 +160,7 @@ def test_evenly_spaced(tmp_path, count):
 def test_labelled():
     for labels, expected in ((None, []), ([-1] * 6, []), ([2, -1, 0, -1, -1, 1], [0, 2, 5])):
         assert sources.labelled(data.Arrays(PIXELS, labels)).tolist() == expected
+    assert data.Arrays(PIXELS, [0, -1, -1, -1, -1, 0]).num_classes == 1 and data.Arrays(PIXELS).num_classes is None
 
 
 def test_arrays_and_digits_do_not_load_tensorflow():

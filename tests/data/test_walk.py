@@ -98,6 +98,11 @@ def test_other_files_are_no_warning(tmp_path, caplog):
         data.ImageFolder(tmp_path)
     (record,) = caplog.records
     assert record.levelno == logging.INFO and "and 3 other kinds" in record.getMessage()
+    for k in range(3):
+        (tmp_path / f"x.{k}").unlink()
+    with caplog.at_level(logging.INFO):
+        data.ImageFolder(tmp_path)
+    assert "other kinds" not in caplog.records[-1].getMessage()  # the ten are all named
 
 
 def test_folders_that_may_not_be_looked_into_are_told(tmp_path, caplog, monkeypatch):

@@ -299,3 +299,41 @@ def test_features_of_bfloat16_are_pooled_in_float32():
     features = net(images, train=False)
     assert maps[0].dtype == jnp.bfloat16 and features.dtype == jnp.float32
     np.testing.assert_allclose(features, np.asarray(maps[0], np.float64).mean((1, 2)), rtol=1e-6)
+
+
+def test_maps_of_2_by_2_go_round_the_slow_convolution():
+    """One more row and column of zeros, cut off again, behind barriers; the numbers are those of the plain one."""
+    rng = np.random.default_rng(0)
+    for side, stride in [(2, 1), (2, 2), (3, 1)]:
+        for shape in [(3, side, side, 4), (3, 2, side, side, 4)]:
+            x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+            ours = resnet.conv(4, 5, 3, stride, dtype=jnp.float32, rngs=nnx.Rngs(0))
+            plain = nnx.Conv(4, 5, (3, 3), stride, padding=((1, 1), (1, 1)), use_bias=False, rngs=nnx.Rngs(0))
+            plain.kernel[...] = ours.kernel[...]
+            np.testing.assert_allclose(ours(x), plain(x), rtol=1e-5, atol=1e-6)
+            around = str(jax.make_jaxpr(ours)(x)).count("optimization_barrier")
+            assert around == (2 if side == 2 else 0)
+
+
+def test_what_a_network_is_unless_told_otherwise():
+    """The projector of the paper, float32, nothing computed twice; embeddings of bfloat16 come out wider."""
+    backbone = model.make_backbone("resnet18", image_size=32, stem="cifar")
+    network = nnx.eval_shape(lambda: model.BarlowTwins(backbone, rngs=nnx.Rngs(0)))
+    assert [linear.kernel.shape for linear in network.projector.linears] == [(512, 8192), (8192, 8192), (8192, 8192)]
+    assert not network.backbone.remat and network.backbone.dtype == jnp.float32
+    assert {linear.dtype for linear in network.projector.linears} == {jnp.float32}
+    backbone = model.make_backbone("pixels", image_size=4, dtype=jnp.bfloat16)
+    narrow = model.BarlowTwins(backbone, (8, 8), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert {z.dtype for z in narrow(jnp.ones((2, 1, 4, 4, 3)), train=True)} == {jnp.dtype("float32")}
+
+
+def test_moments_at_the_start_are_those_of_the_running_statistics():
+    """Of every BatchNorm around its running mean: mean 0, mean square the running variance, alike in all views."""
+    network = model.BarlowTwins(model.make_backbone("pixels", image_size=2), (6, 5), rngs=nnx.Rngs(0))
+    graphdef, params, batch_stats = model.split(network)
+    batch_stats = jax.tree.map(lambda x: x + jnp.arange(x.size), batch_stats)
+    found = model.moments_at_start(graphdef, params, batch_stats, 3)
+    assert found.keys() == {"projector.norms.0", "bn"}
+    for path, width in (("projector.norms.0", 6), ("bn", 5)):
+        want = np.stack([np.zeros((3, width)), np.tile(1 + np.arange(width), (3, 1))])
+        np.testing.assert_array_equal(found[path], want)

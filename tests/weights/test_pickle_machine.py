@@ -169,3 +169,15 @@ def test_legacy_files_whose_counts_are_others(tmp_path):
     path.write_bytes(data[:-32] + struct.pack("<q", 7) + data[-24:])
     with pytest.raises(UserError, match="x.pth is damaged or cut off .7 numbers in place of 6"):
         files.load(path)
+    path.write_bytes(data[:-4])  # seen when it is opened, not when the array is wanted
+    with pytest.raises(UserError, match="x.pth is damaged or cut off"):
+        pickle_reader.opened(path).__enter__()
+
+
+def test_a_stream_is_read_from_where_it_stands():
+    stream = io.BytesIO(b"0123456789")
+    stream.seek(6)
+    rest = pickle_machine.Bytes(stream, 10)
+    with pytest.raises(EOFError, match="5 bytes are announced and 4 are left"):
+        rest.take(5)
+    assert rest.take(4) == b"6789" and rest.left == 0

@@ -1,0 +1,432 @@
+"""Changes of `mutations.py` that have been read: those that a test holds by now, and those that do no harm."""
+
+KNOWN = [  # (module, text, what takes its place, the test that holds it): what no test looked at once
+    ("sharding", "jax.random.fold_in(jax.random.key(seed), step)", "jax.random.key(seed)", "test_sharding.py"),
+    ("augment", "_BOXES = 2", "_BOXES = 1", "test_augment.py::test_boxes_and_views_of_one_key_are_independent"),
+    (
+        "pretrain",
+        "jnp.maximum(known.sum(), 1)",
+        "known.size",
+        "test_pretrain.py::test_the_probe_counts_labelled_rows_alone",
+    ),
+    (
+        "networks.resnet",
+        "x - jax.lax.stop_gradient(self.mean[...])",
+        "(x - jax.lax.stop_gradient(self.mean[...])).astype(jnp.bfloat16)",
+        "networks/test_resnet.py::test_statistics_of_bfloat16_are_those_of_its_values",
+    ),
+    (
+        "networks.resnet",
+        "x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((-3, -2))",
+        "x.mean((-3, -2)).astype(jnp.promote_types(x.dtype, jnp.float32))",
+        "networks/test_resnet.py::test_features_of_bfloat16_are_pooled_in_float32",
+    ),
+    (
+        "networks.resnet",
+        "jnp.maximum(square - jnp.square(mean), 0)",
+        "square - jnp.square(mean)",
+        "networks/test_resnet.py::test_a_variance_that_rounding_makes_negative_is_zero",
+    ),
+    (
+        "evaluation.classify",
+        "ks=(1,), mask=counted",
+        "ks=(1,)",
+        "evaluation/test_classify.py::test_rows_that_fill_up_the_last_batch_do_not_count_in_what_is_shown",
+    ),
+    *(
+        (
+            "evaluation.heads",
+            "np.where(std <= 1e-6 * std.max(), 1, std)",
+            new,
+            "evaluation/test_heads.py::test_a_feature_that_is_constant_is_divided_by_one",
+        )
+        for new in ("np.where(std == 0, 1, std)", "np.where(std < 1e-6 * std.max(), 1, std)")
+    ),
+    (
+        "data.boxes",
+        "return 2 * xp.floor(",
+        "return xp.floor(",
+        "data/test_boxes.py::test_the_margin_holds_every_cell_that_a_filter_sees",
+    ),
+    ("loss", 'z, z.T, precision="highest"', "z, z.T", "test_loss.py::test_products_are_asked_for_in_full"),
+    (
+        "loss",
+        'jnp.matmul(z1.T, z2, precision="highest")',
+        "jnp.matmul(z1.T, z2)",
+        "test_loss.py::test_products_are_asked_for_in_full",
+    ),
+    (
+        "metrics",
+        'features.T, precision="highest"',
+        "features.T",
+        "test_metrics.py::test_similarities_are_asked_for_in_full",
+    ),
+    *(
+        (
+            "ops.image",
+            f"image, {which}, precision=_PRECISION",
+            f"image, {which}",
+            "ops/test_ops.py::test_the_crop_asks_for_products_in_full",
+        )
+        for which in ("first", "second")
+    ),
+    (
+        "ops.image",
+        "scale = divide(length, size)",
+        "scale = length / size",
+        "test_augment.py::test_eval_views_equal_resize_and_center_crop",
+    ),
+    *(
+        (
+            "sharding",
+            old,
+            new,
+            "test_sharding.py::test_what_is_split_goes_along_the_longest_axis_that_the_devices_divide",
+        )
+        for old, new in (
+            ("split=False", "split=True"),
+            ("x.size < SPLIT_FROM", "x.size <= SPLIT_FROM"),
+            ("max(reversed(axes)", "max((axes)"),
+        )
+    ),
+    (
+        "sharding",
+        "jax.devices() if devices is None else devices",
+        "jax.devices()",
+        "test_sharding.py::test_a_mesh_is_of_the_devices_it_is_given",
+    ),
+    (
+        "sharding",
+        "-(-batch_size // mesh.size) * mesh.size",
+        "batch_size // mesh.size * mesh.size",
+        "test_sharding.py::test_batch_sizes_that_the_devices_do_not_divide",
+    ),
+    (
+        "metrics",
+        "jax.jit(local, out_shardings=NamedSharding(mesh, P()))",
+        "jax.jit(local)",
+        "test_metrics.py::test_every_process_is_told_the_whole_vote",
+    ),
+    (
+        "metrics",
+        "np.maximum.accumulate(precision[::-1])[::-1]",
+        "np.maximum.accumulate(precision)",
+        "test_metrics.py::test_average_precision",
+    ),
+    (
+        "optim",
+        "(norm_p > 0) & (norm_g > 0)",
+        "(norm_p > 0) | (norm_g > 0)",
+        "test_optim.py::test_a_norm_of_zero_leaves_the_gradient_as_it_is",
+    ),
+    (
+        "optim",
+        "old, new, is_leaf=lambda node: isinstance(node, _COUNTS)",
+        "old, new",
+        "test_optim.py::test_a_withheld_update_counts_for_the_schedules_alone",
+    ),
+    (
+        "optim",
+        "node._replace(count=step)",
+        "node",
+        "test_optim.py::test_a_state_that_goes_on_has_its_step_and_its_momentum",
+    ),
+    (
+        "networks.resnet",
+        "x.shape[-3:-1] != (2, 2)",
+        "x.shape[3:-1] != (2, 2)",
+        "networks/test_resnet.py::test_maps_of_2_by_2_go_round_the_slow_convolution",
+    ),
+    *(
+        ("model", old, new, "networks/test_resnet.py::test_what_a_network_is_unless_told_otherwise")
+        for old, new in (
+            ("remat: bool = False", "remat: bool = True"),
+            ("(8192, 8192, 8192)", "(8193, 8192, 8192)"),
+            ("z.astype(jnp.promote_types(z.dtype, jnp.float32))", "z.astype(jnp.promote_types(z.dtype, jnp.bfloat16))"),
+        )
+    ),
+    (
+        "model",
+        "jnp.zeros_like(norm.var[...]), norm.var[...]",
+        "norm.mean[...], norm.var[...]",
+        "networks/test_resnet.py::test_moments_at_the_start_are_those_of_the_running_statistics",
+    ),
+    (
+        "pretrain",
+        "z[:, 0, :8192], z[:, 1, :8192]",
+        "z[:, 1, :8192], z[:, 1, :8192]",
+        "test_pretrain.py::test_a_look_at_a_batch_is_the_correlation_of_its_two_views",
+    ),
+    ("augment", "0.406", "0.446", "test_augment.py::test_the_recipe_unless_told_otherwise_is_the_official_one"),
+    (
+        "augment",
+        "with_hue=recipe.hue > 0",
+        "with_hue=recipe.hue >= 0",
+        "test_augment.py::test_operations_of_probability_zero_are_left_out",
+    ),
+    *(
+        ("evaluation.svm", old, new, "test_transfer.py::test_fits_that_come_to_their_last_iteration_are_counted")
+        for old, new in (
+            ("classifier.n_iter_ < MAX_ITER", "classifier.n_iter_ <= MAX_ITER"),
+            ("unfinished += not converged", "unfinished += converged"),
+            ("sum(unfinished) + (not converged)", "sum(unfinished)"),
+            ("MAX_ITER = 2000", "MAX_ITER = 2001"),
+        )
+    ),
+    *(
+        ("evaluation.svm", old, new, "test_transfer.py::test_a_class_with_too_few_images_is_one_sentence")
+        for old, new in (
+            ("(column > 0).sum(), (column < 0).sum()", "(column > 0).sum(), (column <= 0).sum()"),
+            ("fewest < FOLDS", "fewest <= FOLDS"),
+        )
+    ),
+    (
+        "weights.pickle_machine",
+        "size - stream.tell()",
+        "size + stream.tell()",
+        "weights/test_pickle_machine.py::test_a_stream_is_read_from_where_it_stands",
+    ),
+    (
+        "weights.pickle_reader",
+        "place + 8 + storages[key].size > size",
+        "place + storages[key].size > size",
+        "weights/test_pickle_machine.py::test_legacy_files_whose_counts_are_others",
+    ),
+    (
+        "weights.pickle_writer",
+        "None, -1, -1, 0)",
+        "None, -1, -1, 1)",
+        "test_export.py::test_the_file_of_detectron2_holds_plain_numpy_under_its_names",
+    ),
+    ("data.sources", "self.labels.max() < 0", "self.labels.max() <= 0", "data/test_sources.py::test_labelled"),
+    (
+        "data.sources",
+        "os.path.commonpath(self.paths) if len(self.paths) > 1 else os.path.dirname(self.paths[0])",
+        "os.path.commonpath(self.paths)",
+        "data/test_protocol.py::test_a_listing_is_of_names_and_order_wherever_the_files_lie",
+    ),
+    (
+        "data.walk",
+        "len(found.left_out) > 10",
+        "len(found.left_out) >= 10",
+        "data/test_walk.py::test_other_files_are_no_warning",
+    ),
+    (
+        "export",
+        '"weight_decay_filter": True',
+        '"weight_decay_filter": False',
+        "test_export.py::test_the_official_full_checkpoint_goes_there_and_back",
+    ),
+]
+
+HARMLESS = [  # (module, its line, what takes the place of a part of it, why nothing comes of that)
+    (
+        "data.decode",
+        "options.autotune.enabled = False  # nothing is left to tune, and memory stays what `prefetch` says",
+        "(True)",
+        "memory",
+    ),
+    ("data.decode", ".batch(shapes[0][0], drop_remainder=True)", "(1)", "indices and draws have as many rows"),
+    (
+        "data.decode",
+        '"pixels": np.zeros([0, 0, channels], np.uint8),',
+        "(1)",
+        "a blank row is black, and its extent is never looked at",
+    ),
+    (
+        "data.digits",
+        "row, column = np.clip(row, -2, 8) + 2, np.clip(column, -2, 8) + 2",
+        "(9)",
+        "one pixel farther out the frame is as empty",
+    ),
+    (
+        "data.pipeline",
+        "max_bad_fraction=0.01,",
+        "(0.011000000000000001)",
+        "a default; runs hand on config.data.max_bad_fraction",
+    ),
+    (
+        "data.pipeline",
+        "if n * side * side * source.channels > max_bytes:",
+        "((n * side * side * source.channels) >= (max_bytes))",
+        "a set of exactly that size is read from its files, with the same pixels",
+    ),
+    (
+        "data.pipeline",
+        "return xp.concat([0 * height, 0 * width, height, width], axis=-1)",
+        "((0) / (height))",
+        "0 in either case",
+    ),
+    ("data.sources", "if largest and max(largest) < 256 // 8:", "(257)", "257 // 8 is 32 as well"),
+    (
+        "evaluation.classify",
+        "rates = 0.5 * peak * (1 + np.cos(np.pi * np.arange(epochs + 1) / epochs))",
+        "(2)",
+        "one more rate, of an epoch that is never asked for",
+    ),
+    (
+        "evaluation.classify",
+        "logits, batch_stats = network(images[:, None], train=True)[:, 0], model.batch_stats_of(network)",
+        "(1)",
+        "of one view JAX reads that one where the second is asked for",
+    ),
+    (
+        "evaluation.classify",
+        'return {"loss": loss} | topk_accuracy(logits, label, ks=(1, 5), mask=counted)',
+        "(topk_accuracy(logits, label, mask=counted))",
+        "(1, 5) is what is counted anyway",
+    ),
+    (
+        "evaluation.classify",
+        "return jax.jit(eval_step, in_shardings=(whole, whole, by_example(mesh)), out_shardings=whole)",
+        "(jax.jit(eval_step, in_shardings=(whole, whole, by_example(mesh))))",
+        "sums are scalars, which cannot be split over devices",
+    ),
+    ("evaluation.heads", "seed=0,", "(1)", "a seed for callers that have none; any will do"),
+    (
+        "evaluation.heads",
+        "return jax.jit(local, donate_argnums=(0, 1))",
+        "(jax.jit(local))",
+        "memory of the heads, twice",
+    ),
+    (
+        "evaluation.heads",
+        "return right.sum(0, dtype=jnp.int32)",
+        "(right.sum(0))",
+        "int32 is what JAX counts in without double precision",
+    ),
+    (
+        "evaluation.svm",
+        "classifier = LinearSVC(",
+        '(LinearSVC(C=cost, penalty="l2", dual=True, class_weight={1: POSITIVE_WEIGHT, -1: 1}, tol=1e-4, '
+        "max_iter=MAX_ITER, random_state=0))",
+        "the squared hinge is what LinearSVC has anyway",
+    ),
+    (
+        "evaluation.svm",
+        "precisions, unfinished = zip(*(cross_validate(features, targets, cost) for cost in costs), strict=True)",
+        "(zip(*(cross_validate(features, targets, cost) for cost in costs)))",
+        "all of them are pairs",
+    ),
+    (
+        "evaluation.svm",
+        'pool = Parallel(workers or os.cpu_count(), return_as="generator")',
+        "(Parallel(workers or os.cpu_count()))",
+        "the bar of progress moves at the end alone",
+    ),
+    (
+        "export",
+        "as_evaluated = pixels(2, resize, resize + 77, source.channels)",
+        "(78)",
+        "images to compare on, of any shape",
+    ),
+    (
+        "export",
+        "resampled = pixels(3, resize + 33, 2 * resize + 8, source.channels)",
+        "(34)",
+        "images to compare on, of any shape",
+    ),
+    (
+        "export",
+        'sides = [(side, side)] if config["arch"] in model.OF_ONE_SIZE else [(side, side), (side + 13, side + 22)]',
+        "(23)",
+        "images to compare on, of any shape",
+    ),
+    (
+        "export",
+        "return np.random.RandomState(0).randint(0, 256, (n, height, width, channels)).astype(np.uint8)",
+        "(1)",
+        "images to compare on, of any pixels",
+    ),
+    (
+        "export",
+        'found = {"read back": max(difference(x, y) for x, y in zip(again, wanted, strict=True))}',
+        "(zip(again, wanted))",
+        "a check of the lines above: both are of one length",
+    ),
+    (
+        "export",
+        'network.load_state_dict({name: value for name, value in arrays.items() if not name.startswith("fc.")}, '
+        "strict=True)",
+        '(network.load_state_dict({name: value for name, value in arrays.items() if not name.startswith("fc.")}))',
+        "strict is what PyTorch does anyway",
+    ),
+    (
+        "export",
+        "found = max(difference(x, y) for x, y in zip(features, wanted, strict=True))",
+        "(False)",
+        "a check of the lines above: both are of one length",
+    ),
+    (
+        "metrics",
+        "def _pad(x, length, fill=0):",
+        "(1)",
+        "rows that fill up a block have the label -1 among the training rows and are cut off among the test rows",
+    ),
+    (
+        "metrics",
+        'order = np.argsort(-scores, kind="stable")',
+        "(np.argsort(-scores))",
+        "equal scores are one threshold, in whatever order they stand",
+    ),
+    (
+        "ops.image",
+        "last_row, last_column = image.shape[0] - 1, image.shape[1] - 1",
+        "(image.shape[0])",
+        "JAX reads the last row where one beyond it is asked for",
+    ),
+    (
+        "ops.image",
+        "reach = int((np.sqrt(4.0 * max_sigma**2 + 1.0) - 1.0) / 2.0) + 1",
+        "(4.0 * max_sigma**2 + 1.0)",
+        "a wider filter, whose outer weights are 0",
+    ),
+    (
+        "pretrain",
+        "cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label, 0))",
+        "(label)",
+        "what is looked up for a row without a label is masked, whatever it is",
+    ),
+    (
+        "run.checkpoint",
+        "self._manager.save(step, args=args, force=True)",
+        "(self._manager.save(step, args=args))",
+        "without rules of its own Orbax saves every step that is later than the last",
+    ),
+    (
+        "run.manifest",
+        'return text if len(text) <= 120 else f"...{text[-117:]}"',
+        "(121)",
+        "a message of 121 characters is shown in whole",
+    ),
+    (
+        "training.nonfinite",
+        "return next(name for name, end in zip(names + rest, ends, strict=True) if tensor < end)",
+        "(zip(names + rest, ends))",
+        "a check of the lines above: both are of one length",
+    ),
+    (
+        "weights.files",
+        'if values.dtype.kind not in "iub" and values.dtype.itemsize < 4:',
+        "((values.dtype.itemsize) <= (4))",
+        "float32 becomes float32",
+    ),
+    (
+        "weights.files",
+        "return shape if len(shape) == 4 else (0, 0, 0, 0)",
+        "(1)",
+        "no network has a side or width of 1 either",
+    ),
+    (
+        "weights.pickle_machine",
+        "if len(full) > 500 or not full.isprintable():",
+        "((len(full)) >= (500))",
+        "the limit is any number above the longest name",
+    ),
+    (
+        "weights.pickle_machine",
+        "plain = isinstance(key, str | Foreign) or key is None or (isinstance(key, int) and abs(key) < KEY)",
+        "((abs(key)) <= (KEY))",
+        "2**60 itself has a hash of its own too",
+    ),
+]
