@@ -73,10 +73,10 @@ class Projector(nnx.Module):
     def __init__(self, in_features: int, widths: Sequence[int], *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.linears = nnx.List([])
         self.norms = nnx.List([resnet.BatchNorm(width) for width in widths[:-1]])
+        options = {"use_bias": False, "kernel_init": linear_init, "dtype": dtype}
+        options["precision"] = resnet.precision_of(dtype)
         for fan_in, width in zip((in_features, *widths), widths, strict=False):
-            self.linears.append(
-                nnx.Linear(fan_in, width, use_bias=False, kernel_init=linear_init, dtype=dtype, rngs=rngs)
-            )
+            self.linears.append(nnx.Linear(fan_in, width, **options, rngs=rngs))
 
     def __call__(self, features: Array, *, train: bool) -> Array:
         """[..., in_features] -> [..., D]; the view axis as in `resnet`."""
@@ -132,7 +132,11 @@ class Classifier(nnx.Module):
     def __init__(self, backbone: Backbone, num_classes: int, *, rngs: nnx.Rngs):
         self.backbone = backbone(rngs=rngs)
         self.fc = nnx.Linear(
-            self.backbone.num_features, num_classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs
+            self.backbone.num_features,
+            num_classes,
+            kernel_init=nnx.initializers.normal(0.01),
+            precision="highest",  # of float32 features whatever the backbone computes in
+            rngs=rngs,
         )
 
     def __call__(self, images: Array, *, train: bool) -> Array:

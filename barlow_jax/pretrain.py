@@ -248,7 +248,7 @@ def linear_probe(head, features, label):
       head: {"kernel": [F, classes], "bias": [classes]}.
       features: [B, V, F]; label: int32 [B].
     """
-    logits = features @ head["kernel"] + head["bias"]
+    logits = jnp.matmul(features, head["kernel"], precision="highest") + head["bias"]
     label = jnp.broadcast_to(label[:, None], logits.shape[:2])
     known = label >= 0
     count = jnp.maximum(known.sum(), 1)

@@ -48,7 +48,12 @@ KNOWN = [  # (module, text, what takes its place, the test that holds it): what 
         "return xp.floor(",
         "data/test_boxes.py::test_the_margin_holds_every_cell_that_a_filter_sees",
     ),
-    ("loss", 'z, z.T, precision="highest"', "z, z.T", "test_loss.py::test_products_are_asked_for_in_full"),
+    (
+        "loss",
+        'stop_gradient(z).T, precision="highest"',
+        "stop_gradient(z).T",
+        "test_loss.py::test_products_are_asked_for_in_full",
+    ),
     (
         "loss",
         'jnp.matmul(z1.T, z2, precision="highest")',
@@ -64,11 +69,22 @@ KNOWN = [  # (module, text, what takes its place, the test that holds it): what 
     *(
         (
             "ops.image",
-            f"image, {which}, precision=_PRECISION",
-            f"image, {which}",
-            "ops/test_ops.py::test_the_crop_asks_for_products_in_full",
+            f"{which}, precision=_PRECISION",
+            which,
+            "ops/test_ops.py::test_the_crop_keeps_its_levels_on_accelerators",
         )
-        for which in ("first", "second")
+        for which in ("first, image, (1, 1)", "second, image, (1, 0)")
+    ),
+    *(
+        (module, old, new, "test_precision.py")
+        for module, old, new in (
+            ("evaluation.heads", 'heads.kernel, precision="highest"', "heads.kernel"),
+            ("pretrain", 'head["kernel"], precision="highest"', 'head["kernel"]'),
+            ("model", '            precision="highest",', "           "),
+            ("model", 'options["precision"] = resnet.precision_of(dtype)', "pass"),
+            ("networks.convnet", ', "precision": precision_of(dtype)', ""),
+            ("networks.resnet", "        precision=precision_of(dtype),\n", ""),
+        )
     ),
     (
         "ops.image",

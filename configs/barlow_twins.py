@@ -22,8 +22,8 @@ def get_config():
     config.stem = "imagenet"  # "cifar" for images of about 32 pixels: 3x3 stride 1, no pooling
     config.zero_init_residual = True
     config.projector = (8192, 8192, 8192)
-    # Of the network's arithmetic: "bfloat16", "float32", or "float16" with a dynamic loss scale (V100). Parameters,
-    # batch statistics and loss are float32 always.
+    # Of the network's arithmetic: "bfloat16", "float32" (on accelerators too: docs/precision.md), or "float16" with a
+    # dynamic loss scale (V100). Parameters, batch statistics, loss and probe are float32 always.
     config.precision = "bfloat16"
 
     # The loss.

@@ -27,7 +27,8 @@ def get_config():
     # "freeze": the backbone stays as it is, batch statistics included. "finetune": it is trained along, see
     # semi_supervised.py.
     config.weights = "freeze"
-    config.precision = "float32"  # of the backbone's arithmetic, or "bfloat16"; parameters and fc are float32 always
+    # Of the backbone's arithmetic, or "bfloat16"; float32 is not TF32 (docs/precision.md). Parameters and fc: float32.
+    config.precision = "float32"
 
     # Optimisation: momentum SGD; the rates move once an epoch. They are as they are, whatever the batch.
     config.epochs = 100

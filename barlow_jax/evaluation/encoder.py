@@ -45,8 +45,7 @@ def _features(arch, stem, image_size, channels):
     graphdef, *_ = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
 
     def features(params, batch_stats, images):
-        with jax.default_matmul_precision("highest"):
-            return model.merge(graphdef, params, batch_stats)(images, train=False)
+        return model.merge(graphdef, params, batch_stats)(images, train=False)
 
     return jax.jit(features)
 

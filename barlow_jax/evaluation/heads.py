@@ -187,7 +187,7 @@ def _chunks(features, labels, order, batch_size):
 
 def _logits(heads, x):
     x = (x - heads.mean) / heads.std
-    return jnp.einsum("bf,fhc->bhc", x, heads.kernel) + heads.bias
+    return jnp.einsum("bf,fhc->bhc", x, heads.kernel, precision="highest") + heads.bias
 
 
 @functools.cache

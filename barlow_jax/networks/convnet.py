@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from barlow_jax.networks.resnet import BatchNorm, conv
+from barlow_jax.networks.resnet import BatchNorm, conv, precision_of
 
 
 class ConvNet(nnx.Module):
@@ -43,7 +43,9 @@ class ConvNet(nnx.Module):
             self.convs.append(conv(in_features, width, 3, 2, dtype=dtype, rngs=rngs))
             self.norms.append(BatchNorm(width))
             side = (side + 1) // 2
-        self.dense = nnx.Linear(side * side * widths[-1], num_features, use_bias=False, dtype=dtype, rngs=rngs)
+        width = side * side * widths[-1]
+        options = {"use_bias": False, "dtype": dtype, "precision": precision_of(dtype)}
+        self.dense = nnx.Linear(width, num_features, **options, rngs=rngs)
         self.norm = BatchNorm(num_features)
 
     def __call__(self, images: Array, *, train: bool) -> Array:
