@@ -64,11 +64,12 @@ def run(chosen, name, small):
     """Runs the slices of a step until it is done; returns the status that its record has: done, skipped, failed."""
     began, log = time.monotonic(), chosen.out / "steps" / f"{name}.log"
     line = [sys.executable, __file__, f"--step={name}", *steps.options(chosen, small)]
+    environment = steps.environment(steps.named(name, small=small))
     while True:
         slice_began = time.monotonic()
         with log.open("ab") as output:
             process = subprocess.Popen(
-                line, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=steps.environment()
+                line, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
             )
             status, why = wait(process)
         seconds = time.monotonic() - slice_began

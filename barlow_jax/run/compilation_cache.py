@@ -56,7 +56,7 @@ def _set(folder, before):
 
 
 def _folder(where, workdir):
-    """The folder as text, or None: absolute, as it is part of what entries are found under on GPUs."""
+    """The folder as text, or None. Absolute: in jax 0.10 it is part of what entries are found under."""
     if where == NONE:
         return None
     if "://" in where:

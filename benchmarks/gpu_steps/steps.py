@@ -45,7 +45,8 @@ def all_of(small):
         Step("fixtures", "the official code's numbers, in float32 and bfloat16", "fixtures"),
         Step("views", "views on the device against the CPU's", "exact_views"),
         *(_speed(*size) for size in (SMALL_SIZES if small else FULL_SIZES)),
-        Step("memory", "what the step takes against plan's forecast", "memory"),
+        # A forecast takes some minutes of compiling, and a slice begins none after so many seconds.
+        Step("memory", "what the step takes against plan's forecast", "memory", seconds=200),
         Step("compile", "compiling, cold and from the cache", "compile_time"),
         Step("bits", "runs again, killed in between, compiled anew: the same bits?", "same_bits"),
         Step("bits-deterministic", deterministic, "same_bits", {"deterministic": True}),
@@ -78,9 +79,10 @@ def options(chosen, small):
     return [*words, f"--minutes={chosen.minutes}", f"--epochs={chosen.epochs}", *(["--small"] if small else [])]
 
 
-def environment():
-    """Memory is taken as it is needed: PyTorch wants some in the same process, and the most in use is measured."""
-    return os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
+def environment(step):
+    """Of the process of a slice. Where PyTorch wants memory in the same process, JAX takes it as it needs it."""
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if step.module == "step_time" else {}
+    return os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | shared
 
 
 def has(package):
