@@ -138,9 +138,9 @@ def main(words=None):
                 record.begin(chosen.out, step.name, anew=bool(chosen.only))
             print(f"{step.name}: {step.says}", flush=True)
             status = run(chosen, step.name, small)
+            record.merge(chosen.out, [step.name for step in steps.all_of(small)])
             print(f"  {status}, {record.load(chosen.out, step.name)['seconds']:.0f} s in all", flush=True)
     finally:
-        record.merge(chosen.out, [step.name for step in steps.all_of(small)])
         print("\n" + record.table(chosen.out, [step.name for step in steps.all_of(small)]))
     names = [step.name for step in wanted]
     left += [name for name in names if record.load(chosen.out, name).get("status") == "to be continued"]
@@ -151,4 +151,5 @@ def main(words=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a slice ends with its parent
     sys.exit(main())
