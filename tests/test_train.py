@@ -4,7 +4,6 @@ import commands
 import jax
 import numpy as np
 import pytest
-from linear_runs import write_set
 from ml_collections import ConfigDict
 from PIL import Image
 from train_runs import arguments
@@ -240,34 +239,3 @@ def test_a_folder_of_damaged_images_is_refused(tmp_path):
         (folder / f"{k}.jpg").write_bytes(b"not an image")
     status, output = commands.run("train.py", *arguments(folder, tmp_path / "run", "--config.data.val="))
     commands.assert_refused(status, output, "could not be read")
-
-
-HIDDEN = """
-import importlib.machinery, sys
-real = importlib.machinery.PathFinder.find_spec
-
-def find_spec(cls, name, path=None, target=None):
-    hidden = name.split(".")[0] in ("tensorflow", "tensorflow_datasets", "torch")
-    return None if hidden else real(name, path, target)
-
-importlib.machinery.PathFinder.find_spec = classmethod(find_spec)
-import barlow_jax
-size = {"image_size": 24, "eval": {"resize": 24, "crop": 24, "batch_size": 16}, "batch_size": 16, "epochs": 2}
-more = {"arch": "convnet", "projector": (16, 16), "precision": "float32", "warmup_epochs": 1}
-data, run = sys.argv[1:]
-size["eval"] |= {"knn_k": 5, "every_epochs": 1}
-assert barlow_jax.train("cifar10", data=data, workdir=run, **size, **more)
-for field in ("knn_k",):
-    del size["eval"][field]
-assert barlow_jax.evaluate(run, "linear", config="linear_cifar10", workdir=run + "/linear", **size)
-assert barlow_jax.evaluate(run, "knn", k=(5,))
-assert not {"tensorflow", "torch"} & set(sys.modules)
-print("all of it")
-"""
-
-
-def test_arrays_are_trained_on_and_judged_without_tensorflow(tmp_path):
-    """As where it is not installed: images for GPUs seldom have it."""
-    data = write_set(tmp_path / "set.npz")
-    status, output = commands.run("-c", HIDDEN, str(data), str(tmp_path / "run"))
-    assert status == 0 and output.splitlines()[-1] == "all of it", output

@@ -46,7 +46,7 @@ def measure(context, *, arch, side, batch_size):
 
 
 def turn(context):
-    return 0.2 if context.small else ROUND_SECONDS
+    return 0.02 if context.small else ROUND_SECONDS
 
 
 def ours(context, config, mesh):

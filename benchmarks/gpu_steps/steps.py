@@ -33,7 +33,7 @@ FULL_SIZES = (
     *(("resnet50", 224, batch_size) for batch_size in (64, 128, 256, 512)),
     *(("resnet18", 32, batch_size) for batch_size in (512, 1024)),
 )
-SMALL_SIZES = (("resnet18", 32, 8),)
+SMALL_SIZES = (("convnet", 24, 16),)
 
 
 @functools.cache
