@@ -22,7 +22,7 @@ def measure(context):
         context.row(
             what,
             f"{found['compile']:.1f} s",
-            f"{found['trace']:.1f} s of tracing before; {entries / 1e6:.0f} MB in the cache",
+            f"{found['trace']:.1f} s of tracing before; {entries / 1e6:.3g} MB in the cache",
             seconds=found["compile"],
             trace=found["trace"],
             bytes=entries,
