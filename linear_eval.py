@@ -23,7 +23,7 @@ from barlow_jax.data import order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, linear_experiment
 from barlow_jax.results import protocols
-from barlow_jax.run import cluster, launch, metric_writers
+from barlow_jax.run import cluster, compilation_cache, launch, metric_writers
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.run.progress import Progress, due, tracked
@@ -56,6 +56,7 @@ def judge(wanted, stop):
     linear_experiment.check_folders(wanted.checkpoint, wanted.workdir)
     keep = {"free": linear_experiment.FREE_FIELDS, "allowed": wanted.allow_changes}
     with workdirs.opened(wanted.workdir, config.to_dict(), **keep) as workdir, contextlib.ExitStack() as stack:
+        stack.enter_context(compilation_cache.used(config.compilation_cache, workdir))
         seeds, folders = zip(*linear_experiment.seeds_and_folders(config, workdir), strict=True)
         subject = linear_experiment.find_subject(wanted.checkpoint, folders, wanted.baseline)
         outcomes = []
@@ -124,6 +125,7 @@ def evaluate(config, subject, workdir, stop):
         mesh=mesh,
         images_per_epoch=len(source),
         schedules=schedules,
+        compiler_options=sharding.compiler_options(mesh, deterministic=config.deterministic),
     )
     eval_images = views.make_eval_views(size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
     eval_step = classify.make_eval_step(graphdef, eval_images, mesh=mesh)

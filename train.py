@@ -18,7 +18,7 @@ from barlow_jax import experiment, pretrain, sharding
 from barlow_jax.data import order
 from barlow_jax.evaluation import online
 from barlow_jax.metrics import expected_at_init
-from barlow_jax.run import cluster, launch, metric_writers, pictures
+from barlow_jax.run import cluster, compilation_cache, launch, metric_writers, pictures
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.run.profile import Profile
@@ -43,7 +43,9 @@ def main(wanted):
     experiment.check(config)
     keep = {"free": experiment.FREE_FIELDS, "allowed": wanted.allow_changes}
     with workdirs.opened(wanted.workdir, config.to_dict(), **keep) as workdir, StopSignals() as stop:
-        if train(config, workdir, stop, wanted.init):
+        with compilation_cache.used(config.compilation_cache, workdir):
+            finished = train(config, workdir, stop, wanted.init)
+        if finished:
             return 0
         stop.requeue()
         return wanted.stopped_status

@@ -28,6 +28,8 @@ FREE_FIELDS = (
     "keep_checkpoints",
     "wandb",
     "profile_steps",
+    "compilation_cache",
+    "deterministic",
     "remat",
     "shard_params",
     "on_nonfinite",
@@ -244,6 +246,7 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
         schedules=schedules,
         give_up_after=config.max_skipped if config.on_nonfinite == "skip" else 1,
         state_sharding=sharding.of_state(state, mesh, split=config.shard_params),
+        compiler_options=sharding.compiler_options(mesh, deterministic=config.deterministic),
     )
     return parts, state
 

@@ -63,6 +63,7 @@ class Method:
       schedules: {name: schedule}, learning rates to show.
       give_up_after: so many updates in a row that are not finite; see `nonfinite`. None of them is applied.
       state_sharding: of the state, see `sharding.of_state`; None replicates it.
+      compiler_options: {name: value} of XLA, see `sharding.compiler_options`.
     """
 
     graphdef: Any
@@ -77,6 +78,7 @@ class Method:
     schedules: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     give_up_after: int = 1
     state_sharding: Any = None
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def state_is_whole(self):
@@ -143,6 +145,7 @@ def make_train_step(method: Method) -> Callable[[TrainState, Any], tuple[TrainSt
         donate_argnums=0,
         in_shardings=(state_sharding, by_example(method.mesh)),
         out_shardings=(state_sharding, replicated(method.mesh)),
+        compiler_options=dict(method.compiler_options),
     )
 
 

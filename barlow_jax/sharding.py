@@ -56,6 +56,18 @@ def of_state(state, mesh, *, split=False):
     return whole._replace(params=whole.params | {"projector": projector}, opt_state=opt_state)
 
 
+def compiler_options(mesh, *, deterministic=False):
+    """Options of XLA for a program that trains on these devices, {name: value}, for `jax.jit`.
+
+    Args:
+      deterministic: whether a GPU is to compute the same bits at each run of one compiled program: no sums by atomics,
+        and of cuDNN's and cuBLAS's algorithms only those that promise it. What XLA has no such form of does not
+        compile. CPUs and TPUs compute so anyway.
+    """
+    gpu = mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
+    return {"xla_gpu_exclude_nondeterministic_ops": True} if gpu and deterministic else {}
+
+
 def check_batch_size(batch_size, mesh):
     """Raises UserError unless the global batch splits evenly over the devices."""
     if batch_size % mesh.size:

@@ -19,10 +19,13 @@ except ImportError as error:
 class BarlowTwins(torch.nn.Module):
     """Network and loss; two batches of views in, loss out."""
 
-    def __init__(self, arch, projector, lambd):
+    def __init__(self, arch, stem, projector, lambd):
         super().__init__()
         self.lambd = lambd
         self.backbone = getattr(torchvision.models, arch)(zero_init_residual=True)
+        if stem == "cifar":
+            self.backbone.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            self.backbone.maxpool = torch.nn.Identity()
         widths = (self.backbone.fc.in_features, *projector)
         self.backbone.fc = torch.nn.Identity()
         layers = []
@@ -67,9 +70,10 @@ class Lars(torch.optim.Optimizer):
                 p.add_(state["mu"], alpha=-group["lr"])
 
 
-def make_step(chosen, lambd, device, memory_format):
-    """() -> the loss of one more step."""
-    network = BarlowTwins(chosen.arch, chosen.projector, lambd).to(device).to(memory_format=memory_format).train()
+def make_step(chosen, lambd, device, memory_format, compiled=False):
+    """() -> the loss of one more step; compiled: network and loss by torch.compile."""
+    network = BarlowTwins(chosen.arch, getattr(chosen, "stem", "imagenet"), chosen.projector, lambd)
+    network = network.to(device).to(memory_format=memory_format).train()
     weights = [p for p in network.parameters() if p.ndim > 1]
     biases = [p for p in network.parameters() if p.ndim == 1]
     optimizer = Lars([{"params": weights}, {"params": biases}])
@@ -80,6 +84,7 @@ def make_step(chosen, lambd, device, memory_format):
     dtype = torch.float16 if device == "cuda" else torch.bfloat16
     scaler = torch.amp.GradScaler(device, enabled=half and device == "cuda")
     taken = 0
+    loss_of = torch.compile(network) if compiled else network
 
     def once():
         nonlocal taken
@@ -87,7 +92,7 @@ def make_step(chosen, lambd, device, memory_format):
         optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, 0.024 * rate
         optimizer.zero_grad()
         with torch.autocast(device, dtype=dtype, enabled=half):
-            loss = network(*views)
+            loss = loss_of(*views)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -97,8 +102,8 @@ def make_step(chosen, lambd, device, memory_format):
     return once
 
 
-def contestants(chosen, lambd):
-    """{name: (one step, what waits for its result)}."""
+def contestants(chosen, lambd, compiled=False):
+    """{name: (one step, what waits for its result)}; compiled: one by torch.compile too."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     kind = f"PyTorch {torch.__version__.split('+')[0]} {device}"
@@ -106,7 +111,11 @@ def contestants(chosen, lambd):
     def finish(loss):
         loss.item()
 
-    return {
+    made = {
         f"{kind}, official form": (make_step(chosen, lambd, device, torch.contiguous_format), finish),
         f"{kind}, channels last": (make_step(chosen, lambd, device, torch.channels_last), finish),
     }
+    if compiled:
+        both = make_step(chosen, lambd, device, torch.channels_last, compiled=True)
+        made[f"{kind}, channels last, torch.compile"] = both, finish
+    return made

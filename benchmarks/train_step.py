@@ -24,27 +24,12 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from gpu_steps.machine import peaks
 
 from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
 from barlow_jax.loss import barlow_twins_loss
 
 LAMBD = 0.0051
-
-# Dense TFLOP/s of the matrix units in bfloat16 (V100: float16), from the makers' data sheets; TPU v2 and v3 by core.
-PEAKS = {
-    "V100": 125,
-    "A100": 312,
-    "H100": 989,
-    "H200": 989,
-    "L4": 121,
-    "RTX 4090": 165,
-    "TPU v2": 22.5,
-    "TPU v3": 61.5,
-    "TPU v4": 275,
-    "TPU v5 lite": 197,
-    "TPU v5": 459,
-    "TPU v6 lite": 918,
-}
 
 FULL = {"arch": "resnet50", "batch_size": 512, "image_size": 224, "canvas": 512, "projector": "8192,8192,8192"}
 SMALL = {"arch": "resnet18", "batch_size": 16, "image_size": 64, "canvas": 96, "projector": "256,256,256"}
@@ -174,11 +159,11 @@ def main():
             seconds[name].append(timed(once, chosen.steps, finish))
 
     print(f"{'':34}{'ms a step':>10}{'lowest to highest':>20}{'images/s':>12}")
-    peak = next((PEAKS[kind] for kind in sorted(PEAKS, key=len, reverse=True) if kind in device.device_kind), None)
+    peak = peaks(device.device_kind).get("flops")
     medians = {}
     for name in contestants:
         rate = flops / statistics.median(seconds[name]) / 1e12
-        share = f"{rate:.1f} TFLOP/s" + ("" if peak is None else f", {100 * rate / peak / count:.1f} % of the peak")
+        share = f"{rate:.1f} TFLOP/s" + ("" if peak is None else f", {100e12 * rate / peak / count:.1f} % of the peak")
         medians[name] = row(name, seconds[name], chosen.batch_size, share)
     if memory := device.memory_stats():
         print(f"\nmost memory in use on a device: {memory['peak_bytes_in_use'] / 2**30:.2f} GiB")

@@ -128,4 +128,12 @@ def get_config():
     config.keep_checkpoints = 3  # and the best by kNN
     config.wandb = False
     config.profile_steps = ()  # (first, last): a profile of these steps by operation, in the work folder's profile/
+
+    # How XLA compiles. On GPUs some sums come in whatever order the threads do, and algorithms are chosen by timing
+    # them. True excludes the former, and the cache below keeps the latter, so that a run that goes on has the bits that
+    # it would have had (docs/design.md); slower, by how much benchmarks/gpu.py says. CPUs and TPUs are so anyway.
+    config.deterministic = False
+    # Where compiled programs are kept, so that a run that goes on starts at once: a folder, "" for compiled/ in the
+    # work folder (or JAX_COMPILATION_CACHE_DIR, where that is set), "none" for no cache.
+    config.compilation_cache = ""
     return config.lock()

@@ -80,4 +80,10 @@ def get_config():
     config.checkpoint_every_epochs = 1  # and at the end
     config.keep_checkpoints = 1  # and the best by top-1
     config.wandb = False
+
+    # How XLA compiles, as in barlow_twins.py.
+    config.deterministic = False  # True: on GPUs, the same bits at each run of one compiled program, and slower
+    # Where compiled programs are kept: a folder, "" for compiled/ in the work folder (or JAX_COMPILATION_CACHE_DIR,
+    # where that is set), "none" for no cache.
+    config.compilation_cache = ""
     return config.lock()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import barlow_jax
+import barlow_jax.data
 from barlow_jax import export
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder, subject
@@ -30,7 +31,18 @@ LINEAR = {"epochs": 3, "batch_size": 16, "image_size": 0, "eval": {"resize": 0, 
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def no_tensorflow():
+    """As where it is not installed, which images for GPUs seldom have: of the package only these modules import it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("tensorflow", "tensorflow_datasets", "barlow_jax.data.decode", "barlow_jax.data.records"):
+            patch.setitem(sys.modules, module, None)
+        for name in ("decode", "records"):
+            patch.delattr(barlow_jax.data, name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, no_tensorflow):
     """(work folder of a run, the .npz it was trained on)."""
     folder = tmp_path_factory.mktemp("api")
     data = frozen_runs.write_set(folder / "set.npz")
@@ -79,6 +91,13 @@ def test_ctrl_c_saves_first(trained, tmp_path, monkeypatch):
     presser.join()
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert saved and max(saved) < 50 * 5
+
+
+def test_arrays_are_trained_on_and_judged_without_tensorflow(trained):
+    """As all tests here do; an image of a file needs it."""
+    with pytest.raises(ImportError):
+        from barlow_jax.data import decode  # noqa: F401
+    assert (trained[0] / "compiled").is_dir()  # and what was compiled is kept in the work folder
 
 
 @pytest.mark.parametrize("by", ["knn", "probe"])

@@ -118,7 +118,9 @@ def create_state(classifier, tx, *, backbone, weights):
     return graphdef, State(jnp.zeros([], jnp.int32), params, batch_stats, tx.init(trained(params, weights)))
 
 
-def make_train_step(graphdef, tx, images_of, *, weights, mesh, images_per_epoch=None, schedules=None):
+def make_train_step(
+    graphdef, tx, images_of, *, weights, mesh, images_per_epoch=None, schedules=None, compiler_options=None
+):
     """The train step, jitted over the mesh; the state it is given is donated.
 
     "freeze" keeps the backbone in evaluation mode and differentiates fc alone; "finetune" trains everything, with
@@ -132,6 +134,7 @@ def make_train_step(graphdef, tx, images_of, *, weights, mesh, images_per_epoch=
       images_per_epoch: n where the last batch of an epoch is filled up beyond the n-th image: those rows do not count,
         as if the batch were smaller. None: every row counts.
       schedules: {name: schedule}, learning rates to show.
+      compiler_options: {name: value} of XLA, see `sharding.compiler_options`.
     Returns:
       (state, batch) -> (state, metrics); metrics are scalars on the device: loss, train_top1, grad_norm.
     """
@@ -164,6 +167,7 @@ def make_train_step(graphdef, tx, images_of, *, weights, mesh, images_per_epoch=
         donate_argnums=0,
         in_shardings=(replicated(mesh), by_example(mesh)),
         out_shardings=(replicated(mesh), replicated(mesh)),
+        compiler_options=compiler_options,
     )
 
 

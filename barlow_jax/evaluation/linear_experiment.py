@@ -21,6 +21,8 @@ FREE_FIELDS = (
     "checkpoint_every_epochs",
     "keep_checkpoints",
     "wandb",
+    "compilation_cache",
+    "deterministic",
 )
 
 log = logging.getLogger(__name__)

@@ -40,6 +40,12 @@ IMAGES = {
     "data.max_bad_fraction": number(0, 1),
 }
 
+# How XLA compiles, and where that is kept.
+PROGRAMS = {
+    "deterministic": switch(default=False),
+    "compilation_cache": path(special={"": "compiled/ in the work folder", "none": "no cache"}, default=""),
+}
+
 PRETRAINING = Table(
     "barlow_twins",
     {
@@ -109,6 +115,7 @@ PRETRAINING = Table(
         "keep_checkpoints": integer(1),
         "wandb": switch(),
         "profile_steps": pair(integer(1), ascending=True, special={(): "none"}, default=()),
+        **PROGRAMS,
     },
     together.PRETRAINING,
 )
@@ -146,6 +153,7 @@ LINEAR = Table(
         "checkpoint_every_epochs": integer(1),
         "keep_checkpoints": integer(1),
         "wandb": switch(),
+        **PROGRAMS,
     },
     together.LINEAR,
 )

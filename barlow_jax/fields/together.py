@@ -51,6 +51,14 @@ VIEW = (
     ),
 )
 
+PROGRAMS = (
+    Together(
+        ("deterministic", "compilation_cache"),
+        lambda deterministic, cache: not deterministic or cache != "none",
+        "the cache holds the choice of algorithms, and without it each start chooses anew: take ''",
+    ),
+)
+
 PRETRAINING = (
     Together(
         ("epochs", "warmup_epochs"),
@@ -97,6 +105,7 @@ PRETRAINING = (
         lambda k, bank: not bank or k <= bank,
         "there must be as many images to search: lower it, or set config.eval.knn_bank=0",
     ),
+    *PROGRAMS,
     *DATA,
     *VIEW,
 )
@@ -124,6 +133,7 @@ LINEAR = (
         lambda seed, seeds: seed + seeds <= SEEDS,
         "the last seed would not be below 2**32: lower one of them",
     ),
+    *PROGRAMS,
     *VIEW,
 )
 

@@ -84,6 +84,8 @@ NO_COUNTERPART = (
     "keep_checkpoints",
     "wandb",
     "profile_steps",
+    "compilation_cache",
+    "deterministic",
 )
 
 # Of the optimiser's fields, those that only some of them read.
