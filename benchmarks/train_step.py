@@ -123,6 +123,8 @@ def count_flops(jaxpr):
             taps = kernel.size // kernel.shape[numbers.rhs_spec[0]]
             zeros = math.prod(eqn.params["lhs_dilation"])  # a strided convolution's gradient multiplies by them
             total += 2 * taps * eqn.outvars[0].aval.size // zeros
+        elif eqn.primitive.name == "cond":  # forms of one operation for several platforms; the last is the usual one
+            total += count_flops(eqn.params["branches"][-1].jaxpr)
         else:
             rounds = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
             if eqn.primitive.name == "shard_map":

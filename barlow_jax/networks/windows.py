@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-GPUS = ("cuda", "rocm")
+BY_WINNER = ("cpu", "cuda", "rocm")  # the platforms whose max-pool notes the winning tap
 SMALL = 4  # side of the largest map that CPUs convolve tap by tap
 
 
@@ -75,8 +75,14 @@ def _forms(stride, padding):
     return tuple(functools.partial(form, stride=stride, padding=padding) for form in (_convolve, _convolve_by_taps))
 
 
-def _gradients_of(function):
-    return lambda *operands: jax.vjp(function, *operands[:-1])[1](operands[-1])
+def _gradients_of(form):
+    def gradients(x, kernel, dy):
+        # Linear in each of the two, so that nothing of the forward pass is computed again.
+        (dx,) = jax.linear_transpose(lambda x: form(x, kernel), x)(dy)
+        (d_kernel,) = jax.linear_transpose(lambda kernel: form(x, kernel), kernel)(dy)
+        return dx, d_kernel
+
+    return gradients
 
 
 def _small(x):
@@ -102,26 +108,26 @@ def _convolve_by_taps(x, kernel, *, stride, padding):
     as the product that it is. Where much of a window is padding, that is not multiplied here.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)  # products and their sum; XLA's CPU convolutions have it so too
-    n, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     size, features = kernel.shape[0], kernel.shape[-1]
     out = [_out(side, size, stride, padding) for side in (height, width)]
-    total = jnp.zeros((n, *out, features), wide)
+    parts = []
     for row, column in itertools.product(*(taps(side, size, stride, padding) for side in (height, width))):
         met = x[:, _met(row, stride), _met(column, stride)].astype(wide)
         # Of two axes: with more, XLA transposes one side of the weight gradient's product before it multiplies.
         part = met.reshape(-1, channels) @ kernel[row.place, column.place].astype(wide)
         around = [(tap.first, side - tap.last) for tap, side in zip((row, column), out, strict=True)]
-        total += jnp.pad(part.reshape(*met.shape[:-1], features), ((0, 0), *around, (0, 0)))
-    return total.astype(x.dtype)
+        parts.append(jnp.pad(part.reshape(*met.shape[:-1], features), ((0, 0), *around, (0, 0))))
+    return functools.reduce(jnp.add, parts).astype(x.dtype)
 
 
 @jax.custom_vjp
 def max_pool(x: Array) -> Array:
     """3x3 maximum with stride 2 and padding 1 of maps [N, H, W, C].
 
-    The gradient goes to the first of equal values in the order of rows, as in PyTorch. On GPUs the forward pass notes
-    which of the nine taps won (one byte for each output), and the backward pass sums nine maps: XLA's own gradient is
-    a scatter with atomics there, whose sums depend on the order of threads.
+    The gradient goes to the first of equal values in the order of rows, as in PyTorch. On CPUs and GPUs the forward
+    pass notes which of the nine taps won, one byte for each output, and the backward pass sums nine maps. XLA's own
+    gradient is a scatter there: on GPUs with atomics, so that its sums depend on the order of the threads.
     """
     return _max_pool(x)
 
@@ -142,7 +148,7 @@ def _max_pool_forward(x):
         y = _max_pool(x)
         return y, jnp.zeros(y.shape, jnp.int8)
 
-    y, winner = lax.platform_dependent(x, **dict.fromkeys(GPUS, _max_and_winner), default=unknown)
+    y, winner = lax.platform_dependent(x, **dict.fromkeys(BY_WINNER, _max_and_winner), default=unknown)
     return y, (x, winner)  # each platform needs one of the two; the other is dropped from the program
 
 
@@ -154,7 +160,7 @@ def _max_pool_backward(kept, dy):
     def from_winner(x, winner, dy):
         return _to_winner(winner, dy, x.shape)
 
-    return (lax.platform_dependent(*kept, dy, **dict.fromkeys(GPUS, from_winner), default=from_map),)
+    return (lax.platform_dependent(*kept, dy, **dict.fromkeys(BY_WINNER, from_winner), default=from_map),)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
