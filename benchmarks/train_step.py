@@ -24,6 +24,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.interpreters import partial_eval
 
 from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
 from barlow_jax.loss import barlow_twins_loss
@@ -86,7 +87,8 @@ def make_step(chosen):
     step = pretrain.make_train_step(pretrain.Method(graphdef, tx, views.make_views(recipe, 0, mesh), loss, mesh))
     state = jax.device_put(state, sharding.replicated(mesh))
     batch = feed.put(random_batch(chosen), mesh)
-    flops = count_flops(jax.make_jaxpr(step)(state, batch).jaxpr)
+    jaxpr = jax.make_jaxpr(step)(state, batch).jaxpr
+    flops = count_flops(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
     holder = [state]
 
     def once():
