@@ -171,14 +171,16 @@ def _max_and_winner(x):
     around = [(1, side % 2) for side in x.shape[1:3]]
     padded = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf)
     rows, columns = (side - 2 for side in padded.shape[1:3])
-    best, winner = None, None
-    for number, (row, column) in enumerate(itertools.product(range(3), range(3))):
-        value = padded[:, row : row + rows : 2, column : column + columns : 2]
-        if best is None:
-            best, winner = value, jnp.zeros(value.shape, jnp.int8)
-        else:
-            winner = jnp.where(value > best, jnp.int8(number), winner)
-            best = jnp.maximum(value, best)
+
+    def of(row, column):
+        return padded[:, row : row + rows : 2, column : column + columns : 2]
+
+    best = of(0, 0)
+    winner = jnp.zeros(best.shape, jnp.int8)
+    for number, place in list(enumerate(itertools.product(range(3), range(3))))[1:]:
+        value = of(*place)
+        winner = jnp.where(value > best, jnp.int8(number), winner)
+        best = jnp.maximum(value, best)
     return best, winner
 
 
