@@ -110,7 +110,7 @@ class Conv(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """[..., H, W, in_features] -> [..., H', W', out_features], for any leading axes."""
         maps = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
-        y = windows.convolve(maps, self.kernel[...].astype(self.dtype), self.stride, self.padding)
+        y: Any = windows.convolve(maps, self.kernel[...].astype(self.dtype), self.stride, self.padding)
         return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
