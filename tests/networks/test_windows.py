@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
+from barlow_jax import sharding
 from barlow_jax.networks import windows
 
 RNG = np.random.default_rng(0)
@@ -110,3 +112,15 @@ def test_bfloat16_is_summed_in_float32():
     want = loops(np.asarray(x, np.float64), np.asarray(kernel, np.float64), 1, 1)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=2**-8)
+
+
+def test_gradients_inside_a_shard_map():
+    """Whose types say what varies over the devices: every form has to say the same."""
+    mesh, kernel = sharding.make_mesh(), jnp.ones((3, 3, 3, 4))
+    x = jnp.asarray(RNG.normal(size=(jax.device_count(), 2, 2, 3)), jnp.float32)
+
+    def total(x):
+        return windows.max_pool(windows.convolve(x, kernel, 1, 1)).sum()
+
+    split = jax.shard_map(lambda x: lax.psum(total(x), "data"), mesh=mesh, in_specs=P("data"), out_specs=P())
+    np.testing.assert_allclose(jax.jit(jax.grad(split))(x), jax.jit(jax.grad(total))(x), rtol=1e-6)
