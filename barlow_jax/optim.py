@@ -94,7 +94,7 @@ def scale_by_trust_ratio(
 
     def adapt(g, p, rate):
         u = g + weight_decay * p
-        norm_p, norm_g = jnp.linalg.norm(p.ravel()), jnp.linalg.norm((g if separate_norms else u).ravel())
+        norm_p, norm_g = _norm(p), _norm(g if separate_norms else u)
         divisor = norm_g + weight_decay * norm_p if separate_norms else norm_g
         adapted = (norm_p > 0) & (norm_g > 0)
         ratio = eta * norm_p / jnp.where(adapted, divisor, 1)
@@ -109,6 +109,11 @@ def scale_by_trust_ratio(
         return updates, TrustRatioState(state.count + 1)
 
     return optax.GradientTransformation(init, update)
+
+
+def _norm(x):
+    # Not jnp.linalg.norm(x.ravel()): of a matrix split over devices that gathers the whole, and this sums one number.
+    return jnp.sqrt(jnp.square(x).sum())
 
 
 def lars(

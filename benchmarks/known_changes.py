@@ -83,7 +83,7 @@ KNOWN = [  # (module, text, what takes its place, the test that holds it): what 
             ("model", '            precision="highest",', "           "),
             ("model", 'options["precision"] = resnet.precision_of(dtype)', "pass"),
             ("networks.convnet", ', "precision": precision_of(dtype)', ""),
-            ("networks.resnet", "        precision=precision_of(dtype),\n", ""),
+            ("networks.resnet", "self.precision = precision_of(dtype)", "self.precision = None"),
         )
     ),
     (

@@ -1,12 +1,16 @@
 """LARS, the schedule and the groups against the official code."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from barlow_jax import optim
+from barlow_jax import optim, sharding
 
 OPTIONS = {"default": {}, "wd1e-2": {}, "wd0": {}, "nofilter": {"exclude_biases": False}}
 
@@ -183,3 +187,20 @@ def test_a_state_that_goes_on_has_its_step_and_its_momentum():
     assert all(np.all(leaf == (0 if leaf.ndim else 7)) for leaf in map(jnp.asarray, jax.tree.leaves(untouched)))
     with pytest.raises(ValueError, match="momentum of LARS.*'lars' or 'sgd'"):
         optim.going_on(optim.make_optimizer("adamw", 0.1, 0.1).init(params), params, 7)
+
+
+def test_norms_of_split_matrices_are_summed_and_not_gathered():
+    """The state split over the devices, as `config.shard_params` has it: each sums its own part."""
+    mesh = sharding.make_mesh()
+    shape = (64, 8 * jax.device_count())
+    split = {"w": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(None, "data")))}
+    tx = optim.lars(0.1, 0.1)
+    state = jax.eval_shape(tx.init, split)
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split["w"].sharding if x.shape == shape else None),
+        state,
+    )
+    program = jax.jit(tx.update).lower(split, state, split).compile().as_text()
+    assert "all-gather" not in program and "all-to-all" not in program
+    sums = re.findall(r"= (.*?) all-reduce\(", program)
+    assert sums and not any("[64," in shapes for shapes in sums), sums

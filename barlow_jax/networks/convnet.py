@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from barlow_jax.networks.resnet import BatchNorm, conv, precision_of
+from barlow_jax.networks.resnet import BatchNorm, Conv, precision_of
 
 
 class ConvNet(nnx.Module):
@@ -40,7 +40,7 @@ class ConvNet(nnx.Module):
         self.convs, self.norms = nnx.List([]), nnx.List([])
         side = image_size
         for in_features, width in zip((channels, *widths[:-1]), widths, strict=True):
-            self.convs.append(conv(in_features, width, 3, 2, dtype=dtype, rngs=rngs))
+            self.convs.append(Conv(in_features, width, 3, 2, dtype=dtype, rngs=rngs))
             self.norms.append(BatchNorm(width))
             side = (side + 1) // 2
         width = side * side * widths[-1]

@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from barlow_jax.errors import UserError
+from barlow_jax.networks import windows
 
 # He initialisation by fan-out, plain normal (not truncated), as torchvision's.
 conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -93,23 +94,6 @@ class BatchNorm(nnx.Module):
         return centred.mean(axes), jnp.square(centred).mean(axes)
 
 
-class Conv(nnx.Conv):
-    """nnx.Conv, with a way around one slow spot of XLA on the CPU.
-
-    A 3x3 convolution of 2x2 maps, as in the last stage of a ResNet on 64-pixel images, takes a plain loop there:
-    1.1 s instead of 0.03 s for 64 maps of 512 channels (jaxlib 0.10.2). One more row and column of the zeros that pad
-    the map anyway, cut off again, give the same numbers by the fast path; without the barriers XLA undoes it.
-    """
-
-    def __call__(self, x: Array) -> Array:
-        if self.kernel_size != (3, 3) or x.shape[-3:-1] != (2, 2) or jax.default_backend() != "cpu":
-            return super().__call__(x)
-        widened = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, 1), (0, 1), (0, 0)])
-        y = jax.lax.optimization_barrier(super().__call__(jax.lax.optimization_barrier(widened)))
-        side = 2 if self.strides == (1, 1) else 1
-        return y[..., :side, :side, :]
-
-
 def precision_of(dtype: DTypeLike) -> str | None:
     """What products of numbers of this dtype ask for: float32 means float32.
 
@@ -119,41 +103,33 @@ def precision_of(dtype: DTypeLike) -> str | None:
     return "highest" if jnp.dtype(dtype).itemsize >= 4 else None
 
 
-def conv(
-    in_features: int, out_features: int, kernel: int, stride: int = 1, *, dtype: DTypeLike, rngs: nnx.Rngs
-) -> Conv:
+class Conv(nnx.Module):
     """k x k convolution without bias, padded by k // 2 on every side.
 
     The padding is spelled out because XLA's "SAME" pads strided convolutions of even sizes unevenly, and PyTorch does
     not: features would be 60 % off.
     """
-    return Conv(
-        in_features,
-        out_features,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=((kernel // 2, kernel // 2),) * 2,  # a tuple, so that the graphdef is hashable
-        use_bias=False,
-        kernel_init=conv_init,
-        dtype=dtype,
-        precision=precision_of(dtype),
-        rngs=rngs,
-    )
+
+    def __init__(
+        self, in_features: int, out_features: int, kernel: int, stride: int = 1, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        self.kernel = nnx.Param(conv_init(rngs.params(), (kernel, kernel, in_features, out_features)))
+        self.stride, self.padding, self.dtype = stride, kernel // 2, dtype
+        self.precision = precision_of(dtype)
+
+    def __call__(self, x: Array) -> Array:
+        """[..., H, W, in_features] -> [..., H', W', out_features], for any leading axes."""
+        maps = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
+        y: Any = windows.convolve(maps, kernel, self.stride, self.padding, self.precision)
+        return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
 def max_pool_3x3(x: Array) -> Array:
     """3x3 maximum with stride 2 and padding 1 over the two axes before the last, for any leading axes."""
     # The leading axes as one, as the convolutions around it have them: with the view axis apart, XLA for TPUs copies
     # the largest activation of the network into another layout and back, in float32.
-    maps = x.reshape(-1, *x.shape[-3:])
-    pooled = jax.lax.reduce_window(
-        maps,
-        -jnp.inf,
-        jax.lax.max,
-        window_dimensions=(1, 3, 3, 1),
-        window_strides=(1, 2, 2, 1),
-        padding=((0, 0), (1, 1), (1, 1), (0, 0)),
-    )
+    pooled = windows.max_pool(x.reshape(-1, *x.shape[-3:]))
     return pooled.reshape(*x.shape[:-3], *pooled.shape[1:])
 
 
@@ -161,7 +137,7 @@ class Downsample(nnx.Module):
     """1x1 convolution and BatchNorm on the shortcut, where a block changes the shape."""
 
     def __init__(self, in_features: int, features: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.conv = conv(in_features, features, 1, stride, dtype=dtype, rngs=rngs)
+        self.conv = Conv(in_features, features, 1, stride, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(features)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -175,9 +151,9 @@ class BasicBlock(nnx.Module):
 
     def __init__(self, in_features: int, width: int, stride: int, *, base_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
         del base_width  # torchvision widens bottlenecks only
-        self.conv1 = conv(in_features, width, 3, stride, dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(in_features, width, 3, stride, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(width)
-        self.conv2 = conv(width, width, 3, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv(width, width, 3, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm(width)
         reshape = stride != 1 or in_features != width
         self.downsample = Downsample(in_features, width, stride, dtype=dtype, rngs=rngs) if reshape else None
@@ -200,11 +176,11 @@ class Bottleneck(nnx.Module):
 
     def __init__(self, in_features: int, width: int, stride: int, *, base_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
         inner, out = width * base_width // 64, width * self.expansion
-        self.conv1 = conv(in_features, inner, 1, dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(in_features, inner, 1, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(inner)
-        self.conv2 = conv(inner, inner, 3, stride, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv(inner, inner, 3, stride, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm(inner)
-        self.conv3 = conv(inner, out, 1, dtype=dtype, rngs=rngs)
+        self.conv3 = Conv(inner, out, 1, dtype=dtype, rngs=rngs)
         self.bn3 = BatchNorm(out)
         reshape = stride != 1 or in_features != out
         self.downsample = Downsample(in_features, out, stride, dtype=dtype, rngs=rngs) if reshape else None
@@ -253,7 +229,7 @@ class ResNet(nnx.Module):
         self.stem, self.remat, self.dtype = stem, remat, dtype
         self.num_features = 512 * block.expansion
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        self.conv1 = conv(channels, 64, kernel, stride, dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(channels, 64, kernel, stride, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(64)
 
         def stage(in_features, width, depth, stride):
