@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from barlow_jax import plan, sharding
 from barlow_jax.errors import UserError
-from barlow_jax.planning import compiled, forecast, hlo, machines
+from barlow_jax.planning import compiled, forecast, gpus, hlo, machines
 from barlow_jax.results import published
 
 PRETRAINING = commands.pretraining_configs()
@@ -97,10 +97,10 @@ def test_the_count_of_images_can_be_given():
 
 
 def test_topologies_by_name():
-    v3, v4, gpus, hosts = map(machines.parse, ("v3:4x4", "v4:2x2x4", "gpu:8xA100-40", "gpu:2x8xH100"))
+    v3, v4, cards, hosts = map(machines.parse, ("v3:4x4", "v4:2x2x4", "gpu:8xA100-40", "gpu:2x8xH100"))
     assert (v3.chips, v3.devices, v3.memory) == (16, 32, 16 * 2**30)  # two cores a chip, which share all
     assert (v4.chips, v4.devices, v4.memory) == (16, 16, 32 * 2**30)
-    assert (gpus.platform, gpus.devices, gpus.hosts, gpus.bandwidth) == ("gpu", 8, 1, 1555e9)
+    assert (cards.platform, cards.devices, cards.hosts, cards.bandwidth) == ("gpu", 8, 1, 1555e9)
     assert (hosts.devices, hosts.hosts, hosts.card) == (16, 2, "H100")
 
 
@@ -291,3 +291,17 @@ def test_a_tpu_step_compiles_without_a_tpu():
     forecast.check_fits(config, machine, cost)
     with pytest.raises(UserError, match="no slice that libtpu knows.*3x5"):
         machines.compiler(machines.parse("v5e:3x5"))
+
+
+@pytest.mark.skipif(not gpus.plugin(), reason="JAX's CUDA plugin is not installed: " + gpus.INSTALL.format("(JAX's)"))
+def test_a_gpu_step_compiles_without_a_gpu():
+    config, machine = config_named("demo", **TINY), machines.parse("gpu:2x2xV100")
+    compiler = machines.compiler(machine)
+    assert compiler.platform == "cuda" and len(compiler.devices) == 4
+    assert len({device.process_index for device in compiler.devices}) == 2  # hosts
+    cost = plan.compile_step(config, images(config), machine, compiler)
+    assert cost.flops > 0 and cost.accessed > cost.temporaries > 0
+    assert "all-reduce" in compiled.by_kind(cost.collectives)
+    text = "\n".join(forecast.describe(config, 62, machine, compiler, cost, 900.0))
+    assert "for the card itself, Tesla V100-SXM2-32GB of compute capability 7.0" in text and "between hosts" in text
+    forecast.check_fits(config, machine, cost)
