@@ -39,7 +39,7 @@ def traffic(found):
         if i.op in _FREE or i.op.endswith("-done"):
             continue
         operands = [size(shapes.get((i.computation, name), ())) for name in i.operands]
-        result = size(i.arrays)
+        result = size(i.arrays[:1] if i.target.startswith(("__cublas", "__cudnn")) else i.arrays)  # no scratch memory
         if i.op.endswith("-start") and i.op != "all-reduce-start":
             result -= sum(operands)  # their result repeats the operands
         if i.op == "fusion":

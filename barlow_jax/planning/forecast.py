@@ -68,14 +68,16 @@ def describe(config, steps_per_epoch, machine, compiler, cost, images_per_core):
     ]
     if cost.optimal_seconds:
         lines.append(f"              {1e3 * cost.optimal_seconds:.4g} ms by the compiler's own reckoning")
-    lines += [
+    lines.append(
         f"              peaks of a chip: {chip.flops / 1e12:g} TFLOP/s, {chip.bandwidth / 1e9:g} GB/s memory, "
-        f"{chip.network / 1e9:g} GB/s to other chips, {size(chip.memory)} ({chip.source})",
-        f"run           {epoch:.3g} hours an epoch, {epoch * config.epochs:.4g} for "
-        f"{config.epochs} epochs at that estimate, without evaluation and stops",
-    ]
+        f"{chip.network / 1e9:g} GB/s to other chips, {size(chip.memory)} ({chip.source})"
+    )
     if config.precision == "bfloat16" and machine.card and gpus.CARDS[machine.card].capability < (8, 0):
         lines.append(f"              which a {machine.card} reaches in float16 alone: --config.precision=float16")
+    lines.append(
+        f"run           {epoch:.3g} hours an epoch, {epoch * config.epochs:.4g} for "
+        f"{config.epochs} epochs at that estimate, without evaluation and stops"
+    )
     if machine.hosts > 1:
         lines.append("              links between hosts are not reckoned with: of them nothing is known here")
     return [*lines, _input(config, step, images_per_core)]
