@@ -246,7 +246,7 @@ def test_the_forecast_of_a_tiny_step(planned):
 
 
 def test_the_roofline_is_the_peak_rates(planned):
-    *_, machine, cost = planned
+    _, _, machine, _, cost = planned
     seconds = forecast.roofline(machine, dataclasses.replace(cost, flops=989e12, accessed=2 * 3350e9, collectives=()))
     assert seconds == {"compute": 1.0, "memory": 2.0, "network": 0.0, "step": 2.0}
 
