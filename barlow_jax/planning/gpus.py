@@ -59,7 +59,7 @@ CARDS = {
     "RTX4090": Card("NVIDIA GeForce RTX 4090", (8, 9), 128, 128, 1536, 100 * KB, 72 * MB, 2.52),
     "H100": Card("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 2048, 228 * KB, 50 * MB, 1.98, links=18),
     "H200": Card("NVIDIA H200", (9, 0), 132, 128, 2048, 228 * KB, 50 * MB, 1.98, links=18),
-    "B200": Card("NVIDIA B200", (10, 0), 148, 128, 2048, 228 * KB, 126 * MB, 1.965, links=18),
+    "B200": Card("NVIDIA B200", (10, 0), 148, 128, 2048, 228 * KB, 253 * MB // 2, 1.965, links=18),
 }
 
 # The versions of libraries that the program may count on: what XLA's own descriptions of cards name.
