@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torch test-torch test-slow lint format bench clean
+.PHONY: demo test torch test-torch compilers test-programs programs test-slow lint format bench clean
 
 # Installed once, and again when a list of requirements changes.
 $(VENV)/.run: requirements.txt
@@ -35,6 +35,22 @@ torch: $(VENV)-torch/.torch
 test-torch: torch
 	$(VENV)-torch/bin/python -m pytest -rs tests/weights/test_in_torch.py
 
+# The train step as TPUs and GPUs would run it, by their compilers, in an environment of its own.
+$(VENV)-programs/.programs: requirements-programs.txt requirements-dev.txt requirements.txt
+	test -x $(VENV)-programs/bin/python || $(PYTHON) -m venv $(VENV)-programs
+	$(VENV)-programs/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements-dev.txt -r requirements-programs.txt
+	touch $@
+
+compilers: $(VENV)-programs/.programs
+
+test-programs: compilers
+	$(VENV)-programs/bin/python -m pytest -rs -m programs tests/planning/test_programs.py
+
+# What is committed of these programs, tests/fixtures/programs.json, anew.
+programs: compilers
+	PYTHONPATH=.:tests $(VENV)-programs/bin/python tests/compiled_steps.py
+
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m slow
 
@@ -54,4 +70,4 @@ bench: $(VENV)/.run
 	test -z "$(IMAGES)" || $(BIN)/python benchmarks/input_pipeline.py --images="$(IMAGES)"
 
 clean:
-	rm -rf $(VENV) $(VENV)-torch runs
+	rm -rf $(VENV) $(VENV)-torch $(VENV)-programs runs

@@ -62,6 +62,14 @@ def by_group(
     return optax.multi_transform({"weights": weights, "biases": biases}, groups)
 
 
+def norm(x: Array) -> Array:
+    """Of all numbers of an array of any shape; scalar.
+
+    Not of x.ravel(), for which an array that is split over devices is first gathered whole.
+    """
+    return jnp.sqrt(jnp.sum(jnp.square(x)))
+
+
 class TrustRatioState(NamedTuple):
     count: Array  # updates so far, for the rate that the clipped form needs
 
@@ -94,7 +102,7 @@ def scale_by_trust_ratio(
 
     def adapt(g, p, rate):
         u = g + weight_decay * p
-        norm_p, norm_g = _norm(p), _norm(g if separate_norms else u)
+        norm_p, norm_g = norm(p), norm(g if separate_norms else u)
         divisor = norm_g + weight_decay * norm_p if separate_norms else norm_g
         adapted = (norm_p > 0) & (norm_g > 0)
         ratio = eta * norm_p / jnp.where(adapted, divisor, 1)
@@ -109,11 +117,6 @@ def scale_by_trust_ratio(
         return updates, TrustRatioState(state.count + 1)
 
     return optax.GradientTransformation(init, update)
-
-
-def _norm(x):
-    # Not jnp.linalg.norm(x.ravel()): of a matrix split over devices that gathers the whole, and this sums one number.
-    return jnp.sqrt(jnp.square(x).sum())
 
 
 def lars(

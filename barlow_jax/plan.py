@@ -2,7 +2,7 @@
 
     python -m barlow_jax.plan --config=configs/barlow_twins.py
     python -m barlow_jax.plan --config=configs/barlow_twins.py --topology=v5e:16x16     (needs: pip install libtpu)
-    python -m barlow_jax.plan --config=configs/barlow_twins.py --topology=gpu:8xH100
+    python -m barlow_jax.plan --config=configs/barlow_twins.py --topology=gpu:8xH100     (2x8xH100: on two hosts)
 
 Without a topology: groups of parameters with their rates, steps, the loss to expect at the start, the size of a
 checkpoint, and where the config departs from what the authors published. With one: compiles the train step of train.py
@@ -60,8 +60,10 @@ def main(wanted):
     images = images_of(config, wanted.images)
     show(meaning(config, images))
     if machine:
-        cost = compile_step(config, images, machine)
-        show(forecast.describe(config, steps_per_epoch(config, images), machine, cost, wanted.images_per_core))
+        compiler = machines.compiler(machine)
+        cost = compile_step(config, images, machine, compiler)
+        steps = steps_per_epoch(config, images)
+        show(forecast.describe(config, steps, machine, compiler, cost, wanted.images_per_core))
         forecast.check_fits(config, machine, cost)
 
 
@@ -207,9 +209,9 @@ def _departures(config):
 # What a machine makes of it.
 
 
-def compile_step(config, images, machine):
+def compile_step(config, images, machine, compiler):
     """The Cost of the train step of train.py on a machine; UserError where the compiler finds no room for it."""
-    mesh = sharding.make_mesh(machines.devices(machine))
+    mesh = sharding.make_mesh(compiler.devices)
     sharding.check_batch_size(config.batch_size, mesh)
     experiment.check_last_batch(config, images.count, mesh)
     experiment.check_microbatches(config, mesh)
@@ -219,7 +221,7 @@ def compile_step(config, images, machine):
         raise UserError(f"It does not fit on {machine.topology}: {forecast.remedy(config, machine, held, None)}.")
     show(["", f"Compiling the train step for {machine.topology}: some minutes for a ResNet-50."])
     try:
-        return compiled.cost(lowered(config, method, state, images).compile())
+        return compiled.cost(lowered(config, method, state, images, compiler.platform).compile())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -229,9 +231,14 @@ def compile_step(config, images, machine):
         raise UserError(f"It does not fit on {machine.topology}: the compiler used {what}; {advice}.") from None
 
 
-def lowered(config, method, state, images):
-    """The train step of train.py, traced for these shapes and not yet compiled."""
-    return pretrain.make_train_step(method).lower(state, batch_of(config, images))
+def lowered(config, method, state, images, platform="cpu"):
+    """The train step of train.py, traced for these shapes and not yet compiled.
+
+    Args:
+      platform: of the devices, named because JAX would look for a GPU on this host to find it out.
+    """
+    traced = pretrain.make_train_step(method).trace(state, batch_of(config, images))
+    return traced.lower(lowering_platforms=(platform,))
 
 
 def batch_of(config, images):

@@ -158,7 +158,8 @@ def train_step(method: Method, state: TrainState, batch: Any) -> tuple[TrainStat
       The state after the step, and its metrics, scalars on the device.
     """
     # Two views of every image, their features and embeddings.
-    views = method.views_of(state.step, batch)
+    with jax.named_scope("views"):  # by which profiles and plans tell their share
+        views = method.views_of(state.step, batch)
     features, z, batch_stats, pull_back = method.forward(method.graphdef, state.params, state.batch_stats, views)
 
     # The loss couples all images of the batch, and sees them through z alone: its gradient there, and from there back.

@@ -147,12 +147,6 @@ KNOWN = [  # (module, text, what takes its place, the test that holds it): what 
         "node",
         "test_optim.py::test_a_state_that_goes_on_has_its_step_and_its_momentum",
     ),
-    (
-        "networks.resnet",
-        "x.shape[-3:-1] != (2, 2)",
-        "x.shape[3:-1] != (2, 2)",
-        "networks/test_resnet.py::test_maps_of_2_by_2_go_round_the_slow_convolution",
-    ),
     *(
         ("model", old, new, "networks/test_resnet.py::test_what_a_network_is_unless_told_otherwise")
         for old, new in (

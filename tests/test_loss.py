@@ -10,7 +10,7 @@ from programs import precisions
 
 from barlow_jax import sharding
 from barlow_jax.loss import barlow_twins_loss, cross_correlation, standardize
-from barlow_jax.planning import compiled
+from barlow_jax.planning import compiled, hlo
 
 CASES = [
     "tiny",
@@ -131,7 +131,7 @@ def test_direct_form_reduces_nothing_of_size_d_by_d():
 
 def moved(form, n, d):
     """Bytes of every collective operation of the gradient on 8 devices, by kind."""
-    found = compiled.collectives(compiled.instructions(gradient_program(form, n, d)))
+    found = compiled.collectives(hlo.instructions(gradient_program(form, n, d)))
     return {kind: [c.bytes for c in found if c.kind == kind] for kind in compiled.COLLECTIVES}
 
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from barlow_jax import plan, sharding
 from barlow_jax.errors import UserError
-from barlow_jax.planning import compiled, forecast, machines
+from barlow_jax.planning import compiled, forecast, gpus, hlo, machines
 from barlow_jax.results import published
 
 PRETRAINING = commands.pretraining_configs()
@@ -97,13 +97,16 @@ def test_the_count_of_images_can_be_given():
 
 
 def test_topologies_by_name():
-    v3, v4, gpus = map(machines.parse, ("v3:4x4", "v4:2x2x4", "gpu:8xA100-40"))
+    v3, v4, cards, hosts = map(machines.parse, ("v3:4x4", "v4:2x2x4", "gpu:8xA100-40", "gpu:2x8xH100"))
     assert (v3.chips, v3.devices, v3.memory) == (16, 32, 16 * 2**30)  # two cores a chip, which share all
     assert (v4.chips, v4.devices, v4.memory) == (16, 16, 32 * 2**30)
-    assert (gpus.platform, gpus.devices, gpus.bandwidth) == ("gpu", 8, 1555e9)
+    assert (cards.platform, cards.devices, cards.hosts, cards.bandwidth) == ("gpu", 8, 1, 1555e9)
+    assert (hosts.devices, hosts.hosts, hosts.card) == (16, 2, "H100")
 
 
-@pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "v5e:0x4", "gpu:8", "gpu:8xRTX", "gpu:0xH100", "8xH100"])
+@pytest.mark.parametrize(
+    "topology", ["v9:2x2", "v5e", "v5e:0x4", "gpu:8", "gpu:8xRTX", "gpu:0xH100", "gpu:0x8xH100", "8xH100"]
+)
 def test_unknown_topologies_are_told_the_known(topology):
     with pytest.raises(UserError, match=rf"--topology={topology} .*v6e.*H200"):
         machines.parse(topology)
@@ -112,7 +115,7 @@ def test_unknown_topologies_are_told_the_known(topology):
 @pytest.mark.skipif(machines.has_libtpu(), reason="libtpu is installed")
 def test_a_tpu_without_libtpu_asks_for_it():
     with pytest.raises(UserError, match="pip install libtpu"):
-        machines.devices(machines.parse("v5e:2x2"))
+        machines.compiler(machines.parse("v5e:2x2"))
 
 
 # Compiled programs.
@@ -159,8 +162,8 @@ ENTRY %main.1 (a: bf16[4,8], b: f32[2]) -> f32[2] {
   ROOT %copy.1 = f32[2]{0} copy(%b), metadata={op_name="jit(train_step)/jvp()/add"}
 }
 """
-    found = compiled.instructions(text)
-    kinds = {c.kind: (c.bytes, c.arrays) for c in compiled.collectives(found)}
+    found = hlo.instructions(text)
+    kinds = {c.kind: (c.bytes, len(c.arrays)) for c in compiled.collectives(found)}
     assert kinds == {"all-reduce": (64 + 8, 2), "all-gather": (512, 1), "reduce-scatter": (4096, 1)}
     assert compiled.largest_arrays(found, 1)[0][:3] == (512, 1, "bf16[32,8]")
     assert (8, 2, "f32[2]", "all-reduce") in compiled.largest_arrays(found)
@@ -168,9 +171,13 @@ ENTRY %main.1 (a: bf16[4,8], b: f32[2]) -> f32[2] {
 
 @pytest.fixture(scope="module")
 def planned():
-    """(config, images, machine, cost) of a tiny step for 8 GPUs; float32 gradients of 16 examples."""
+    """(config, images, machine, compiler, cost) of a tiny step for 8 GPUs; float32 gradients of 16 examples.
+
+    Of the simulated devices, which every machine has; tests/planning/test_programs.py compiles for GPUs themselves.
+    """
     config, machine = config_named("demo", **TINY, shard_params=False), machines.parse("gpu:8xH100")
-    return config, images(config), machine, plan.compile_step(config, images(config), machine)
+    compiler = machines.simulated(machine, "this is a test")
+    return config, images(config), machine, compiler, plan.compile_step(config, images(config), machine, compiler)
 
 
 TRAIN = """
@@ -219,25 +226,33 @@ def test_the_step_that_is_planned_is_the_step_of_train(tmp_path):
 
 
 def test_the_forecast_of_a_tiny_step(planned):
-    config, shapes, machine, cost = planned
+    config, shapes, machine, compiler, cost = planned
     _, state = plan.program(config, shapes)
     batch = 2 * 32 * 32 * 3 + 2 * (2 * 4 * 4 + 4)  # canvas, boxes and label of 2 examples; the step reads no index
     assert cost.arguments == pytest.approx(plan.nbytes(state) + batch, rel=1e-3)
     reduced = compiled.by_kind(cost.collectives)["all-reduce"][1]
     assert plan.nbytes(state.params) < reduced < 1.2 * plan.nbytes(state.params)
-    text = "\n".join(forecast.describe(config, 62, machine, cost, 900.0))
-    for word in ("ESTIMATE", "3350 GB/s", "upper bounds, not forecasts", "all-reduce", "host cores", "hours an epoch"):
+    text = "\n".join(forecast.describe(config, 62, machine, compiler, cost, 900.0))
+    for word in (
+        "as this is a test",
+        "ESTIMATE",
+        "3350 GB/s",
+        "upper bounds, not forecasts",
+        "all-reduce",
+        "host cores",
+        "hours an epoch",
+    ):
         assert word in text
 
 
 def test_the_roofline_is_the_peak_rates(planned):
-    *_, machine, cost = planned
+    _, _, machine, _, cost = planned
     seconds = forecast.roofline(machine, dataclasses.replace(cost, flops=989e12, accessed=2 * 3350e9, collectives=()))
     assert seconds == {"compute": 1.0, "memory": 2.0, "network": 0.0, "step": 2.0}
 
 
 def test_too_little_memory_says_what_to_change(planned):
-    config, _, machine, cost = planned
+    config, _, machine, _, cost = planned
     forecast.check_fits(config, machine, cost)
 
     def with_memory(memory):
@@ -255,7 +270,7 @@ def test_a_state_that_is_too_large_is_not_even_compiled():
     config = config_named("barlow_twins", projector=(65536, 65536, 65536), shard_params=False)
     machine = machines.parse("gpu:8xA100-40")
     with pytest.raises(UserError, match=r"the state alone takes 70.00 GB of the 32.21 GB of every chip"):
-        plan.compile_step(config, plan.images_of(config, 0), machine)
+        plan.compile_step(config, plan.images_of(config, 0), machine, machines.simulated(machine, "this is a test"))
 
 
 def test_the_command_exits_with_1_where_it_does_not_fit():
@@ -270,9 +285,23 @@ def test_the_command_exits_with_1_where_it_does_not_fit():
 def test_a_tpu_step_compiles_without_a_tpu():
     config = config_named("demo", **TINY)
     machine = machines.parse("v5e:2x2")
-    cost = plan.compile_step(config, images(config), machine)
+    cost = plan.compile_step(config, images(config), machine, machines.compiler(machine))
     assert cost.optimal_seconds > 0 and cost.flops > 0
     assert "all-reduce" in compiled.by_kind(cost.collectives)
     forecast.check_fits(config, machine, cost)
     with pytest.raises(UserError, match="no slice that libtpu knows.*3x5"):
-        machines.devices(machines.parse("v5e:3x5"))
+        machines.compiler(machines.parse("v5e:3x5"))
+
+
+@pytest.mark.skipif(not gpus.plugin(), reason="JAX's CUDA plugin is not installed: " + gpus.INSTALL.format("(JAX's)"))
+def test_a_gpu_step_compiles_without_a_gpu():
+    config, machine = config_named("demo", **TINY), machines.parse("gpu:2x2xV100")
+    compiler = machines.compiler(machine)
+    assert compiler.platform == "cuda" and len(compiler.devices) == 4
+    assert len({device.process_index for device in compiler.devices}) == 2  # hosts
+    cost = plan.compile_step(config, images(config), machine, compiler)
+    assert cost.flops > 0 and cost.accessed > cost.temporaries > 0
+    assert "all-reduce" in compiled.by_kind(cost.collectives)
+    text = "\n".join(forecast.describe(config, 62, machine, compiler, cost, 900.0))
+    assert "for the card itself, Tesla V100-SXM2-32GB of compute capability 7.0" in text and "between hosts" in text
+    forecast.check_fits(config, machine, cost)

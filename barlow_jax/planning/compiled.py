@@ -1,77 +1,14 @@
 """Reading a compiled program: its memory, its arithmetic, what it sends between devices, its largest arrays.
 
-All figures are of one device, as XLA counts them for a partitioned program. XLA counts the body of a loop once.
+All figures are of one device, as XLA counts them for a partitioned program. The body of a loop counts once.
 """
 
 import collections
 import dataclasses
-import re
 
-BYTES = {
-    "pred": 1,
-    "s4": 0.5,
-    "u4": 0.5,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-    "c64": 8,
-    "c128": 16,
-}
+from barlow_jax.planning import counts, hlo
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
-_ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+|c64|c128)\[([\d,]*)\]")
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    computation: str
-    entry: bool  # of the program itself, not of a fusion or loop
-    name: str
-    shape: str  # result, without its layout; a tuple has several arrays
-    op: str
-    rest: str  # operands and attributes
-
-
-def instructions(text):
-    """The instructions of a compiled program's text (`Compiled.as_text()`)."""
-    computation, entry, found = "", False, []
-    for line in text.splitlines():
-        header = _COMPUTATION.match(line)
-        if header:
-            entry, computation = bool(header[1]), header[2]
-            continue
-        match = _INSTRUCTION.match(line)
-        if match:
-            found.append(Instruction(computation, entry, match[1], _plain(match[2]), match[3], match[4]))
-    return found
-
-
-def _plain(shape):
-    """f32[8,128]{1,0:T(8,128)} -> f32[8,128]; comments inside long tuples go too."""
-    return re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)
-
-
-def arrays(shape):
-    """Bytes of each array of a result's shape, without the padding of the device's layout."""
-    sizes = []
-    for dtype, dims in _ARRAY.findall(shape):
-        count = 1
-        for side in filter(None, dims.split(",")):
-            count *= int(side)
-        sizes.append(count * BYTES[dtype])
-    return sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +21,7 @@ class Collective:
     kind: str
     name: str
     bytes: float
-    arrays: int
+    arrays: tuple  # the whole ones, hlo.Array
     what: str
 
     @property
@@ -94,7 +31,7 @@ class Collective:
 
 def collectives(found):
     """The collective operations among instructions, the largest first."""
-    shapes = {i.name: i.shape for i in found}
+    shapes = {(i.computation, i.name): i.arrays for i in found}
     # TPUs start one, compute beside it and end it in three fusions, each of which holds a copy; the first one counts.
     again = {i.computation for i in found if '"AsyncCollectiveDone"' in i.rest}
     operations = []
@@ -102,26 +39,16 @@ def collectives(found):
         kind = i.op.removesuffix("-start")
         if kind not in COLLECTIVES or i.computation in again or i.computation.startswith("async_collective_fusion"):
             continue
-        result = arrays(i.shape)
-        operands = [size for name in _operands(i.rest) for size in arrays(shapes.get(name, ""))]
+        result = i.arrays
+        operands = [array for name in i.operands for array in shapes.get((i.computation, name), ())]
         if i.op.endswith("-start") and kind != "all-reduce":
             # Their result is (operands, results, and what the operation keeps for itself).
             result = result[len(operands) : 2 * len(operands)]
         if kind == "all-reduce" and i.computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # TPUs have it as a fusion of an all-reduce and a slice
-        size = max(sum(result), sum(operands))
-        operations.append(Collective(kind, i.name, size, len(operands) or len(result), _what(i.rest)))
+        whole = max(result, operands, key=counts.size)
+        operations.append(Collective(kind, i.name, counts.size(whole), tuple(whole), i.what))
     return sorted(operations, key=lambda operation: -operation.bytes)
-
-
-def _operands(rest):
-    return re.findall(r"%([\w.\-]+)", rest.split(")", 1)[0])
-
-
-def _what(rest):
-    """The JAX operation that an instruction was made of, as far as the program remembers."""
-    name = re.search(r'op_name="(?:jit\(\w+\)/)?\(?([^":;]*)', rest)  # the first, of several that were merged
-    return name[1].removeprefix("jit(train_step)/") if name else ""
 
 
 def by_kind(operations):
@@ -142,11 +69,11 @@ def largest_arrays(found, count=8):
     names = {}
     for i in found:
         if i.entry and i.op not in passed_on and not i.op.endswith("-done"):
-            for array in re.findall(r"[a-z]\w*\[[\d,]*\]", i.shape):
+            for array in i.arrays:
                 seen[array] += 1
-                names.setdefault(array, _what(i.rest) or i.op)
-    ranked = sorted(seen, key=lambda shape: -sum(arrays(shape)))[:count]
-    return [(sum(arrays(shape)), seen[shape], shape, names[shape]) for shape in ranked]
+                names.setdefault(array, i.what or i.op)
+    ranked = sorted(seen, key=lambda array: -array.bytes)[:count]
+    return [(array.bytes, seen[array], str(array), names[array]) for array in ranked]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +98,10 @@ class Cost:
 def cost(compiled):
     """The Cost of a jax Compiled."""
     memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
-    found = instructions(compiled.as_text())
+    found = hlo.instructions(compiled.as_text())
+    if counted is None:  # a GPU's, compiled from afar
+        accessed = sum(moved for _, moved in counts.traffic(found))
+        counted = {"flops": counts.flops(found), "bytes accessed": accessed}
     optimal = counted.get("optimal_seconds", 0)
     return Cost(
         arguments=memory.argument_size_in_bytes,

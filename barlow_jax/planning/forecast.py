@@ -6,7 +6,7 @@ config: of the run, in all functions here; its fields are read and nothing else.
 import math
 
 from barlow_jax.errors import UserError
-from barlow_jax.planning import compiled, machines
+from barlow_jax.planning import compiled, gpus, machines
 from barlow_jax.planning.tables import size, table
 
 
@@ -29,9 +29,14 @@ def roofline(machine, cost):
     return seconds | {"step": max(seconds["compute"], seconds["memory"])}
 
 
-def describe(config, steps_per_epoch, machine, cost, images_per_core):
-    """Lines: memory, arithmetic and traffic, communication, the largest arrays, time, and host cores."""
-    gpu, each = machine.platform == "gpu", machine.device_name
+def describe(config, steps_per_epoch, machine, compiler, cost, images_per_core):
+    """Lines: what compiled it, memory, arithmetic and traffic, communication, largest arrays, time, and host cores.
+
+    Args:
+      compiler: the machines.Compiler that the cost is of.
+      images_per_core: that a host core decodes in a second.
+    """
+    each = machine.device_name
     seconds = roofline(machine, cost)
     step = seconds["step"] + seconds["network"]
     epoch = steps_per_epoch * step / 3600
@@ -41,15 +46,10 @@ def describe(config, steps_per_epoch, machine, cost, images_per_core):
         f"{machine.topology}: {machine.chips} chips, {machine.devices} devices ({each}s), batch "
         f"{config.batch_size // machine.devices} on each; figures are for one {each} and one step",
     ]
-    if gpu:
-        lines += [
-            "Compiled for simulated CPU devices, as there is no compiler for GPUs without one: the FLOPs and the "
-            "communication carry over;",
-            "bytes and temporaries are the CPU backend's, which computes bfloat16 in float32 and fuses less: upper "
-            "bounds, not forecasts.",
-        ]
+    lines += compiler.said
+    estimate = "" if compiler.own else ": an estimate"
     lines += [
-        f"memory        {size(cost.memory)} of {size(room(machine))}{': an estimate' if gpu else ''} (state and batch "
+        f"memory        {size(cost.memory)} of {size(room(machine))}{estimate} (state and batch "
         f"{size(cost.arguments)}, temporaries {size(cost.temporaries)}, results {size(cost.results)}, code "
         f"{size(cost.code)})",
         f"arithmetic    {cost.flops / 1e12:.4g} TFLOP",
@@ -68,13 +68,17 @@ def describe(config, steps_per_epoch, machine, cost, images_per_core):
     ]
     if cost.optimal_seconds:
         lines.append(f"              {1e3 * cost.optimal_seconds:.4g} ms by the compiler's own reckoning")
-    lines += [
+    lines.append(
         f"              peaks of a chip: {chip.flops / 1e12:g} TFLOP/s, {chip.bandwidth / 1e9:g} GB/s memory, "
-        f"{chip.network / 1e9:g} GB/s to other chips, {size(chip.memory)} ({chip.source})",
+        f"{chip.network / 1e9:g} GB/s to other chips, {size(chip.memory)} ({chip.source})"
+    )
+    if config.precision == "bfloat16" and machine.card and gpus.CARDS[machine.card].capability < (8, 0):
+        lines.append(f"              which a {machine.card} reaches in float16 alone: --config.precision=float16")
+    lines.append(
         f"run           {epoch:.3g} hours an epoch, {epoch * config.epochs:.4g} for "
-        f"{config.epochs} epochs at that estimate, without evaluation and stops",
-    ]
-    if gpu:
+        f"{config.epochs} epochs at that estimate, without evaluation and stops"
+    )
+    if machine.hosts > 1:
         lines.append("              links between hosts are not reckoned with: of them nothing is known here")
     return [*lines, _input(config, step, images_per_core)]
 
@@ -84,7 +88,7 @@ def _communication(cost):
     if not kinds:
         return ["communication none"]
     rows = [(kind, number, size(total), size(most)) for kind, (number, total, most) in kinds.items()]
-    rows += [("  largest: " + c.name, f"{c.arrays} arrays", size(c.bytes), c.what) for c in cost.collectives[:6]]
+    rows += [("  largest: " + c.name, f"{len(c.arrays)} arrays", size(c.bytes), c.what) for c in cost.collectives[:6]]
     return table(("communication", "operations", "bytes", "largest"), rows)
 
 

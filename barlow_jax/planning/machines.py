@@ -1,10 +1,12 @@
 """Machines that a step can be planned for: what their chips can do at best, and compiling for them from afar.
 
-parse("v5e:16x16")     256 chips of a TPU v5e in a 16 x 16 torus
-parse("gpu:8xH100")    8 GPUs
+parse("v5e:16x16")       256 chips of a TPU v5e in a 16 x 16 torus
+parse("gpu:8xH100")      8 GPUs of one host
+parse("gpu:2x8xH100")    2 hosts with 8 GPUs each
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -14,6 +16,7 @@ import jax
 from jax.experimental import topologies
 
 from barlow_jax.errors import UserError
+from barlow_jax.planning import gpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ GIB = 2**30
 _JOUPPI = "Jouppi et al., A domain-specific supercomputer for training deep neural networks, CACM 63(7), 2020"
 _CLOUD = "cloud.google.com/tpu/docs, system architecture"
 _NVIDIA = "NVIDIA's data sheet of the {} (dense; NVLink's total halved)"
+_PCIE = "NVIDIA's data sheet of the {} (dense; PCIe {} x16)"
 
 TPUS = {
     "v2": Chip(46e12, 700e9, 16 * GIB, 4 * 62e9, _JOUPPI, devices=2),
@@ -54,12 +58,16 @@ TPUS = {
 }
 
 GPUS = {
+    "T4": Chip(65e12, 320e9, 16 * GIB, 16e9, _PCIE.format("T4", "3.0")),
     "V100": Chip(125e12, 900e9, 32 * GIB, 150e9, _NVIDIA.format("V100 SXM2 32GB")),
     "V100-16": Chip(125e12, 900e9, 16 * GIB, 150e9, _NVIDIA.format("V100 SXM2 16GB")),
     "A100-40": Chip(312e12, 1555e9, 40 * GIB, 300e9, _NVIDIA.format("A100 SXM4 40GB")),
     "A100-80": Chip(312e12, 2039e9, 80 * GIB, 300e9, _NVIDIA.format("A100 SXM4 80GB")),
+    "L4": Chip(121e12, 300e9, 24 * GIB, 32e9, _PCIE.format("L4", "4.0")),
+    "RTX4090": Chip(165.2e12, 1008e9, 24 * GIB, 32e9, _PCIE.format("RTX 4090, white paper on Ada", "4.0")),
     "H100": Chip(989e12, 3350e9, 80 * GIB, 450e9, _NVIDIA.format("H100 SXM5")),
     "H200": Chip(989e12, 4800e9, 141e9, 450e9, _NVIDIA.format("H200 SXM")),
+    "B200": Chip(2250e12, 8000e9, 180e9, 900e9, _NVIDIA.format("HGX and DGX B200")),
 }
 
 # JAX takes this share of a GPU's memory at its start, and no more, unless XLA_PYTHON_CLIENT_MEM_FRACTION says so.
@@ -74,6 +82,8 @@ class Machine:
     platform: str  # "tpu" | "gpu"
     chip: Chip
     chips: int
+    hosts: int = 1  # GPUs
+    card: str = ""  # GPUs: its name in GPUS
 
     @property
     def devices(self):
@@ -90,18 +100,20 @@ class Machine:
 
 
 def parse(topology):
-    """The Machine of "v4:4x4x4" (a kind of TPU, and chips along each axis) or "gpu:8xH100" (how many of which)."""
+    """The Machine of "v4:4x4x4" (a kind of TPU, and chips along each axis) or "gpu:2x8xH100" (hosts, GPUs of each)."""
     tpu = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     if tpu and tpu[1] in TPUS:
         chips = math.prod(int(side) for side in tpu[2].split("x"))
         if chips:
             return Machine(topology, "tpu", TPUS[tpu[1]], chips)
-    gpu = re.fullmatch(r"gpu:(\d+)x([\w-]+)", topology)
-    if gpu and gpu[2] in GPUS and int(gpu[1]):
-        return Machine(topology, "gpu", GPUS[gpu[2]], int(gpu[1]))
+    gpu = re.fullmatch(r"gpu:(?:(\d+)x)?(\d+)x([\w-]+)", topology)
+    if gpu and gpu[3] in GPUS:
+        hosts, each = int(gpu[1] or 1), int(gpu[2])
+        if hosts * each:
+            return Machine(topology, "gpu", GPUS[gpu[3]], hosts * each, hosts, gpu[3])
     raise UserError(
         f"--topology={topology} is not known; it is a TPU slice such as v5e:16x16 ({', '.join(TPUS)}) or GPUs such as "
-        f"gpu:8xH100 ({', '.join(GPUS)})."
+        f"gpu:8xH100, or gpu:2x8xH100 on two hosts ({', '.join(GPUS)})."
     )
 
 
@@ -119,15 +131,32 @@ _LIBTPU = {
 }
 
 
-def devices(machine):
-    """The devices to compile for: of a TPU that nobody here owns, or simulated CPU devices in place of GPUs."""
-    if machine.platform == "gpu":
-        if jax.device_count("cpu") < machine.devices:
-            raise UserError(
-                f"--topology={machine.topology} needs {machine.devices} simulated devices and JAX has started with "
-                f"{jax.device_count('cpu')}; set XLA_FLAGS=--xla_force_host_platform_device_count={machine.devices}."
-            )
-        return jax.devices("cpu")[: machine.devices]
+@dataclasses.dataclass(frozen=True)
+class Compiler:
+    """What compiles for a machine.
+
+    Attributes:
+      devices: to compile for.
+      platform: to lower for; "cpu" stands in for GPUs where there is no compiler for them.
+      said: lines for people, of what their figures are.
+    """
+
+    devices: list
+    platform: str  # "tpu" | "cuda" | "cpu"
+    said: tuple
+
+    @property
+    def own(self):
+        """Whether the program is the one that the machine would run."""
+        return self.platform != "cpu"
+
+
+def compiler(machine):
+    """The Compiler for a machine that nobody here owns; UserError where a TPU's is missing or knows no such slice."""
+    return _of_gpus(machine) if machine.platform == "gpu" else _of_tpus(machine)
+
+
+def _of_tpus(machine):
     if not has_libtpu():
         raise UserError(
             f"--topology={machine.topology} needs the TPU compiler, which is the optional package libtpu; install it "
@@ -136,10 +165,49 @@ def devices(machine):
     for name, value in _LIBTPU.items():
         os.environ.setdefault(name, value)
     try:
-        return topologies.get_topology_desc(machine.topology, "tpu", **dict(machine.chip.options)).devices
+        found = topologies.get_topology_desc(machine.topology, "tpu", **dict(machine.chip.options)).devices
     except jax.errors.JaxRuntimeError as error:
         what = str(error).splitlines()[0].split(": ", 1)[-1].rstrip(".")
         raise UserError(
             f"--topology={machine.topology} is no slice that libtpu knows ({what}); slices of v2, v3, v5e and v6e have "
             "two sides such as 4x4, those of v4 and v5p three such as 2x2x4."
         ) from None
+    said = f"Compiled for the TPU itself: jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}."
+    return Compiler(found, "tpu", (said,))
+
+
+def _of_gpus(machine):
+    """XLA's for GPUs where JAX's CUDA plugin is installed and it takes the card; else simulated CPU devices."""
+    plugin = gpus.plugin()
+    if not plugin:
+        return simulated(machine, f"JAX's CUDA plugin is not installed (`{gpus.INSTALL.format(jax.__version__)}`)")
+    chip = machine.chip
+    try:
+        each = machine.chips // machine.hosts
+        found = gpus.devices(machine.card, chip.memory, chip.bandwidth, machine.hosts, each)
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        what = str(error).splitlines()[0].rstrip(".")
+        return simulated(machine, f"{plugin} does not take the card ({what})")
+    card = gpus.CARDS[machine.card]
+    capability = ".".join(map(str, card.capability))
+    said = (
+        f"Compiled for the card itself, {card.name} of compute capability {capability}: XLA of jax {jax.__version__}, "
+        f"{plugin}.",
+        "Traffic and FLOPs are summed over the program's text; no kernel was timed to choose among several.",
+    )
+    return Compiler(found, "cuda", said)
+
+
+def simulated(machine, why):
+    """The Compiler of this host's CPU, whose devices stand in for GPUs; `why`, for people."""
+    if jax.device_count("cpu") < machine.devices:
+        raise UserError(
+            f"--topology={machine.topology} needs {machine.devices} simulated devices and JAX has started with "
+            f"{jax.device_count('cpu')}; set XLA_FLAGS=--xla_force_host_platform_device_count={machine.devices}."
+        )
+    said = (
+        f"Compiled for simulated CPU devices, as {why}: the FLOPs and the communication carry over;",
+        "bytes and temporaries are the CPU backend's, which computes bfloat16 in float32 and fuses less: upper "
+        "bounds, not forecasts.",
+    )
+    return Compiler(jax.devices("cpu")[: machine.devices], "cpu", said)

@@ -303,20 +303,6 @@ def test_features_of_bfloat16_are_pooled_in_float32():
     np.testing.assert_allclose(features, np.asarray(maps[0], np.float64).mean((1, 2)), rtol=1e-6)
 
 
-def test_maps_of_2_by_2_go_round_the_slow_convolution():
-    """One more row and column of zeros, cut off again, behind barriers; the numbers are those of the plain one."""
-    rng = np.random.default_rng(0)
-    for side, stride in [(2, 1), (2, 2), (3, 1)]:
-        for shape in [(3, side, side, 4), (3, 2, side, side, 4)]:
-            x = jnp.asarray(rng.normal(size=shape), jnp.float32)
-            ours = resnet.conv(4, 5, 3, stride, dtype=jnp.float32, rngs=nnx.Rngs(0))
-            plain = nnx.Conv(4, 5, (3, 3), stride, padding=((1, 1), (1, 1)), use_bias=False, rngs=nnx.Rngs(0))
-            plain.kernel[...] = ours.kernel[...]
-            np.testing.assert_allclose(ours(x), plain(x), rtol=1e-5, atol=1e-6)
-            around = str(jax.make_jaxpr(ours)(x)).count("optimization_barrier")
-            assert around == (2 if side == 2 else 0)
-
-
 def test_what_a_network_is_unless_told_otherwise():
     """The projector of the paper, float32, nothing computed twice; embeddings of bfloat16 come out wider."""
     backbone = model.make_backbone("resnet18", image_size=32, stem="cifar")
