@@ -6,7 +6,6 @@ import detw
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compiling import QUICK
 from flax import nnx
 
 from barlow_jax import feed, model, optim, pretrain, sharding
@@ -51,7 +50,6 @@ def two_views(seed, batch_size, noise, dtype):
 def step_on_views(graphdef, tx, mesh, *, lambd, of_loss=None, **options):
     """The train step for batches that hold their views; options: of the loss, and of `pretrain.Method`."""
     loss = functools.partial(barlow_twins_loss, lambd=lambd, **(of_loss or {}))
-    options = {"compiler_options": QUICK} | options
     return pretrain.make_train_step(
         pretrain.Method(graphdef, tx, lambda _, batch: batch["views"], loss, mesh, **options)
     )

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import official
 import pytest
-from compiling import quickly
 from flax import nnx
 
 from barlow_jax import model
@@ -61,7 +60,7 @@ def test_training_pass_in_float64(golden, x64, arch, name):
         features, after = train_pass(graphdef, params, batch_stats, x)
         return (features * cotangent).sum(), (features, after)
 
-    grads, (features, after) = quickly(jax.grad(probe, has_aux=True))(params)
+    grads, (features, after) = jax.jit(jax.grad(probe, has_aux=True))(params)
     assert relative(features, arrays[f"{name}.f64.train_features"]) < 1e-9
     for leaf in ("mean", "var"):
         norms, firsts = per_norm(after, described, leaf)
@@ -81,14 +80,14 @@ def test_float32_features(golden, arch, bound):
     arrays, described = golden(arch)
     graphdef, params, batch_stats = network(golden, arch, jnp.float32)
     x = images(golden, arch, "a64", jnp.float32)
-    features, after = quickly(lambda p: train_pass(graphdef, p, batch_stats, x))(params)
+    features, after = jax.jit(lambda p: train_pass(graphdef, p, batch_stats, x))(params)
     assert relative(features, arrays["a64.f64.train_features"]) < bound
     for leaf in ("mean", "var"):
         norms, _ = per_norm(after, described, leaf)
         np.testing.assert_allclose(norms, arrays[f"a64.f64.running_{leaf}_after_1.norm_per_bn"], rtol=1e-4)
     if arch == "resnet50":
         graphdef, params, batch_stats = network(golden, arch, jnp.float32, zero_init_residual=True)
-        features, _ = quickly(lambda p: train_pass(graphdef, p, batch_stats, x))(params)
+        features, _ = jax.jit(lambda p: train_pass(graphdef, p, batch_stats, x))(params)
         assert relative(features, arrays["a64.f64.zero_init_train_features"]) < 1e-5
 
 
@@ -97,7 +96,7 @@ def test_evaluation_uses_the_running_statistics(golden, name):
     arrays, _ = golden("resnet50")
     graphdef, params, batch_stats = network(golden, "resnet50", jnp.float32)
     x = images(golden, "resnet50", name, jnp.float32)
-    features = quickly(lambda p: model.merge(graphdef, p, batch_stats)(x, train=False))(params)
+    features = jax.jit(lambda p: model.merge(graphdef, p, batch_stats)(x, train=False))(params)
     assert relative(features, arrays[f"{name}.f64.eval_features_rawstats"]) < 1e-5
 
 
@@ -105,7 +104,7 @@ def test_second_pass_moves_the_statistics_again(golden, x64):
     arrays, described = golden("resnet18")
     graphdef, params, batch_stats = network(golden, "resnet18", jnp.float64)
     first, second = (images(golden, "resnet18", n, jnp.float64) for n in ("a64", "a64_second"))
-    step = quickly(lambda stats, x: train_pass(graphdef, params, stats, x)[1])
+    step = jax.jit(lambda stats, x: train_pass(graphdef, params, stats, x)[1])
     after = step(step(batch_stats, first), second)
     for leaf in ("mean", "var"):
         norms, _ = per_norm(after, described, leaf)
@@ -115,7 +114,7 @@ def test_second_pass_moves_the_statistics_again(golden, x64):
 def test_two_views_in_one_pass_equal_two_passes(golden, x64):
     graphdef, params, batch_stats = network(golden, "resnet18", jnp.float64)
     first, second = (images(golden, "resnet18", n, jnp.float64) for n in ("a64", "a64_second"))
-    one_view = quickly(lambda stats, x: train_pass(graphdef, params, stats, x))
+    one_view = jax.jit(lambda stats, x: train_pass(graphdef, params, stats, x))
     one, after = one_view(batch_stats, first)
     two, after = one_view(after, second)
     net = model.merge(graphdef, params, batch_stats)
@@ -255,7 +254,7 @@ def test_remat_computes_every_block_again_and_changes_nothing():
             return jnp.square(net(images, train=True)).sum(), model.batch_stats_of(net)
 
         assert str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(params)).count("prevent_cse=") == 2 * remat
-        return quickly(jax.value_and_grad(loss, has_aux=True))(params)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), step(True), step(False))
 

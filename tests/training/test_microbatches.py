@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quickly
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -89,7 +88,7 @@ def results(forward, graphdef, params, batch_stats, views, devices=1):
         return {"loss": loss, "grads": pull_back(dz), "batch_stats": moved, "features": features, "z": z}
 
     whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    return jax.device_get(quickly(step, in_shardings=(whole, whole, rows))(params, batch_stats, views))
+    return jax.device_get(jax.jit(step, in_shardings=(whole, whole, rows))(params, batch_stats, views))
 
 
 def assert_close(got, want, rtol=1e-9):
@@ -119,7 +118,7 @@ def test_micro_statistics_are_those_of_a_plain_loop(x64):
         features, z = (jnp.concatenate(x)[rows] for x in (features, z))
         return loss_of(z), {"features": features, "z": z, "moved": moved}
 
-    (loss, out), grads = quickly(jax.value_and_grad(loop, has_aux=True))(params)
+    (loss, out), grads = jax.jit(jax.value_and_grad(loop, has_aux=True))(params)
     got = results(microbatches.make_forward(PARTS, "micro"), *args, devices=8)
     want = {"loss": loss, "grads": grads, "features": out["features"], "z": out["z"]}
     assert_close({key: got[key] for key in want}, want)
