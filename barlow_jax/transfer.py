@@ -78,8 +78,8 @@ def evaluate(judged):
         raise UserError(f"No image of {test.name} shows {absent[0]}, so it has no average precision; give more images.")
 
     if jax.process_index() == 0:
-        found = {"scores": scores, "targets": truth, "classes": np.asarray(names)}
-        writing.arrays(judged.workdir / "voc_scores.npz", found)
+        judgement = {"scores": scores, "targets": truth, "classes": np.asarray(names)}
+        writing.arrays(judged.workdir / "voc_scores.npz", judgement)
     lines = [
         results.line(
             judged.subject,

@@ -45,6 +45,8 @@ def unasked(closed):
 def _line(equation):
     """The innermost line of the package, or else of a test, that an equation comes from."""
     frames = [(pathlib.Path(frame.file_name), frame.line_num) for frame in equation.source_info.traceback.frames]
-    frames = [(file, line) for file, line in frames if file.is_relative_to(commands.ROOT)]
+    frames = [
+        found for found in frames if found[0].is_relative_to(commands.ROOT) and "site-packages" not in found[0].parts
+    ]
     file, line = next((f for f in frames if f[0].is_relative_to(commands.ROOT / "barlow_jax")), frames[0])
     return f"{file.relative_to(commands.ROOT)}:{line}"

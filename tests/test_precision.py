@@ -78,7 +78,7 @@ def online_probe():
 
 
 def projector():
-    graphdef, params, batch_stats = model.split(model.Projector(16, (8, 8), rngs=nnx.Rngs(0)))
+    graphdef, params, batch_stats = model.split(model.Projector(16, (8, 8), dtype=jnp.float32, rngs=nnx.Rngs(0)))
 
     def gradient(params, x):
         return jax.grad(lambda p: jnp.sin(model.merge(graphdef, p, batch_stats)(x, train=True)).sum())(params)

@@ -76,8 +76,8 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _forms(stride, padding, precision):
-    given = {"stride": stride, "padding": padding, "precision": precision}
-    return tuple(functools.partial(form, **given) for form in (_convolve, _convolve_by_taps))
+    usual = functools.partial(_convolve, stride=stride, padding=padding, precision=precision)
+    return usual, functools.partial(_convolve_by_taps, stride=stride, padding=padding)
 
 
 def _gradients_of(form):
@@ -106,7 +106,7 @@ def _convolve(x, kernel, *, stride, padding, precision):
     )
 
 
-def _convolve_by_taps(x, kernel, *, stride, padding, precision):
+def _convolve_by_taps(x, kernel, *, stride, padding):
     """A matrix product for each weight of the window, of the positions where it lies inside the map.
 
     For CPUs. XLA takes a plain loop there where a map, or that of the gradient, is smaller than the kernel (542 ms
@@ -122,7 +122,7 @@ def _convolve_by_taps(x, kernel, *, stride, padding, precision):
         met = x[:, _met(row, stride), _met(column, stride)].astype(wide)
         # Of two axes: with more, XLA transposes one side of the weight gradient's product before it multiplies.
         weights = kernel[row.place, column.place].astype(wide)
-        part = jnp.matmul(met.reshape(-1, channels), weights, precision=precision)
+        part = jnp.matmul(met.reshape(-1, channels), weights, precision="highest")  # as CPUs have it anyway
         around = [(tap.first, side - tap.last) for tap, side in zip((row, column), out, strict=True)]
         parts.append(jnp.pad(part.reshape(*met.shape[:-1], features), ((0, 0), *around, (0, 0))))
     return functools.reduce(jnp.add, parts).astype(x.dtype)
