@@ -19,7 +19,7 @@ except ImportError as error:
 class BarlowTwins(torch.nn.Module):
     """Network and loss; two batches of views in, loss out."""
 
-    def __init__(self, arch, stem, projector, lambd):
+    def __init__(self, arch, projector, lambd, stem="imagenet"):
         super().__init__()
         self.lambd = lambd
         self.backbone = getattr(torchvision.models, arch)(zero_init_residual=True)
@@ -72,7 +72,7 @@ class Lars(torch.optim.Optimizer):
 
 def make_step(chosen, lambd, device, memory_format, compiled=False):
     """() -> the loss of one more step; compiled: network and loss by torch.compile."""
-    network = BarlowTwins(chosen.arch, getattr(chosen, "stem", "imagenet"), chosen.projector, lambd)
+    network = BarlowTwins(chosen.arch, chosen.projector, lambd, getattr(chosen, "stem", "imagenet"))
     network = network.to(device).to(memory_format=memory_format).train()
     weights = [p for p in network.parameters() if p.ndim > 1]
     biases = [p for p in network.parameters() if p.ndim == 1]
