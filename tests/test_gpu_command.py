@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
 
 import gpu
-from gpu_steps import configs, fixtures, machine, record, runs, step_time, steps
+from gpu_steps import configs, fixtures, machine, memory, record, runs, step_time, steps
 
 # In place of a step's process: what it does is its name, and what it has done before lies in the folder.
 FAKE = """
@@ -137,6 +137,11 @@ def test_the_time_of_a_step_and_its_shares(context):
     assert found["memory"]["values"]["program_bytes"] > 0 and found["views"]["values"]["share"] < 1
     absent = [name for name in ("torch", "torchvision") if not steps.has(name)]
     assert not absent or "torch" in found["PyTorch"]["beside"]
+
+
+def test_a_forecast_is_made_by_plan(context):
+    found = memory.planned(context, {"arch": "convnet", "side": 24, "batch_size": 16}, "gpu:1xH100")
+    assert found["bytes"] > found["temporaries"] > 0
 
 
 def test_a_contestant_without_room_is_left_out():

@@ -68,7 +68,7 @@ def forecast(topology, *words):
     machine = machines.parse(topology)
     jax.config.update("jax_num_cpu_devices", machine.devices)
     try:
-        cost = plan.compile_step(config, configs.shapes(config), machine)
+        cost = plan.compile_step(config, configs.shapes(config), machine, machines.compiler(machine))
     except UserError as error:
         sys.exit(str(error))
     return {"bytes": cost.memory, "temporaries": cost.temporaries}

@@ -55,7 +55,9 @@ def ours(context, config, mesh):
     batch = feed.put(configs.batch(config), mesh)
     began = time.perf_counter()
     program = step.lower(state, batch).compile()
-    found = {"compile_seconds": time.perf_counter() - began, "memory": memory(program), "bytes": traffic(program)}
+    found = {"compile_seconds": time.perf_counter() - began}
+    cost = compiled.cost(program)
+    found |= {"memory": cost.memory, "bytes": cost.accessed}
     state, _ = jax.block_until_ready(program(state, batch))
     found["peak_bytes"] = (jax.devices()[0].memory_stats() or {}).get(
         "peak_bytes_in_use"
@@ -73,29 +75,6 @@ def ours(context, config, mesh):
         return once, jax.block_until_ready
 
     return {"step": stepping(program, batch), "step, ready views": stepping(with_views, handed)}, found
-
-
-def memory(program):
-    """Bytes that a program takes of one device, as its compiler says."""
-    told = program.memory_analysis()
-    results = told.output_size_in_bytes - told.alias_size_in_bytes
-    parts = told.argument_size_in_bytes, results, told.temp_size_in_bytes, told.generated_code_size_in_bytes
-    return sum(parts)
-
-
-def traffic(program):
-    """Bytes that a program reads and writes: as its compiler counts them, or summed over its operations' arrays."""
-    counted = (program.cost_analysis() or {}).get("bytes accessed", 0)
-    if counted:
-        return counted
-    sizes, total = {}, 0
-    for i in compiled.instructions(program.as_text()):
-        if i.entry:
-            sizes[i.name] = sum(compiled.arrays(i.shape))
-            if i.op not in ("parameter", "tuple", "get-tuple-element", "bitcast", "constant"):
-                operands = i.rest.split(")")[0].replace("%", "").replace(",", " ").split()
-                total += sizes[i.name] + sum(sizes.get(name, 0) for name in operands)
-    return total
 
 
 def theirs(config):
