@@ -257,6 +257,7 @@ def leave(status, patience=10.0):
     wait for this one in turn. If all have failed alike they are there within `patience` seconds. Otherwise this process
     goes, and that ends the others: at once where they wait for it, after 100 s at the latest.
     """
+    last_words.farewell()  # what is wrong was said; that another is gone may end this process while it parts
     parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     parting.start()
     parting.join(patience)

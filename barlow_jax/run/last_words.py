@@ -21,8 +21,10 @@ _WITNESS = f"""
 import sys
 words, orderly = sys.stdin.buffer, False
 for line in iter(words.readline, b""):
-    orderly |= b"\\0" in line
-    text = line.replace(b"\\0", b"").decode(errors="replace")
+    before, said, _ = line.partition(b"\\0")
+    text = b"" if orderly else before if said else line
+    orderly |= bool(said)
+    text = text.decode(errors="replace")
     if text.strip() and not text.startswith({_DUMP!r}):
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -67,6 +69,6 @@ def witness(sentence):
 
 
 def farewell():
-    """This end is an orderly one: no sentence is needed."""
+    """This end is an orderly one, or its sentence is said: no other is needed, and what C++ adds is not passed on."""
     if _heard:
         os.write(2, b"\0\n")
