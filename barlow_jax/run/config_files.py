@@ -24,6 +24,10 @@ from barlow_jax.errors import UserError
 _PACKAGE = pathlib.Path(__file__).parents[1]
 PROGRAMS = _PACKAGE / "programs" if (_PACKAGE / "programs").is_dir() else _PACKAGE.parent
 CONFIGS = PROGRAMS / "configs"
+_A_CONFIG = (
+    "--config wants a file of Python with a get_config, which is given what stands behind a colon; "
+    "`barlow-jax configs demo` prints one"
+)
 
 
 def program(name):
@@ -146,4 +150,7 @@ def _failure(file, error):
     text = " ".join(text.replace("\\n", " ").split()).rstrip(".")
     kind = "" if isinstance(error, ValueError) and not isinstance(error, UnicodeError) else f"{type(error).__name__}: "
     where = f"{file}, line {lines[-1]}" if lines else str(file)
-    return f"{kind}{text} ({where})."
+    if not kind:  # a sentence of the file's own
+        return f"{text} ({where})."
+    remedy = "mend that line" if lines and not isinstance(error, SyntaxError) else _A_CONFIG
+    return f"{kind}{text} ({where}); {remedy}."

@@ -41,12 +41,18 @@ def test_a_file_of_ones_own_starts_from_a_name_anywhere(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("def get_config():\n    x = 1\n    return y\n", r"NameError: name 'y' is not defined \(.*mine.py, line 3\)\."),
-        ("\n\ndef get_config(:\n", r"SyntaxError: invalid syntax \(.*mine.py, line 3\)\."),
-        ("import nowhere_at_all\n", r"ModuleNotFoundError: No module named 'nowhere_at_all' \(.*mine.py, line 1\)\."),
+        (
+            "def get_config():\n    x = 1\n    return y\n",
+            r"NameError: name 'y' is not defined \(.*mine.py, line 3\); mend that",
+        ),
+        ("\n\ndef get_config(:\n", r"SyntaxError: invalid syntax \(.*mine.py, line 3\); --config wants a file of Py"),
+        (
+            "import nowhere_at_all\n",
+            r"ModuleNotFoundError: No module named 'nowhere_at_all' \(.*mine.py, line 1\); mend",
+        ),
         ("def get_config():\n    raise ValueError('take 1 or 2.')\n", r"^take 1 or 2 \(.*mine.py, line 2\)\."),
         ("def get_config():\n    return {'epochs': 1}\n", "mine.py gives a dict; let it return a ConfigDict"),
-        ("", "AttributeError: module 'barlow_jax_config' has no attribute 'get_config'"),
+        ("", "AttributeError: module 'barlow_jax_config' has no attribute 'get_config'.*; --config wants"),
         (
             "import barlow_jax\ndef get_config():\n    config = barlow_jax.config('demo')\n    config.epoch = 1\n",
             r"epoch.*\(.*mine.py, line 4\)",
@@ -78,7 +84,7 @@ def test_what_is_no_config_is_one_sentence(named, sentence):
 
 def test_a_file_that_is_no_python(tmp_path):
     (tmp_path / "mine.py").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
-    with pytest.raises(UserError, match="mine.py"):
+    with pytest.raises(UserError, match="mine.py.*--config wants a file of Python"):
         config_files.load(tmp_path / "mine.py")
 
 

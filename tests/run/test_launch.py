@@ -75,7 +75,7 @@ def test_the_last_of_several_values_holds():
         (["--config=demo", "--config.batch_size=many"], "batch_size.*many"),
         (["--config=demo", "--status=x"], "flag --status=x: invalid literal"),
         (["--config=demo", "--format=c"], "value should be one of <a|b>"),
-        (["--config=/etc/passwd"], "/etc/passwd"),
+        (["--config=/etc/passwd"], "/etc/passwd, line 1.; --config wants a file of Python"),
     ],
 )
 def test_mistakes_are_one_sentence(words, sentence):
