@@ -2,11 +2,13 @@
 
 import atexit
 import contextlib
+import functools
 import importlib
 import json
 import os
 import pathlib
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -49,17 +51,11 @@ def environment(devices=1, **more):
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | more
 
 
-class Command(subprocess.Popen):
-    """A program in a session of its own, so that it can be ended with all that it started.
+class _Started:
+    """What can be asked of a program in a session of its own, so that it can be ended with all that it started.
 
     Its output goes to a file: it is read while the program runs, and nobody waits for a pipe that a child holds open.
     """
-
-    def __init__(self, *words, cwd=ROOT, env=None):
-        self._file = tempfile.TemporaryFile()
-        words = [str(word) for word in words]
-        super().__init__(words, cwd=cwd, env=env, stdout=self._file, stderr=subprocess.STDOUT, start_new_session=True)
-        RUNNING.add(self)
 
     def printed(self):
         """What it has printed so far; by position, as its own place in the file must not move."""
@@ -77,6 +73,71 @@ class Command(subprocess.Popen):
         return output
 
 
+class Command(_Started, subprocess.Popen):
+    """Any program, as a shell would start it."""
+
+    def __init__(self, *words, cwd=ROOT, env=None):
+        self._file = tempfile.TemporaryFile()
+        words = [str(word) for word in words]
+        super().__init__(words, cwd=cwd, env=env, stdout=self._file, stderr=subprocess.STDOUT, start_new_session=True)
+        RUNNING.add(self)
+
+
+class Forked(_Started):
+    """A program of Python from a process that has loaded TensorFlow, see loaded.py; asked as a Popen is."""
+
+    def __init__(self, *words, cwd=ROOT, env=None):
+        self._file, self.returncode = tempfile.TemporaryFile(), None
+        self._status, theirs = socket.socketpair()
+        request = {"words": [str(word) for word in words], "cwd": str(cwd), "environment": env}
+        with theirs:
+            socket.send_fds(_loaded(), [json.dumps(request).encode()], [self._file.fileno(), theirs.fileno()])
+        self.pid = self._number()
+        RUNNING.add(self)
+
+    def _number(self):
+        answer = self._status.recv(4)
+        if len(answer) < 4:
+            raise AssertionError("the process that forks commands has ended: what does `python tests/loaded.py` say?")
+        return int.from_bytes(answer, sys.byteorder, signed=True)
+
+    def poll(self):
+        """Its exit status if it has ended, minus the signal that ended it, or None."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout=None):
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a forked command", timeout)
+            self.returncode = self._number()
+            self._status.close()
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+@functools.cache
+def _loaded():
+    """The socket that takes requests for forks, to a process that ends when this one does."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        words = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "loaded.py"), str(theirs.fileno())]
+        # In a session of its own: Ctrl-C at the terminal is for the tests to take.
+        options = {"pass_fds": [theirs.fileno()], "start_new_session": True, "stderr": subprocess.DEVNULL}
+        origin = subprocess.Popen(words, env=environment(TF_CPP_MIN_LOG_LEVEL="3"), **options)
+
+    def close():
+        ours.close()
+        origin.wait()
+
+    atexit.register(close)
+    return ours
+
+
 RUNNING = set()  # commands that nobody has ended yet
 
 
@@ -90,8 +151,10 @@ atexit.register(end_all)  # sessions of their own do not end with the terminal's
 
 
 def start(*command, devices=1, prefix=(), **more):
-    """The command (script and arguments, or -m and module), running; prefix: words in front of Python."""
-    return Command(*prefix, sys.executable, *command, env=environment(devices, **more))
+    """The command (script and arguments, -m and module, or -c and code), running; prefix: words in front of Python."""
+    if prefix or command[0] == "-c" or "PYTHONPATH" in more:
+        return Command(*prefix, sys.executable, *command, env=environment(devices, **more))
+    return Forked(*command, env=environment(devices, **more))
 
 
 def finish(process, timeout=250):

@@ -20,7 +20,7 @@ def compiled_once(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -234,12 +234,13 @@ def canvas_batches(
         parts = tf.numpy_function(plan, [step], [tf.int64, tf.float64])
         return tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True))
 
-    load = _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries)
+    as_written = tf.autograph.experimental.do_not_convert  # no `if` of Python here is of a tensor; converting takes 2 s
+    load = as_written(_row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries))
     running = tf.Variable(True)
     batches = (
         tf.data.Dataset.range(steps.start, steps.stop)
-        .take_while(lambda step: running)
-        .map(planned)
+        .take_while(as_written(lambda step: running))
+        .map(as_written(planned))
         .unbatch()
         .map(load, threads, deterministic=True)
         .batch(shapes[0][0], drop_remainder=True)

@@ -1,0 +1,94 @@
+"""A process that has loaded TensorFlow and forks one for each command of the tests: a third of their time.
+
+    python tests/loaded.py FD        # commands.Forked has the other end of this socket
+
+A request is {"words", "cwd", "environment"} in JSON with two file descriptors: where the output goes, and a socket that
+is told the process's number first and, when it has ended, its status. The command runs in a session of its own, as
+`python WORDS` would: neither this project nor JAX, which reads the environment when it is imported, is loaded before.
+"""
+
+import array
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+
+LOADED = ("tensorflow", "absl.app", "ml_collections", "tensorstore", "PIL.Image")
+STATUS = "i"  # of an array of one number
+
+
+def say(connection, number):
+    try:
+        connection.send(array.array(STATUS, [number]).tobytes())
+    except BrokenPipeError:  # nobody asks any more
+        pass
+
+
+def serve(requests):
+    """Forks a process a request until the other end is closed; returns in each of them, with its words."""
+    woken, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    signal.set_wakeup_fd(wakes)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    running = {}
+    while True:
+        ready, _, _ = select.select([requests, woken], [], [])
+        if woken in ready:
+            os.read(woken, 512)
+            for pid in list(running):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    connection = running.pop(pid)
+                    say(connection, os.waitstatus_to_exitcode(status))
+                    connection.close()
+        if requests in ready:
+            message, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 2)
+            if not message:
+                os._exit(0)
+            output, connection = descriptors[0], socket.socket(fileno=descriptors[1])
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for one in (requests, connection, *running.values()):
+                    one.close()
+                os.close(woken), os.close(wakes)
+                return become(json.loads(message), output)
+            say(connection, pid)
+            os.close(output)
+            running[pid] = connection
+
+
+def become(request, output):
+    """This process as one that was just started: session, output, folder, environment. Returns its words."""
+    os.setsid()
+    os.dup2(output, 1), os.dup2(output, 2), os.close(output)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    return request["words"]
+
+
+def main():
+    sys.modules["jax"] = None  # TensorFlow would load it, for its converter to TFLite
+    for name in LOADED:
+        importlib.import_module(name)
+    del sys.modules["jax"]
+    assert not {"jax", "barlow_jax"} & set(sys.modules)
+    words = serve(socket.socket(fileno=int(sys.argv[1])))
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        sys.path[0] = os.getcwd()
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path[0] = os.path.dirname(os.path.abspath(words[0]))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
