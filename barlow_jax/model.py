@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from barlow_jax.errors import UserError
-from barlow_jax.networks import convnet, resnet
+from barlow_jax.networks import batch_norm, convnet, resnet
 
 Backbone = Callable[..., Any]  # rngs -> module with `num_features`
 Tree = dict[str, Any]  # nested: parameters or batch statistics by name
@@ -72,7 +72,7 @@ class Projector(nnx.Module):
 
     def __init__(self, in_features: int, widths: Sequence[int], *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.linears = nnx.List([])
-        self.norms = nnx.List([resnet.BatchNorm(width) for width in widths[:-1]])
+        self.norms = nnx.List([batch_norm.BatchNorm(width) for width in widths[:-1]])
         options = {"use_bias": False, "kernel_init": linear_init, "dtype": dtype}
         options["precision"] = resnet.precision_of(dtype)
         for fan_in, width in zip((in_features, *widths), widths, strict=False):
@@ -82,7 +82,7 @@ class Projector(nnx.Module):
         """[..., in_features] -> [..., D]; the view axis as in `resnet`."""
         z = features
         for linear, norm in zip(self.linears[:-1], self.norms, strict=True):
-            z = nnx.relu(norm(linear(z), train=train))
+            z = batch_norm.relu(norm.normalised(linear(z), train=train))
         return self.linears[-1](z) if self.linears else z
 
 
@@ -108,7 +108,7 @@ class BarlowTwins(nnx.Module):
     ):
         self.backbone = backbone(rngs=rngs)
         self.projector = Projector(self.backbone.num_features, projector, dtype=dtype, rngs=rngs)
-        self.bn = resnet.BatchNorm(projector[-1] if projector else self.backbone.num_features, affine=False)
+        self.bn = batch_norm.BatchNorm(projector[-1] if projector else self.backbone.num_features, affine=False)
 
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, Array]:
         """Features and embeddings of every view in one pass.
@@ -180,7 +180,7 @@ def moments_at_start(graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, vi
 def merge_with_moments(
     graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, moments: dict[str, Array], parts: int
 ) -> Any:
-    """The module with these moments in its BatchNorms, for one of several parts of a batch; see `resnet.BatchNorm`."""
+    """The module with these moments in its BatchNorms, for one of several parts of a batch, see `batch_norm`."""
     module = merge(graphdef, params, batch_stats)
     for path, norm in _batch_norms(module):
         norm.moments, norm.parts = Moments(moments[path]), parts
@@ -194,7 +194,7 @@ def moments_of(module: nnx.Module) -> dict[str, Array]:
 
 def _batch_norms(module):
     for path, node in nnx.iter_modules(module):
-        if isinstance(node, resnet.BatchNorm):
+        if isinstance(node, batch_norm.BatchNorm):
             yield ".".join(map(str, path)), node
 
 

@@ -30,7 +30,7 @@ from programs import unasked
 from barlow_jax import augment, metrics, model, pretrain
 from barlow_jax.evaluation import heads
 from barlow_jax.loss import barlow_twins_loss
-from barlow_jax.networks import resnet
+from barlow_jax.networks import batch_norm
 from barlow_jax.ops import image
 
 # Each column: the device, and what all products ask for there; None is what they do ask for.
@@ -221,7 +221,7 @@ def batchnorm():
     """The variance around a running mean of zero, by mean / std and by steps: no product, but float32's own loss."""
     x = np.random.default_rng(0).standard_normal((512, 1, 8)).astype(np.float32)
     for ratio in (1, 10, 100):
-        norm, errors = resnet.BatchNorm(8), []
+        norm, errors = batch_norm.BatchNorm(8), []
         moved = jax.jit(lambda norm, x: (norm._batch_statistics(x)[1], norm))
         shifted = x + np.float32(ratio)
         exact = shifted.astype(np.float64).var((0, 1))
@@ -236,7 +236,7 @@ def batchnorm():
     ratios = [
         np.abs(norm.mean[...] / norm.momentum) / np.sqrt((norm.var[...] - 1 + norm.momentum) / norm.momentum)
         for _, norm in nnx.iter_modules(network)
-        if isinstance(norm, resnet.BatchNorm)
+        if isinstance(norm, batch_norm.BatchNorm)
     ]
     print(
         f"| largest mean / std before a BatchNorm of a fresh ResNet-18: {max(r.max() for r in ratios):.1f} |",

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from barlow_jax import model
-from barlow_jax.networks import resnet
+from barlow_jax.networks import batch_norm
 
 
 class Identity(nnx.Module):
@@ -34,7 +34,7 @@ class Small(nnx.Module):
 
     def __init__(self, *, rngs):
         self.dense = nnx.Linear(8 * 8 * 3, self.num_features, rngs=rngs)
-        self.norm = resnet.BatchNorm(self.num_features)
+        self.norm = batch_norm.BatchNorm(self.num_features)
 
     def __call__(self, images, *, train):
         return nnx.relu(self.norm(self.dense(images.reshape(*images.shape[:-3], -1)), train=train))

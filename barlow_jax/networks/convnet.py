@@ -10,7 +10,9 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from barlow_jax.networks.resnet import BatchNorm, Conv, precision_of
+from barlow_jax.networks import batch_norm
+from barlow_jax.networks.batch_norm import BatchNorm
+from barlow_jax.networks.resnet import Conv, precision_of
 
 
 class ConvNet(nnx.Module):
@@ -52,9 +54,9 @@ class ConvNet(nnx.Module):
         """images [B, V, H, W, C] in training, [B, H, W, C] in evaluation -> [B(, V), num_features] float32."""
         x = images.astype(self.dtype)
         for convolution, norm in zip(self.convs, self.norms, strict=True):
-            x = nnx.relu(norm(convolution(x), train=train))
+            x = batch_norm.relu(norm.normalised(convolution(x), train=train))
         x = self.dense(x.reshape(*x.shape[:-3], -1))
-        x = nnx.relu(self.norm(x, train=train))
+        x = batch_norm.relu(self.norm.normalised(x, train=train))
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -1,97 +1,27 @@
-"""ResNets as torchvision has them (v1.5), wide variants included, and a BatchNorm that knows about views.
+"""ResNets as torchvision has them (v1.5), wide variants included.
 
 Attributes carry torchvision's names (conv1, bn1, layer1[0].conv2, downsample), so that weights map by one rule.
 
-In training every array has a *view axis*: images are [B, V, H, W, C] and one pass serves all V views of the B images,
-while BatchNorm keeps its statistics per view. That gives what V separate passes give, at fewer bytes. In evaluation
-there is no such axis: [B, H, W, C].
+In training every array has a *view axis*, see `batch_norm`: images are [B, V, H, W, C]; in evaluation [B, H, W, C].
 """
 
 import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
 from barlow_jax.errors import UserError
-from barlow_jax.networks import windows
+from barlow_jax.networks import batch_norm, windows
+from barlow_jax.networks.batch_norm import BatchNorm, Normalised
 
 # He initialisation by fan-out, plain normal (not truncated), as torchvision's.
 conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 STEMS = ("imagenet", "cifar")
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation with PyTorch's conventions and one set of batch statistics per view.
-
-    Normalises with the biased variance (eps 1e-5); the running variance takes the unbiased one, with the global count
-    (SyncBatchNorm). The running statistics move by `momentum` 0.1 for view 1, then for view 2, as two calls would.
-    Statistics are in float32 or wider; the result has the dtype of the input.
-
-    A batch may come in parts that share their statistics, see `microbatches`. Then `moments` holds those of the whole
-    batch before a call, [2, V, C] as `_moments` gives them, and those of the part after it; `parts` is how many parts
-    there are, all of one size.
-
-    Args:
-      features: size C of the last axis.
-      affine: learn a scale and an offset.
-    """
-
-    momentum = 0.1
-    eps = 1e-5
-
-    def __init__(self, features: int, *, affine: bool = True):
-        self.scale: Any = nnx.Param(jnp.ones(features)) if affine else None
-        self.bias: Any = nnx.Param(jnp.zeros(features)) if affine else None
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
-        self.moments: Any = nnx.data(None)  # a Variable while a batch comes in parts
-        self.parts = 1
-
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """x: [B, V, ..., C] in training, any [..., C] in evaluation."""
-        stats_dtype = jnp.promote_types(x.dtype, jnp.float32)
-        if train:
-            mean, var = self._batch_statistics(x.astype(stats_dtype))
-            spatial = tuple(range(1, x.ndim - 2))
-            mean, var = jnp.expand_dims(mean, spatial), jnp.expand_dims(var, spatial)  # [V, 1, 1, C]
-        else:
-            mean, var = self.mean[...], self.var[...]
-        y = (x.astype(stats_dtype) - mean) * jax.lax.rsqrt(var + self.eps)
-        if self.scale is not None:
-            y = y * self.scale[...] + self.bias[...]
-        return y.astype(x.dtype)
-
-    def _batch_statistics(self, x):
-        """Mean and biased variance of each view, [V, C]; moves the running statistics."""
-        mean, square = self._moments(x)
-        if self.moments is not None:
-            own = jnp.stack([mean, square])
-            mean, square = self.moments[...]
-            self.moments.set_value(own)
-        var = jnp.maximum(square - jnp.square(mean), 0)
-        mean = mean + jax.lax.stop_gradient(self.mean[...])
-        count = self.parts * (x.size // (x.shape[1] * x.shape[-1]))
-        unbiased = var * (count / max(count - 1, 1))
-        for running, batch in ((self.mean, mean), (self.var, unbiased)):
-            value = running[...]
-            for view in range(x.shape[1]):
-                value += self.momentum * (jax.lax.stop_gradient(batch[view]) - value)
-            running.set_value(value)
-        return mean, var
-
-    def _moments(self, x):
-        """Mean and mean square of x - s for each view, each [V, C], with s the running mean."""
-        # One pass over x: E[(x - s)^2] - E[x - s]^2 is exact for any s, and keeps its digits for an s near the mean,
-        # where the usual s = 0 loses them. The running mean is near, and costs nothing.
-        axes = (0, *range(2, x.ndim - 1))
-        centred = x - jax.lax.stop_gradient(self.mean[...])
-        return centred.mean(axes), jnp.square(centred).mean(axes)
 
 
 def precision_of(dtype: DTypeLike) -> str | None:
@@ -140,8 +70,8 @@ class Downsample(nnx.Module):
         self.conv = Conv(in_features, features, 1, stride, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(features)
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        return self.bn(self.conv(x), train=train)
+    def __call__(self, x: Array, *, train: bool) -> Normalised:
+        return self.bn.normalised(self.conv(x), train=train)
 
 
 class BasicBlock(nnx.Module):
@@ -163,10 +93,10 @@ class BasicBlock(nnx.Module):
         return self.bn2
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        y = nnx.relu(self.bn1(self.conv1(x), train=train))
-        y = self.bn2(self.conv2(y), train=train)
+        y = batch_norm.relu(self.bn1.normalised(self.conv1(x), train=train))
+        y = self.bn2.normalised(self.conv2(y), train=train)
         shortcut = x if self.downsample is None else self.downsample(x, train=train)
-        return nnx.relu(y + shortcut)
+        return batch_norm.relu_of_sum(y, shortcut)
 
 
 class Bottleneck(nnx.Module):
@@ -190,11 +120,11 @@ class Bottleneck(nnx.Module):
         return self.bn3
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        y = nnx.relu(self.bn1(self.conv1(x), train=train))
-        y = nnx.relu(self.bn2(self.conv2(y), train=train))
-        y = self.bn3(self.conv3(y), train=train)
+        y = batch_norm.relu(self.bn1.normalised(self.conv1(x), train=train))
+        y = batch_norm.relu(self.bn2.normalised(self.conv2(y), train=train))
+        y = self.bn3.normalised(self.conv3(y), train=train)
         shortcut = x if self.downsample is None else self.downsample(x, train=train)
-        return nnx.relu(y + shortcut)
+        return batch_norm.relu_of_sum(y, shortcut)
 
 
 class ResNet(nnx.Module):
