@@ -38,8 +38,14 @@ def official_model(listing, projector, seed, dtype, **rule):
     params, batch_stats = load(state_dict, dtype)
     backbone = functools.partial(model.BACKBONES["resnet18"], dtype=dtype)
     widths = tuple(int(w) for w in projector.split("-"))
-    network = model.BarlowTwins(backbone, widths, dtype=dtype, rngs=nnx.Rngs(0))
+    # Its shapes alone: drawing initial weights that nobody uses takes seconds to compile.
+    network = nnx.eval_shape(lambda: model.BarlowTwins(backbone, widths, dtype=dtype, rngs=nnx.Rngs(0)))
     return network, params, batch_stats
+
+
+def given(network, params, batch_stats):
+    """The network, which may be its shapes alone, with these arrays."""
+    return model.merge(model.split(network)[0], params, batch_stats)
 
 
 def two_views(seed, batch_size, noise, dtype):
@@ -58,8 +64,8 @@ def step_on_views(graphdef, tx, mesh, *, lambd, of_loss=None, **options):
 def run(network, params, batch_stats, tx, views, *, lambd, devices=1, split=False, scale_loss=1.0, **of_loss):
     """Trains on a list of view batches; returns losses, gradient norms, the last state."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    graphdef, state = pretrain.create_state(network, tx)
     params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))  # copies: the step donates its state
+    graphdef, state = pretrain.create_state(given(network, params, batch_stats), tx)
     state = state._replace(params=params, batch_stats=batch_stats, opt_state=tx.init(params))
     shardings = sharding.of_state(state, mesh, split=split)
     state = jax.device_put(state, shardings)

@@ -41,6 +41,7 @@ def test_a_short_demo_prints_its_table_and_leaves_its_pictures(tmp_path):
         assert (tmp_path / "run" / picture).stat().st_size > 1000, picture
 
 
+@pytest.mark.slow
 def test_without_a_run_it_trains_one_and_goes_on_where_it_was_stopped(tmp_path):
     """The first line says what the run is; a second start goes on from the checkpoint."""
     line, metrics = ("-m", "barlow_jax.demo", f"--workdir={tmp_path / 'run'}"), tmp_path / "run" / "metrics.jsonl"

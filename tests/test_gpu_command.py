@@ -127,6 +127,7 @@ def rows(context):
     return {row["what"]: row for row in record.load(context.options.out, "here")["rows"]}
 
 
+@pytest.mark.slow
 def test_the_time_of_a_step_and_its_shares(context):
     step_time.measure(context, arch="convnet", side=24, batch_size=16)
     found = rows(context)

@@ -51,6 +51,7 @@ def test_fourteen_official_steps_in_float64(golden, x64, name):
         np.testing.assert_allclose(got_firsts, want[f"{kind}_first4"], rtol=1e-6, atol=1e-9, err_msg=kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fixed_batch", "gentle"])
 def test_fourteen_official_steps_in_float32(golden, name):
     described, losses, _, state, want = minitrain(golden, name, jnp.float32)
@@ -60,7 +61,7 @@ def test_fourteen_official_steps_in_float32(golden, name):
     np.testing.assert_allclose(got, want["param_norms"], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("world_size,devices", [(1, 8), (2, 1), (4, 2)])
+@pytest.mark.parametrize("world_size,devices", [(1, 8), pytest.param(2, 1, marks=pytest.mark.slow), (4, 2)])
 def test_five_official_ddp_steps(golden, x64, world_size, devices):
     """W official ranks, reproduced on any number of our devices through reference_world_size."""
     arrays, described, config, setup = official.ddp_setup(golden, world_size)
@@ -74,11 +75,10 @@ def test_five_official_ddp_steps(golden, x64, world_size, devices):
         np.testing.assert_allclose(mu, arrays[f"W{world_size}.mu_norms_after_5"], rtol=1e-8)
 
 
-def test_leaving_the_world_size_out_is_visible(golden, x64):
-    """The check above can fail: without the division the official W = 4 run is not reproduced."""
-    arrays, _, config, setup = official.ddp_setup(golden, 1)
-    losses, *_ = official.run(*setup, lambd=config["lambd"])
-    assert np.abs(losses / arrays["W4.losses_5_steps"] - 1).max() > 0.1
+def test_leaving_the_world_size_out_is_visible(golden):
+    """The check above can fail: without the division, which W = 1 has not, W = 4 is not reproduced."""
+    arrays, _ = golden("ddp")
+    assert np.abs(arrays["W1.losses_5_steps"] / arrays["W4.losses_5_steps"] - 1).max() > 0.1
 
 
 def small_network(dtype=jnp.float32, widths=(32, 32)):
@@ -166,7 +166,7 @@ def test_scale_loss_scales_the_gradient_and_not_the_metric():
 
 @pytest.fixture(scope="module")
 def on_one_device():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     base = rng.normal(size=(4, 32, 1, 16, 16, 3))
     views = list((base + 0.5 * rng.normal(size=(4, 32, 2, 16, 16, 3))).astype(np.float32))
     network = small_network(widths=(256, 256))

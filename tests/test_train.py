@@ -16,6 +16,7 @@ from barlow_jax.evaluation import online
 from configs import cifar10
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_have_the_same_losses(tmp_path):
     """Ten steps of the demo, views and all: the loss at step 0 and after each.
 

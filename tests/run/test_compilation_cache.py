@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import monitoring
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from barlow_jax import experiment, pretrain, sharding
 from barlow_jax.errors import UserError
@@ -20,10 +21,16 @@ monitoring.register_event_listener(lambda event, **_: EVENTS.append(event.rparti
 def everything_is_kept():
     """Programs of milliseconds too; and what JAX had of a cache before is as it was after each test."""
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    set_cache(None, 0.0)
     yield
-    assert jax.config.jax_compilation_cache_dir == before[0]
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+    assert jax.config.jax_compilation_cache_dir is None
+    set_cache(*before)
+
+
+def set_cache(folder, seconds):
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    reset_cache()
 
 
 def compiled():
