@@ -222,6 +222,14 @@ def test_values_that_cannot_work_are_refused(page_name):
         ("barlow_twins", {"data.kind": "digits", "data.path": "x"}, "built in, so leave it empty"),
         ("barlow_twins", {"data.kind": "tfds"}, "config.data.name is empty with config.data.kind 'tfds'; name a data"),
         ("barlow_twins", {"data.kind": "npz", "data.file_list": "x"}, "config.data.file_list is 'x'.* leave it empty"),
+        (
+            "barlow_twins",
+            {"objective": "nt_xent", "loss_form": "dual"},
+            "objective has one form: take 'auto'",
+        ),
+        ("barlow_twins", {"predictor": (64, 32)}, "both end in the same width"),
+        ("barlow_twins", {"predictor": (64, 32), "projector": ()}, "a predictor stands behind a projector"),
+        ("barlow_twins", {"objective": "mixed_barlow_twins", "stop_gradient": True}, "its third view has neither"),
         ("linear", {"seed": 2**32 - 1, "seeds": 2}, "config.seed is 4294967295 with config.seeds 2; the last seed"),
         ("linear", {"optimizer.schedule": "steps", "optimizer.milestones": (3, 3)}, "rising and below config.epochs"),
         ("frozen", {"bank": 5, "k": (10, 20)}, "config.k is .10, 20. with config.bank 5"),
@@ -235,6 +243,13 @@ def test_fields_that_do_not_go_together(page_name, change, sentence):
         plain = changed(plain, name, value)
     with pytest.raises(UserError, match=sentence):
         fields.check(plain, TABLES[page_name])
+
+
+def test_a_config_from_before_a_whole_group_gets_it():
+    config = with_images("barlow_twins")
+    del config.vicreg, config.objective, config.predictor
+    fields.check(config, fields.PRETRAINING)
+    assert config.to_dict() == with_images("barlow_twins").to_dict()
 
 
 def test_unknown_and_missing_fields_are_named():

@@ -60,6 +60,7 @@ def networks():
         "residual": (model.BarlowTwins, short, (24, 40)),
         "frozen": (Frozen, short, (24, 40)),
         "absent": (model.BarlowTwins, NoNorm, (40,)),
+        "predictor": (functools.partial(model.BarlowTwins, predictor=(12, 24)), NoNorm, (32, 24)),
     }
 
 
@@ -136,9 +137,10 @@ def test_micro_statistics_are_those_of_a_plain_loop(x64):
     assert abs(got["loss"] / results(microbatches.whole, *args)["loss"] - 1) > 1e-3
 
 
-def test_shared_statistics_make_the_undivided_step(x64):
-    """All of it: loss, gradients through the statistics, running statistics."""
-    args = setup("residual")
+@pytest.mark.parametrize("name", ["residual", "predictor"])
+def test_shared_statistics_make_the_undivided_step(x64, name):
+    """All of it: loss, gradients through the statistics, running statistics; those of a predictor are of one view."""
+    args = setup(name)
     got = results(microbatches.make_forward(PARTS, "batch"), *args, devices=8)
     assert_close(got, results(microbatches.whole, *args), rtol=1e-8)
 
