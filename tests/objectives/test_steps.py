@@ -46,9 +46,9 @@ def batch(seed=0):
     return {"canvas": canvas, "boxes": boxes.astype(np.float32), "index": label, "label": label}
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", ["barlow_twins", "nt_xent", "lejepa"])
 def test_a_step_shows_the_terms_of_its_objective(name):
-    config = config_of(objective=name)
+    config = config_of(objective=name, predictor=(12, 8), stop_gradient=True)
     method, state = made(config, abstract=True)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch())
     after, metrics = jax.eval_shape(functools.partial(pretrain.train_step, method), state, shapes)
@@ -85,27 +85,16 @@ def two_steps(devices, changes):
     return jax.device_get(state), found
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"objective": "mixed_barlow_twins", "microbatches": 2, "precision": "float16"},
-        {"objective": "lejepa", "microbatches": 2, "predictor": (12, 8), "stop_gradient": True},
-    ],
-    ids=["mixed", "lejepa"],
-)
-def test_steps_on_four_devices_are_those_of_one(changes):
-    """With what is drawn anew in each step, micro-batches, float16's loss scale, a third view, a predictor."""
+def test_steps_on_four_devices_are_those_of_one():
+    """With a third view, its draw of each step, micro-batches and float16's loss scale."""
+    changes = {"objective": "mixed_barlow_twins", "microbatches": 2, "precision": "float16"}
     (one, first), (many, again) = (two_steps(devices, changes) for devices in (1, 4))
     assert int(one.step) == 2 and int(one.health["skipped"]) == 0
     for a, b in zip(first, again, strict=True):
-        np.testing.assert_allclose(a["loss"], b["loss"], rtol=2e-3 if one.loss_scale else 2e-5)
-    assert one.params.keys() == {"projector", *({"predictor"} if "predictor" in changes else {})}
-    before = of_pixels(1, changes)[2].params
-    moved = [
-        name for name in one.params if not np.allclose(*(jax.tree.leaves(p[name])[-1] for p in (one.params, before)))
-    ]
-    assert moved == [*one.params]
-    assert jax.tree.structure(one) == jax.tree.structure(many)
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=2e-3)
+        np.testing.assert_allclose(a["mixed"], b["mixed"], rtol=2e-2)
+    before = of_pixels(1, changes)[2].params["projector"]
+    assert not any(jax.tree.leaves(jax.tree.map(np.array_equal, before, many.params["projector"])))
 
 
 def test_keys_are_of_the_seed_and_the_step():
@@ -138,12 +127,25 @@ def of_widths(widths, **options):
     return network, jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, 4, 4, 3)), jnp.float32)
 
 
+def trained(network, images):
+    """The network after a pass of training, features, embeddings."""
+    graphdef, *trees = model.split(network)
+
+    @jax.jit
+    def forward(params, batch_stats):
+        network = model.merge(graphdef, params, batch_stats)
+        out = network(images, train=True)
+        return model.batch_stats_of(network), out
+
+    batch_stats, (features, z) = forward(*trees)
+    return model.merge(graphdef, trees[0], batch_stats), features, z
+
+
 def test_a_predictor_is_of_the_first_view_and_of_training_alone():
     """Linear, BatchNorm, ReLU, Linear, whose batch is the first view by itself."""
     network, images = of_widths((10, 8), predictor=(7, 8))
-    features, z = network(images, train=True)
-    plain, _ = of_widths((10, 8))
-    _, without = plain(images, train=True)
+    network, _, z = trained(network, images)
+    plain, _, without = trained(of_widths((10, 8))[0], images)
     np.testing.assert_array_equal(z[:, 1], without[:, 1])
     first, second = (np.asarray(linear.kernel[...]) for linear in network.predictor.linears)
     assert network.predictor.linears[0].bias is None
@@ -154,13 +156,13 @@ def test_a_predictor_is_of_the_first_view_and_of_training_alone():
     np.testing.assert_allclose(mean, 0.1 * (np.asarray(without[:, 0]) @ first).mean(0), rtol=1e-4, atol=1e-6)
     # The running statistics for the loss's own BatchNorm are of what the loss sees.
     np.testing.assert_allclose(network.bn.mean[...], 0.09 * z[:, 0].mean(0) + 0.1 * z[:, 1].mean(0), atol=1e-6)
-    plain.projector = network.projector
-    np.testing.assert_array_equal(network(images[:, 0], train=False)[1], plain(images[:, 0], train=False)[1])
+    seen = [jax.jit(lambda x, network=one: network(x, train=False)[1])(images[:, 0]) for one in (network, plain)]
+    np.testing.assert_array_equal(*seen)
 
 
 def test_a_projector_without_batch_norm_is_its_matrices_and_relus():
     network, images = of_widths((10, 9, 8), norm=False)
-    features, z = network(images, train=True)
+    network, features, z = trained(network, images)
     a, b, c = (np.asarray(linear.kernel[...]) for linear in network.projector.linears)
     want = np.maximum(np.maximum(np.asarray(features) @ a, 0) @ b, 0) @ c
     np.testing.assert_allclose(z, want, rtol=1e-4, atol=1e-5)
@@ -173,11 +175,11 @@ def test_the_official_layout_has_neither_predictor_nor_a_bare_projector():
     _, params, batch_stats = model.split(network)
     config = {"arch": "resnet50", "stem": "imagenet"}
     source = export.Source("runs/x", files.Weights("pretraining", params, batch_stats), config, 3)
-    with pytest.raises(UserError, match="runs/x has a predictor.*--format=torchvision"):
+    with pytest.raises(UserError, match="runs/x has a predictor or no BatchNorm in its projector; take --"):
         export.check(source, "official")
     assert "predictor.3.weight" in naming.state_dict(params, batch_stats)
     del params["predictor"]
-    with pytest.raises(UserError, match="no BatchNorm in its projector.*--format=torchvision"):
+    with pytest.raises(UserError, match="runs/x has a predictor or no BatchNorm in its projector"):
         export.check(source._replace(config=config | {"projector_batch_norm": False}), "official")
     export.check(source, "official")
 
