@@ -17,7 +17,7 @@ import numpy as np
 from barlow_jax import experiment, pretrain, sharding
 from barlow_jax.data import order
 from barlow_jax.evaluation import online
-from barlow_jax.metrics import expected_at_init
+from barlow_jax.objectives import OBJECTIVES
 from barlow_jax.run import cluster, compilation_cache, launch, metric_writers, pictures
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
@@ -139,7 +139,7 @@ def train(config, workdir, stop, init=""):
                     scores = evaluate(state)
                 writer.scalars(done, scores)
             if ends_epoch:
-                log_epoch(done // steps_per_epoch, metrics, scores)
+                log_epoch(done // steps_per_epoch, metrics, OBJECTIVES[config.objective].terms, scores)
             if last:
                 draw_correlation(inspect(state, batch), done, workdir, writer)
             if scores or last or stopping or due(done, config.checkpoint_every_steps):
@@ -156,15 +156,15 @@ def train(config, workdir, stop, init=""):
 
 
 def log_expected_loss(config, state):
-    """What the loss would be if the two views had nothing to do with each other: about where it begins."""
-    expected = expected_at_init(config.batch_size, state.batch_stats["bn"]["mean"].size, config.lambd)
-    said = "loss of unrelated views: %.4g (on_diag %.4g, off_diag %.4g)"
-    log.info(said, expected["loss"], expected["on_diag"], expected["off_diag"])
+    """What the loss would be if the two views had nothing to do with each other, where a formula says it."""
+    expected = experiment.expected_loss(config, state.batch_stats["bn"]["mean"].size)
+    if expected:
+        log.info("loss of unrelated views: %(loss).4g (on_diag %(on_diag).4g, off_diag %(off_diag).4g)", expected)
 
 
-def log_epoch(epoch, metrics, scores):
+def log_epoch(epoch, metrics, terms, scores):
     """One line an epoch: the loss with its terms, and the scores where there was an evaluation."""
-    shown = {name: metrics[name] for name in ("loss", "on_diag", "off_diag")} | scores
+    shown = {name: metrics[name] for name in ("loss", *terms)} | scores
     log.info("epoch %d: %s", epoch, ", ".join(f"{name} {float(value):.4g}" for name, value in shown.items()))
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import augment, feed, fields, loss, model, optim, pretrain, sharding, views
+from barlow_jax import augment, feed, fields, metrics, model, objectives, optim, pretrain, sharding, views
 from barlow_jax.data import open_source, order, pixels
 from barlow_jax.errors import UserError
 from barlow_jax.training import microbatches
@@ -201,9 +201,46 @@ def network(config, channels):
     return model.BarlowTwins(
         backbone(config, channels, remat=config.remat == "blocks"),
         tuple(config.projector),
+        norm=config.get("projector_batch_norm", True),  # absent: of older runs, as they did
+        predictor=tuple(config.get("predictor", ())),
         dtype=PRECISIONS[config.precision],
         rngs=nnx.Rngs(config.seed),
     )
+
+
+def objective(config):
+    """The loss of the embeddings, and keys: step -> what it draws anew in each step, as `pretrain.Method` takes both.
+
+    The keys are none of those that `sharding.example_keys` makes of the same seed and step for places in the batch.
+    """
+    chosen = objectives.OBJECTIVES[config.objective]
+    own = {argument: _field(config, name) for argument, name in chosen.reads.items()}
+    loss = functools.partial(chosen.loss, **own, batch_size=config.batch_size)
+    if config.stop_gradient:
+        loss = objectives.stopped(loss)
+    return loss, functools.partial(_drawn, config.seed) if chosen.draws else _nothing
+
+
+def _drawn(seed, step):
+    return {"key": jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), fields.INT32)}
+
+
+def _nothing(step):
+    return {}
+
+
+def _field(config, name):
+    return functools.reduce(lambda group, part: group[part], name.split("."), config)
+
+
+def expected_loss(config, d):
+    """{"loss", and its terms} if the two views had nothing to do with each other; {} where no formula says it.
+
+    d: dimensions of the embeddings.
+    """
+    if config.objective != "barlow_twins":
+        return {}
+    return metrics.expected_at_init(config.batch_size, d, config.lambd)
 
 
 def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=False):
@@ -216,6 +253,10 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
       pretrain.Method; TrainState, not yet on the mesh: `method.state_sharding` says how it lies there.
     """
     views_of = views.make_views(recipe(config, channels), config.seed, mesh, microbatches=config.microbatches)
+    loss, draw = objective(config)
+    with_more = objectives.OBJECTIVES[config.objective].views_of
+    if with_more:
+        views_of = with_more(views_of, lambda step: draw(step)["key"])
     tx, schedules = optimizer(config, steps_per_epoch)
     probe_tx = probe_optimizer(config, steps_per_epoch) if num_classes else None
     structure = []
@@ -236,10 +277,9 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
         graphdef=structure[0],
         tx=tx,
         views_of=views_of,
-        loss=functools.partial(
-            loss.barlow_twins_loss, lambd=config.lambd, form=config.loss_form, batch_size=config.batch_size
-        ),
+        loss=loss,
         mesh=mesh,
+        draw=draw,
         forward=microbatches.make_forward(config.microbatches, config.microbatch_statistics),
         scale_loss=config.scale_loss,
         probe_tx=probe_tx,

@@ -133,6 +133,9 @@ def check(source, layout):
             f"{source.name} has no projector, so no full checkpoint can be made of it; take "
             "--format=torchvision, which is what the official resnet50.pth is."
         )
+    bare = not source.config.get("projector_batch_norm", True)
+    if layout == "official" and (bare or "predictor" in source.weights.params):
+        raise UserError(f"{source.name} has a predictor or no BatchNorm in its projector; take --format=torchvision.")
     if layout == "official" and source.config["stem"] != "imagenet":
         raise UserError(
             f"{source.name} has the {source.config['stem']} stem, which the official code has not; take "

@@ -77,15 +77,27 @@ def barlow_twins_loss(
     Returns:
       loss: scalar; and {"on_diag", "off_diag"}, both before lambd is applied.
     """
+    n = batch_size or z1.shape[0]
+    on_diag, off_diag = diagonal_terms(standardize(z1, eps), standardize(z2, eps), n, form=form, mesh=mesh)
+    return on_diag + lambd * off_diag, {"on_diag": on_diag, "off_diag": off_diag}
+
+
+def diagonal_terms(
+    z1: Array, z2: Array, n: float, *, form: str = "auto", mesh: Mesh | None = None
+) -> tuple[Array, Array]:
+    """sum_i (1 - c_ii)^2 and sum_{i != j} c_ij^2 of c = z1' z2 / n, of embeddings as they are.
+
+    Args:
+      z1, z2: [N, D], float32 or wider.
+      n: what the sum over the batch is divided by.
+      form, mesh: as in `barlow_twins_loss`.
+    """
     if form not in FORMS:
         raise ValueError(f"loss form is {form!r}; it is one of {', '.join(FORMS)}.")
-    n, d = z1.shape
+    rows, d = z1.shape
     if form == "auto":
-        form = "dual" if n < d / 2 else "direct"
-    z1, z2, n = standardize(z1, eps), standardize(z2, eps), batch_size or n
-    terms = _dual_terms if form == "dual" else _direct_terms
-    on_diag, off_diag = terms(z1, z2, n, mesh)
-    return on_diag + lambd * off_diag, {"on_diag": on_diag, "off_diag": off_diag}
+        form = "dual" if rows < d / 2 else "direct"
+    return (_dual_terms if form == "dual" else _direct_terms)(z1, z2, n, mesh)
 
 
 def _direct_terms(z1, z2, n, mesh):

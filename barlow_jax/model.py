@@ -68,11 +68,12 @@ class Projector(nnx.Module):
     Args:
       in_features: width of the features.
       widths: of the layers, the last one the dimension D of the embeddings; () makes it the identity.
+      norm: whether there are BatchNorms. Without them nothing takes their place: the linear layers have no bias.
     """
 
-    def __init__(self, in_features: int, widths: Sequence[int], *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, in_features: int, widths: Sequence[int], *, norm: bool = True, dtype: DTypeLike, rngs: nnx.Rngs):
         self.linears = nnx.List([])
-        self.norms = nnx.List([batch_norm.BatchNorm(width) for width in widths[:-1]])
+        self.norms = nnx.List([batch_norm.BatchNorm(width) for width in widths[:-1]] if norm else [])
         options = {"use_bias": False, "kernel_init": linear_init, "dtype": dtype}
         options["precision"] = resnet.precision_of(dtype)
         for fan_in, width in zip((in_features, *widths), widths, strict=False):
@@ -81,8 +82,9 @@ class Projector(nnx.Module):
     def __call__(self, features: Array, *, train: bool) -> Array:
         """[..., in_features] -> [..., D]; the view axis as in `resnet`."""
         z = features
-        for linear, norm in zip(self.linears[:-1], self.norms, strict=True):
-            z = batch_norm.relu(norm.normalised(linear(z), train=train))
+        for k, linear in enumerate(self.linears[:-1]):
+            z = linear(z)
+            z = batch_norm.relu(self.norms[k].normalised(z, train=train)) if self.norms else nnx.relu(z)
         return self.linears[-1](z) if self.linears else z
 
 
@@ -95,6 +97,9 @@ class BarlowTwins(nnx.Module):
     Args:
       backbone: rngs -> module with `num_features`, as `make_backbone` gives.
       projector: widths of the projector.
+      norm: whether the projector has BatchNorms.
+      predictor: widths of a second projector behind the first, of the first view alone and in training alone, as in
+        SimSiam and the paper's Table 6; () is none. Its last width is that of the embeddings.
       dtype: compute dtype.
     """
 
@@ -103,12 +108,17 @@ class BarlowTwins(nnx.Module):
         backbone: Backbone,
         projector: Sequence[int] = (8192, 8192, 8192),
         *,
+        norm: bool = True,
+        predictor: Sequence[int] = (),
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.backbone = backbone(rngs=rngs)
-        self.projector = Projector(self.backbone.num_features, projector, dtype=dtype, rngs=rngs)
-        self.bn = batch_norm.BatchNorm(projector[-1] if projector else self.backbone.num_features, affine=False)
+        self.projector = Projector(self.backbone.num_features, projector, norm=norm, dtype=dtype, rngs=rngs)
+        width = projector[-1] if projector else self.backbone.num_features
+        if predictor:
+            self.predictor = Projector(width, predictor, dtype=dtype, rngs=rngs)
+        self.bn = batch_norm.BatchNorm(width, affine=False)
 
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, Array]:
         """Features and embeddings of every view in one pass.
@@ -120,6 +130,8 @@ class BarlowTwins(nnx.Module):
         """
         features = self.backbone(images, train=train)
         z = self.projector(features, train=train)
+        if train and hasattr(self, "predictor"):
+            z = jnp.concatenate([self.predictor(z[:, :1], train=True), z[:, 1:]], 1)
         z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
         if train:
             self.bn(z, train=True)
@@ -170,9 +182,14 @@ class Moments(nnx.Variable):
 
 
 def moments_at_start(graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, views: int) -> dict[str, Array]:
-    """The moments of every BatchNorm if the batch had the running statistics: {path: [2, views, C]}."""
+    """The moments of every BatchNorm if the batch had the running statistics: {path: [2, views, C]}.
+
+    The predictor sees one view.
+    """
     return {
-        path: jnp.stack([jnp.zeros_like(norm.var[...]), norm.var[...]])[:, None].repeat(views, 1)
+        path: jnp.stack([jnp.zeros_like(norm.var[...]), norm.var[...]])[:, None].repeat(
+            1 if path.startswith("predictor.") else views, 1
+        )
         for path, norm in _batch_norms(merge(graphdef, params, batch_stats))
     }
 

@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from barlow_jax import experiment, fields, metrics, optim, pretrain, sharding
+from barlow_jax import experiment, fields, optim, pretrain, sharding
 from barlow_jax.data import open_source, order
 from barlow_jax.errors import UserError
 from barlow_jax.planning import compiled, forecast, machines
@@ -142,7 +142,14 @@ def meaning(config, images):
     method, state = program(config, images)
     d = state.batch_stats["bn"]["mean"].shape[0]
     steps = steps_per_epoch(config, images)
-    expected = metrics.expected_at_init(config.batch_size, d, config.lambd)
+    expected = experiment.expected_loss(config, d)
+    at_init = f"loss          {config.objective}"
+    if expected:
+        at_init = (
+            f"loss at init  {expected['loss']:,.5g} if the views were unrelated: on_diag {expected['on_diag']:,.5g} + "
+            f"{config.lambd} x off_diag {expected['off_diag']:,.5g} (N {config.batch_size}, D {d}); expect less on the "
+            "diagonal, more off it"
+        )
     return [
         "",
         *_groups(config, state.params),
@@ -150,9 +157,7 @@ def meaning(config, images):
         f"images        {images.count:,} ({images.origin})",
         f"steps         {steps:,} an epoch, {steps * config.epochs:,} in {config.epochs} epochs; warm-up "
         f"{steps * config.warmup_epochs:,}, from {float(method.schedules['learning_rate_weights'](0)):.4g}",
-        f"loss at init  {expected['loss']:,.5g} if the views were unrelated: on_diag {expected['on_diag']:,.5g} + "
-        f"{config.lambd} x off_diag {expected['off_diag']:,.5g} (N {config.batch_size}, D {d}); expect less on the "
-        "diagonal, more off it",
+        at_init,
         f"checkpoint    {size(nbytes(state))} each, {config.keep_checkpoints} kept and the best by kNN",
         "",
         *_departures(config),

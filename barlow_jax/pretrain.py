@@ -53,9 +53,10 @@ class Method:
     Attributes:
       graphdef: of the network, from `create_state`.
       tx: its optimiser.
-      views_of: (step, batch) -> [B, 2, S, S, C]; `views.make_views` gives one.
+      views_of: (step, batch) -> [B, 2, S, S, C]; `views.make_views` gives one. Views after the second are the loss's.
       loss: (z1, z2, mesh=mesh) -> loss, {name: term}, of embeddings [B, D]: `loss.barlow_twins_loss` with its lambd.
       mesh: the devices.
+      draw: step -> {argument: array}, what the loss draws anew in each step.
       forward: the network there and back, see `microbatches`.
       scale_loss: factor on the loss that is differentiated; the loss that is shown is without it. It matters only where
         the optimiser is not scale-free.
@@ -72,6 +73,7 @@ class Method:
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     mesh: jax.sharding.Mesh
     _: dataclasses.KW_ONLY
+    draw: Callable[[jax.Array], dict[str, jax.Array]] = lambda step: {}
     forward: Callable = microbatches.whole
     scale_loss: float = 1.0
     probe_tx: optax.GradientTransformation | None = None
@@ -164,7 +166,8 @@ def train_step(method: Method, state: TrainState, batch: Any) -> tuple[TrainStat
 
     # The loss couples all images of the batch, and sees them through z alone: its gradient there, and from there back.
     gradient = jax.grad(functools.partial(objective, method), (0, 1), has_aux=True)
-    (dz, dhead), metrics = gradient(z, state.probe.get("params"), features, batch["label"])
+    drawn = method.draw(state.step)
+    (dz, dhead), metrics = gradient(z, state.probe.get("params"), features[:, :2], batch["label"], drawn)
     grads = loss_scale.through(pull_back, dz, state.loss_scale)
 
     squares = jax.tree.map(lambda g: jnp.square(g).sum(), grads)
@@ -174,17 +177,18 @@ def train_step(method: Method, state: TrainState, batch: Any) -> tuple[TrainStat
 
     # The optimiser's update, which becomes the state if all that led to it is finite.
     new = update(method, state, grads, dhead)._replace(batch_stats=batch_stats)
-    state = accept(state, new, nonfinite.find(batch_stats, z, metrics["loss"], squares), method.give_up_after)
+    state = accept(state, new, nonfinite.find(batch_stats, z[:, :2], metrics["loss"], squares), method.give_up_after)
     metrics["skipped"] = state.health["skipped"]
     return state, metrics | loss_scale.shown(state.loss_scale)
 
 
-def objective(method, z, head, features, label):
+def objective(method, z, head, features, label, drawn):
     """What is differentiated: the loss at the embeddings of the whole batch, and the probe's.
 
     Args:
-      z: [B, 2, D]; features: [B, 2, F]; label: int32 [B].
+      z: [B, V, D]; features: [B, 2, F]; label: int32 [B].
       head: of the probe, see `linear_probe`, or None.
+      drawn: of `method.draw`.
     Returns:
       scalar, and what to show of it, {name: scalar}.
     """
@@ -192,8 +196,8 @@ def objective(method, z, head, features, label):
         # The loss wants columns of z, and the partitioner would go back from there and split the projector's last
         # product, the gradient and the update of its weights, which it then gathers in float32.
         z = jax.lax.with_sharding_constraint(z, by_example(method.mesh))
-    z1, z2 = z[:, 0], z[:, 1]
-    loss, terms = method.loss(z1, z2, mesh=method.mesh)
+    z1, z2, *others = (z[:, view] for view in range(z.shape[1]))
+    loss, terms = method.loss(z1, z2, *others, mesh=method.mesh, **drawn)
     metrics = {"loss": loss, **terms, **embedding_stats(z1, z2)}
     total = method.scale_loss * loss
     if head is not None:

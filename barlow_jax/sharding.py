@@ -36,9 +36,9 @@ def of_state(state, mesh, *, split=False):
 
     Args:
       state: with `params` and `opt_state`, arrays or shapes.
-      split: whether the state of the optimiser and the projector's matrices are split over the devices along their
-        largest axis that allows it (the idea of ZeRO, arXiv 1910.02054); what is left, and small, is replicated. The
-        partitioner then splits the projector's products too, which moves fewer bytes than to gather its matrices.
+      split: whether the state of the optimiser and the matrices of projector and predictor are split over the devices
+        along their largest axis that allows it (the idea of ZeRO, arXiv 1910.02054); what is left, and small, is
+        replicated. The partitioner then splits their products too, which moves fewer bytes than to gather them.
     """
     whole = jax.tree.map(lambda _: replicated(mesh), state)
     if not split:
@@ -51,9 +51,9 @@ def of_state(state, mesh, *, split=False):
         chosen = max(reversed(axes), key=lambda axis: x.shape[axis])
         return NamedSharding(mesh, P(*("data" if axis == chosen else None for axis in range(x.ndim))))
 
-    projector = jax.tree.map(along_largest, state.params["projector"])
+    heads = {name: state.params[name] for name in ("projector", "predictor") if name in state.params}
     opt_state = jax.tree.map(along_largest, state.opt_state)
-    return whole._replace(params=whole.params | {"projector": projector}, opt_state=opt_state)
+    return whole._replace(params=whole.params | jax.tree.map(along_largest, heads), opt_state=opt_state)
 
 
 def compiler_options(mesh, *, deterministic=False):

@@ -22,14 +22,33 @@ def get_config():
     config.stem = "imagenet"  # "cifar" for images of about 32 pixels: 3x3 stride 1, no pooling
     config.zero_init_residual = True
     config.projector = (8192, 8192, 8192)
+    config.projector_batch_norm = True  # False: none in its hidden layers (paper, Table 5)
+    config.predictor = ()  # (8192, 8192): behind the projector, of the first view alone (paper, Table 6)
     # Of the network's arithmetic: "bfloat16", "float32" (on accelerators too: docs/precision.md), or "float16" with a
     # dynamic loss scale (V100). Parameters, batch statistics, loss and probe are float32 always.
     config.precision = "bfloat16"
 
-    # The loss.
+    # The loss. docs/objectives.md has the formulas, and which field belongs to which.
+    config.objective = "barlow_twins"  # or an ablation, or somebody else's, such as "vicreg"
+    config.stop_gradient = False  # True: none goes back through the second view (paper, Table 6)
     config.lambd = 0.0051  # paper: 0.005
     config.loss_form = "auto"  # "direct" | "dual": how it is computed, never what
     config.scale_loss = 1.0  # factor on the gradient (official until biases had a rate of their own: 0.024)
+    # Of objectives that are chosen by name; others do not read them.
+    config.cross_entropy = ConfigDict()
+    config.cross_entropy.temperature = 0.1  # the paper gives neither value
+    config.cross_entropy.lambd = 1.0
+    config.vicreg = ConfigDict()  # as published
+    config.vicreg.invariance = 25.0
+    config.vicreg.variance = 25.0
+    config.vicreg.covariance = 1.0
+    config.nt_xent = ConfigDict()
+    config.nt_xent.temperature = 0.1  # SimCLR on ImageNet; on CIFAR-10 0.5
+    config.mixed = ConfigDict()
+    config.mixed.weight = 1.0  # of the mixed term, beside lambd: the best of its authors on ImageNet
+    config.lejepa = ConfigDict()  # as its authors recommend
+    config.lejepa.lambd = 0.05
+    config.lejepa.slices = 1024
 
     # Optimisation. Durations are in epochs; learning rates are for a batch of 256 and scale with batch_size / 256.
     config.epochs = 1000

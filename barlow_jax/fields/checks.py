@@ -62,7 +62,10 @@ def fill_in(config, table):
         *groups, last = name.split(".")
         group = config
         for part in groups:
-            group = group[part] if hasattr(group, "keys") and part in group else None
+            if hasattr(group, "keys") and part not in group:
+                with config.unlocked():
+                    group[part] = {}
+            group = group[part] if hasattr(group, "keys") else None
         if hasattr(group, "keys") and last not in group:
             with config.unlocked():
                 group[last] = rule.default

@@ -9,6 +9,10 @@ from barlow_jax.fields.rules import SEEDS, Table, choice, integer, number, pair,
 
 ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2", "convnet")
 KINDS = ("folder", "tfds", "npz", "digits")
+OBJECTIVES = (
+    *("barlow_twins", "invariance_only", "redundancy_only", "feature_normalized", "cross_covariance", "cross_entropy"),
+    *("hsic", "mixed_barlow_twins", "vicreg", "nt_xent", "lejepa"),
+)
 
 AS_IN_RUN = "as in the pre-training run"
 SIDE = 2**13  # pixels
@@ -54,10 +58,23 @@ PRETRAINING = Table(
         "stem": choice("imagenet", "cifar"),
         "zero_init_residual": switch(),
         "projector": several(integer(1, 2**17), 1, 20, special={(): "none, the loss is one of the features"}),
+        "projector_batch_norm": switch(default=True),
+        "predictor": several(integer(1, 2**17), 1, 20, special={(): "none"}, default=()),
         "precision": choice("float32", "bfloat16", "float16"),
+        "objective": choice(*OBJECTIVES, default="barlow_twins"),
+        "stop_gradient": switch(default=False),
         "lambd": number(0, 1, special={1.0: "elements off the diagonal weigh as much as those on it"}),
         "loss_form": choice("auto", "direct", "dual"),
         "scale_loss": number(above=0, high=1000),
+        "cross_entropy.temperature": number(0.001, 1000, default=0.1),
+        "cross_entropy.lambd": number(0, 1000, default=1.0),
+        "vicreg.invariance": number(0, 10**6, default=25.0),
+        "vicreg.variance": number(0, 10**6, default=25.0),
+        "vicreg.covariance": number(0, 10**6, default=1.0),
+        "nt_xent.temperature": number(0.001, 1000, default=0.1),
+        "mixed.weight": number(0, 10**6, default=1.0),
+        "lejepa.lambd": number(0, 1, default=0.05),
+        "lejepa.slices": integer(1, 2**17, default=1024),
         "epochs": integer(1, 10**6),
         "warmup_epochs": integer(0, 10**6, special={0: "none"}),
         "batch_size": integer(2, BATCH),

@@ -59,7 +59,36 @@ PROGRAMS = (
     ),
 )
 
+# Objectives that compute squares of a D x D matrix, and so may do it in either form.
+OF_FORMS = (
+    *("barlow_twins", "redundancy_only", "feature_normalized", "cross_covariance", "hsic", "mixed_barlow_twins"),
+    "vicreg",
+)
+
 PRETRAINING = (
+    Together(
+        ("loss_form", "objective"),
+        lambda form, objective: form == "auto" or objective in OF_FORMS,
+        "this objective has one form: take 'auto'",
+    ),
+    Together(
+        ("predictor", "projector"),
+        lambda predictor, projector: not predictor or not projector or predictor[-1] == projector[-1],
+        "what it predicts is an embedding, so both end in the same width",
+    ),
+    Together(
+        ("predictor", "projector"),
+        lambda predictor, projector: not predictor or projector,
+        "a predictor stands behind a projector: give one, or set config.predictor=()",
+    ),
+    *(
+        Together(
+            (name, "objective"),
+            lambda value, objective: not value or objective != "mixed_barlow_twins",
+            "its third view has neither: leave it out, or take another objective",
+        )
+        for name in ("predictor", "stop_gradient")
+    ),
     Together(
         ("epochs", "warmup_epochs"),
         lambda epochs, warmup: warmup < epochs,

@@ -10,7 +10,18 @@ import pathlib
 from barlow_jax.run import metric_writers, pictures
 
 # Of the curves, those that say how a run went; of the pictures, those that runs leave.
-CURVES = ("loss", "on_diag", "off_diag", "knn", "probe_accuracy", "effective_rank", "val_loss", "top1", "top5")
+TERMS = (
+    "on_diag",
+    "off_diag",
+    "mixed",
+    "log_on_diag",
+    "log_off_diag",
+    "invariance",
+    "variance",
+    "covariance",
+    "sigreg",
+)
+CURVES = ("loss", *TERMS, "knn", "probe_accuracy", "effective_rank", "val_loss", "top1", "top5")
 PICTURES = ("views.png", "neighbours.png")
 
 log = logging.getLogger(__name__)

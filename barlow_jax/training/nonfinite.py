@@ -20,6 +20,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.tree import named
 
 Tree = Any  # arrays by name, nested
+_PARTS = ("backbone", "projector", "predictor")  # in the order of computing
 Record = dict[str, Array]
 
 
@@ -128,7 +129,7 @@ def in_order(tree: Tree) -> list[tuple[str, Any]]:
     """(dotted path, leaf) of a tree in the order in which the network uses them.
 
     Trees forget it: names are sorted, and "10" comes before "2". Here a convolution or linear layer comes before the
-    norm of its number, stages after both, the backbone before the projector and `bn` last.
+    norm of its number, stages after both, the backbone before projector and predictor, and `bn` last.
     """
 
     def places(item):
@@ -142,8 +143,8 @@ def _place(name):
     """Sorts the names of one level: (number, rank among those of that number, word)."""
     word = name.rstrip("0123456789")
     number = name[len(word) :]
-    if word in ("backbone", "projector"):
-        return 0, ("backbone", "projector").index(word), word
+    if word in _PARTS:
+        return 0, _PARTS.index(word), word
     if word == "layer":
         return 1, 1 + int(number), word
     return int(number or 1000), int(word in ("bn", "norm", "norms")), word

@@ -22,7 +22,7 @@ _NAMES = {"mean": "running_mean", "var": "running_var", "bias": "bias", "kernel"
 
 # The order in which PyTorch lists what a module holds: that of its constructor.
 _ORDER = (
-    *("backbone", "projector", "bn", "conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
+    *("backbone", "projector", "predictor", "bn", "conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
     *("layer1", "layer2", "layer3", "layer4", "convs", "norms", "dense", "norm", "downsample", "fc"),
     *("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
 )
@@ -48,8 +48,8 @@ def path_of(name):
 def name_of(path):
     """The inverse of `path_of`."""
     *modules, leaf = path
-    if modules[0] == "projector":
-        modules = ["projector", str(3 * int(modules[2]) + (modules[1] == "norms"))]
+    if modules[0] in ("projector", "predictor"):  # the second by our own name: nobody else has it in a file
+        modules = [modules[0], str(3 * int(modules[2]) + (modules[1] == "norms"))]
     if modules[-2:-1] == ["downsample"]:
         modules[-1] = "1" if modules[-1] == "bn" else "0"
     return ".".join((*modules, _NAMES[leaf]))

@@ -10,13 +10,15 @@ import pytest
 from ml_collections import ConfigDict, config_dict
 
 import barlow_jax
-from barlow_jax import experiment, fields, knn, loss, model, optim, plan, probe, transfer
+from barlow_jax import experiment, fields, knn, loss, model, objectives, optim, plan, probe, transfer
 from barlow_jax.data import kinds, order, pipeline
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify
 from barlow_jax.fields import page
 from barlow_jax.networks import resnet
 from barlow_jax.ops import image
+from barlow_jax.results import page as results_page
+from barlow_jax.results import published
 from barlow_jax.run import launch
 from barlow_jax.training import microbatches
 
@@ -26,6 +28,7 @@ ARGUMENTS = {
     "linear_tfds": ("imagenet2012", "cifar10"),
     "image_folder": ("128", "256", "512", "1024", "2048", "4096"),
     "semi_supervised": ("1", "10", "1_paper", "10_paper"),
+    "paper": tuple(published.ABLATIONS),
     "transfer": ("places205", "inaturalist18", "places205_vissl", "inaturalist18_vissl"),
 }
 NAMES = sorted(f.stem for f in (commands.ROOT / "configs").glob("*.py") if f.stem != "__init__")
@@ -80,6 +83,7 @@ def test_the_table_has_the_names_that_the_modules_have():
         (fields.PRETRAINING, "stem", resnet.STEMS),
         (fields.PRETRAINING, "precision", experiment.PRECISIONS),
         (fields.PRETRAINING, "loss_form", loss.FORMS),
+        (fields.PRETRAINING, "objective", objectives.OBJECTIVES),
         (fields.PRETRAINING, "optimizer.name", optim.OPTIMIZERS),
         (fields.PRETRAINING, "microbatch_statistics", microbatches.STATISTICS),
         (fields.PRETRAINING, "data.kind", kinds.KINDS),
@@ -90,6 +94,11 @@ def test_the_table_has_the_names_that_the_modules_have():
         (fields.VOC07, "eval.fit", pipeline.FITS),
     ):
         assert values(table, name) == {*known}, name
+    reading = {name: {*chosen.reads.values()} for name, chosen in objectives.OBJECTIVES.items()}
+    assert {*fields.together.OF_FORMS} == {name for name, read in reading.items() if "loss_form" in read}
+    assert {*published.READ_LAMBD} == {name for name, read in reading.items() if "lambd" in read}
+    assert {name for read in reading.values() for name in read} <= fields.PRETRAINING.fields.keys()
+    assert {term for chosen in objectives.OBJECTIVES.values() for term in chosen.terms} == {*results_page.TERMS}
     assert {*kinds.NEED_PATH} == {*fields.together.NEED_PATH}
     for command, table in ((knn, fields.FROZEN), (probe, fields.FROZEN), (transfer, fields.VOC07)):
         assert {*command.FIELDS} <= table.fields.keys()
@@ -213,6 +222,14 @@ def test_values_that_cannot_work_are_refused(page_name):
         ("barlow_twins", {"data.kind": "digits", "data.path": "x"}, "built in, so leave it empty"),
         ("barlow_twins", {"data.kind": "tfds"}, "config.data.name is empty with config.data.kind 'tfds'; name a data"),
         ("barlow_twins", {"data.kind": "npz", "data.file_list": "x"}, "config.data.file_list is 'x'.* leave it empty"),
+        (
+            "barlow_twins",
+            {"objective": "nt_xent", "loss_form": "dual"},
+            "objective has one form: take 'auto'",
+        ),
+        ("barlow_twins", {"predictor": (64, 32)}, "both end in the same width"),
+        ("barlow_twins", {"predictor": (64, 32), "projector": ()}, "a predictor stands behind a projector"),
+        ("barlow_twins", {"objective": "mixed_barlow_twins", "stop_gradient": True}, "its third view has neither"),
         ("linear", {"seed": 2**32 - 1, "seeds": 2}, "config.seed is 4294967295 with config.seeds 2; the last seed"),
         ("linear", {"optimizer.schedule": "steps", "optimizer.milestones": (3, 3)}, "rising and below config.epochs"),
         ("frozen", {"bank": 5, "k": (10, 20)}, "config.k is .10, 20. with config.bank 5"),
@@ -226,6 +243,13 @@ def test_fields_that_do_not_go_together(page_name, change, sentence):
         plain = changed(plain, name, value)
     with pytest.raises(UserError, match=sentence):
         fields.check(plain, TABLES[page_name])
+
+
+def test_a_config_from_before_a_whole_group_gets_it():
+    config = with_images("barlow_twins")
+    del config.vicreg, config.objective, config.predictor
+    fields.check(config, fields.PRETRAINING)
+    assert config.to_dict() == with_images("barlow_twins").to_dict()
 
 
 def test_unknown_and_missing_fields_are_named():

@@ -60,6 +60,7 @@ def networks():
         "residual": (model.BarlowTwins, short, (24, 40)),
         "frozen": (Frozen, short, (24, 40)),
         "absent": (model.BarlowTwins, NoNorm, (40,)),
+        "predictor": (functools.partial(model.BarlowTwins, predictor=(12, 24)), NoNorm, (32, 24)),
     }
 
 
@@ -141,6 +142,20 @@ def test_shared_statistics_make_the_undivided_step(x64):
     args = setup("residual")
     got = results(microbatches.make_forward(PARTS, "batch"), *args, devices=8)
     assert_close(got, results(microbatches.whole, *args), rtol=1e-8)
+
+
+def test_the_shared_statistics_of_a_predictor_are_of_one_view(x64):
+    """Those it starts from are like those it finds, or there would be no program."""
+    graphdef, *args = setup("predictor")
+    forward = functools.partial(microbatches.make_forward(PARTS, "batch"), graphdef)
+    shapes = jax.eval_shape(lambda *args: forward(*args)[:3], *args)
+    assert shapes[1].shape == (ROWS, 2, 24) and jax.tree.structure(shapes[2]) == jax.tree.structure(args[1])
+    moments = model.moments_at_start(graphdef, *args[:2], 2)
+    assert {path: m.shape for path, m in moments.items()} == {
+        "projector.norms.0": (2, 2, 32),
+        "predictor.norms.0": (2, 1, 12),
+        "bn": (2, 2, 24),
+    }
 
 
 def test_the_search_for_shared_statistics_ends():

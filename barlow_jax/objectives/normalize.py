@@ -1,0 +1,17 @@
+"""Normalisations of embeddings beside `loss.standardize`, which several objectives take."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def centred(z: Array) -> Array:
+    """[N, D] of zero mean per dimension, float32 or wider."""
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    return z - z.mean(0)
+
+
+def on_sphere(z: Array) -> Array:
+    """[N, D] with rows of length 1, float32 or wider; a row of zeros stays one."""
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    return z * jax.lax.rsqrt(jnp.maximum(jnp.square(z).sum(1, keepdims=True), 1e-24))
