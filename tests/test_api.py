@@ -1,5 +1,6 @@
 """What a notebook calls: train, evaluate, load; the same code as behind the commands."""
 
+import gc
 import json
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import threading
 
 import commands
 import frozen_runs
+import jax
 import numpy as np
 import pytest
 
@@ -33,6 +35,7 @@ LINEAR = {"epochs": 3, "batch_size": 16, "image_size": 0, "eval": {"resize": 0, 
 @pytest.fixture(scope="module")
 def no_tensorflow():
     """As where it is not installed, which images for GPUs seldom have: of the package only these modules import it."""
+    gc.collect()  # what other tests left of its data sets could not be taken apart meanwhile
     with pytest.MonkeyPatch.context() as patch:
         for module in ("tensorflow", "tensorflow_datasets", "barlow_jax.data.decode", "barlow_jax.data.records"):
             patch.setitem(sys.modules, module, None)
@@ -46,7 +49,12 @@ def trained(tmp_path_factory, no_tensorflow):
     """(work folder of a run, the .npz it was trained on)."""
     folder = tmp_path_factory.mktemp("api")
     data = frozen_runs.write_set(folder / "set.npz")
-    assert barlow_jax.train("cifar10", data=data, workdir=folder / "run", **FIELDS)
+    shared = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)  # as where nobody told JAX of one
+    try:
+        assert barlow_jax.train("cifar10", data=data, workdir=folder / "run", **FIELDS)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", shared)
     return folder / "run", data
 
 
