@@ -45,6 +45,7 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
     "ops.color": ["ops/test_ops.py", "test_augment.py"],
     "ops.image": ["ops/test_ops.py", "test_augment.py"],
     "networks.resnet": ["networks/test_resnet.py"],
+    "networks.batch_norm": ["networks/test_batch_norm.py", "networks/test_resnet.py"],
     "training.microbatches": ["training/test_microbatches.py"],
     "training.nonfinite": ["training/test_nonfinite.py"],
     "training.loss_scale": ["training/test_nonfinite.py"],
@@ -86,7 +87,7 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
     "export": ["test_export.py"],
 }
 
-NAMES = ["loss", "networks.resnet", "model", "optim", "pretrain", "training", "ops", "augment", "sharding", "data"]
+NAMES = ["loss", "networks", "model", "optim", "pretrain", "training", "ops", "augment", "sharding", "data"]
 NAMES += ["evaluation.classify", "evaluation.heads", "evaluation.svm", "metrics", "run", "weights", "export"]
 
 BINARY = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "+", ast.Pow: "*"}

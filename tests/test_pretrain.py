@@ -220,6 +220,17 @@ def test_nothing_large_travels_between_eight_devices():
         assert gathered and max(map(np.prod, gathered)) <= rows * width
 
 
+def test_a_state_goes_on_with_what_it_is_given():
+    """All of it: weights, statistics, momentum, step; the probe is as fresh as it was."""
+    _, state = pretrain.create_state(small_network(), optim.make_optimizer("lars", 0.2, 0.01))
+    params, batch_stats = jax.tree.map(lambda a: a + 1, (state.params, state.batch_stats))
+    momentum = jax.tree.map(lambda a: a + 2, state.params)
+    new = pretrain.going_on(state, params, batch_stats, momentum, 7)
+    assert new.step == 7 and new.step.dtype == state.step.dtype
+    for got, want in ((new.params, params), (new.batch_stats, batch_stats), (new.opt_state[1][1].trace, momentum)):
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def test_checkpoints_go_from_split_to_whole_and_to_other_devices(tmp_path):
     _, state = pretrain.create_state(small_network(widths=(256, 256)), optim.make_optimizer("lars", 0.2, 0.01))
     meshes = {n: sharding.make_mesh(jax.devices()[:n]) for n in (2, 8)}

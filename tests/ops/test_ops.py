@@ -183,3 +183,22 @@ def test_affine_crop_beyond_the_image(pillow):
     assert_levels(affine_crop(photo, box, 0.0, 18), np.floor(expected + 0.5), most=1, share=1e-3)
     turned = affine_crop(photo[:20, :20], np.array([0, 0, 20, 20], np.float32), 90.0, 20)
     assert_levels(turned, np.rot90(photo[:20, :20]))
+
+
+def test_which_axis_goes_first():
+    """Pillow 13's rule: the rows if more than twice as many of them go away as columns; of a whole image that is made
+    smaller before it is cropped, of its new sides."""
+    for height, width, size in ((25, 24, 24), (24, 24, 24), (30, 26, 24), (29, 26, 24), (26, 23, 24), (24, 40, 24)):
+        want = height - size > 2 * max(width - size, 0)
+        assert bool(image_ops._rows_first(height, width, size, None)) == want
+    for bottom, right, side in (
+        (100, 24, 24.2),
+        (101, 50, 50),
+        (100, 50, 50),
+        (24, 24, 24),
+        (50, 100, 50),
+        (20, 40, 20),
+    ):
+        rows, columns = (length - round(24 * length / side) for length in (bottom, right))
+        got = image_ops._rows_first(side, side, 24, (bottom, right))
+        assert bool(got) == (rows > 2 * max(columns, 0)), (bottom, right, side)
