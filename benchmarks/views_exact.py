@@ -150,7 +150,10 @@ def main():
     if not options.images:
         parser.error("--images is missing: a folder of JPEGs.")
     sys.path.insert(0, str(ROOT))
-    numbers = given(list(photographs(options.images, options.count)))
+    found = list(photographs(options.images, options.count))
+    if not found:
+        parser.error(f"no JPEG is in {', '.join(options.images)}; give --images a folder that holds some.")
+    numbers = given(found)
     made = ours(numbers)
     with tempfile.TemporaryDirectory() as folder:
         references = [reference(p, numbers, pathlib.Path(folder)) for p in options.python or [sys.executable]]
