@@ -21,6 +21,12 @@ from jax.sharding import PartitionSpec as P
 FORMS = ("auto", "direct", "dual")
 
 
+def centred(z: Array) -> Array:
+    """[N, D] of zero mean per dimension, float32 or wider."""
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    return z - z.mean(0)
+
+
 def standardize(z: Array, eps: float = 1e-5) -> Array:
     """Zero mean and unit variance per dimension: the affine-free BatchNorm of the official code.
 
@@ -32,8 +38,7 @@ def standardize(z: Array, eps: float = 1e-5) -> Array:
     Returns:
       [N, D], float32 or wider.
     """
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    z = z - z.mean(0)
+    z = centred(z)
     return z * jax.lax.rsqrt(jnp.square(z).mean(0) + eps)
 
 
@@ -78,7 +83,14 @@ def barlow_twins_loss(
       loss: scalar; and {"on_diag", "off_diag"}, both before lambd is applied.
     """
     n = batch_size or z1.shape[0]
-    on_diag, off_diag = diagonal_terms(standardize(z1, eps), standardize(z2, eps), n, form=form, mesh=mesh)
+    return towards_identity(standardize(z1, eps), standardize(z2, eps), n, lambd=lambd, form=form, mesh=mesh)
+
+
+def towards_identity(
+    z1: Array, z2: Array, n: float, *, lambd: float, form: str = "auto", mesh: Mesh | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """sum_i (1 - c_ii)^2 + lambd sum_{i != j} c_ij^2, and the two sums; arguments as of `diagonal_terms`."""
+    on_diag, off_diag = diagonal_terms(z1, z2, n, form=form, mesh=mesh)
     return on_diag + lambd * off_diag, {"on_diag": on_diag, "off_diag": off_diag}
 
 

@@ -19,9 +19,10 @@ def compiled_once(tmp_path_factory):
     """Tests, and commands that they start, share what they compile, over all workers: most of their time."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "xla"
-    for option, value in (("compilation_cache_dir", str(shared)), ("persistent_cache_min_compile_time_secs", 0.02)):
-        os.environ.setdefault(f"JAX_{option.upper()}", str(value))
-        jax.config.update(f"jax_{option}", value)
+    folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared))
+    seconds = os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", float(seconds))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,7 +7,7 @@ is told the process's number first and, when it has ended, its status. The comma
 `python WORDS` would: neither this project nor JAX, which reads the environment when it is imported, is loaded before.
 """
 
-import array
+import contextlib
 import importlib
 import json
 import os
@@ -18,14 +18,11 @@ import socket
 import sys
 
 LOADED = ("tensorflow", "absl.app", "ml_collections", "tensorstore", "PIL.Image")
-STATUS = "i"  # of an array of one number
 
 
 def say(connection, number):
-    try:
-        connection.send(array.array(STATUS, [number]).tobytes())
-    except BrokenPipeError:  # nobody asks any more
-        pass
+    with contextlib.suppress(BrokenPipeError):  # nobody asks any more
+        connection.send(number.to_bytes(4, sys.byteorder, signed=True))
 
 
 def serve(requests):

@@ -66,7 +66,6 @@ def run(network, params, batch_stats, tx, views, *, lambd, devices=1, split=Fals
     mesh = sharding.make_mesh(jax.devices()[:devices])
     params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))  # copies: the step donates its state
     graphdef, state = pretrain.create_state(given(network, params, batch_stats), tx)
-    state = state._replace(params=params, batch_stats=batch_stats, opt_state=tx.init(params))
     shardings = sharding.of_state(state, mesh, split=split)
     state = jax.device_put(state, shardings)
     options = {"scale_loss": scale_loss, "state_sharding": shardings}

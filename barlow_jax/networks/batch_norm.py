@@ -113,15 +113,11 @@ def _pullback(term, dz):
     if not isinstance(term, Normalised):
         return dz.astype(term.dtype)
     wide = dz.astype(term.mean.dtype)
-    axes = [axis for axis in range(dz.ndim) if _size(term.mean, axis - dz.ndim) == 1]
+    sides = (1,) * (dz.ndim - term.mean.ndim) + term.mean.shape  # of 1 where the statistics are broadcast
+    axes = [axis for axis, side in enumerate(sides) if side == 1]
     total = wide.sum(axes, keepdims=True).reshape(term.mean.shape)
     along = (wide * (term.x.astype(wide.dtype) - term.mean)).sum(axes, keepdims=True).reshape(term.mean.shape)
     return Normalised((wide * term.gain).astype(term.x.dtype), -total * term.gain, along, total)
-
-
-def _size(x, axis):
-    """Of an axis counted from the end; 1 where x has none, so that it broadcasts."""
-    return x.shape[axis] if -axis <= x.ndim else 1
 
 
 @jax.custom_vjp

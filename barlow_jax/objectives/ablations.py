@@ -11,8 +11,8 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax.loss import barlow_twins_loss, diagonal_terms, standardize
-from barlow_jax.objectives.normalize import centred, on_sphere
+from barlow_jax.loss import barlow_twins_loss, centred, standardize, towards_identity
+from barlow_jax.objectives.normalize import on_sphere
 
 Terms = dict[str, Array]
 
@@ -40,15 +40,7 @@ def redundancy_only(z1: Array, z2: Array, *, lambd: float, **options) -> tuple[A
     return lambd * terms["off_diag"], terms
 
 
-def feature_normalized(
-    z1: Array,
-    z2: Array,
-    *,
-    lambd: float,
-    form: str = "auto",
-    mesh: Mesh | None = None,
-    batch_size: int | None = None,
-) -> tuple[Array, Terms]:
+def feature_normalized(z1: Array, z2: Array, *, batch_size: int | None = None, **options) -> tuple[Array, Terms]:
     """sum_i (1 - c_ii)^2 + lambd sum_{i != j} c_ij^2, c = sum_b u1_b u2_b': "normalization along feature dimension".
 
     u_b is z_b standardised over the batch ("with mean subtraction") and then divided by its length ("along the feature
@@ -58,32 +50,20 @@ def feature_normalized(
     1/4 in the paper, so this objective is for batches that are no larger than the embedding is wide.
 
     Args:
-      lambd, form, mesh: as in `loss.barlow_twins_loss`.
       batch_size: nothing is divided by it.
+      options: lambd, form, mesh, as in `loss.barlow_twins_loss`.
     """
     del batch_size
-    u1, u2 = (on_sphere(standardize(z)) for z in (z1, z2))
-    on_diag, off_diag = diagonal_terms(u1, u2, 1, form=form, mesh=mesh)
-    return on_diag + lambd * off_diag, {"on_diag": on_diag, "off_diag": off_diag}
+    return towards_identity(on_sphere(standardize(z1)), on_sphere(standardize(z2)), 1, **options)
 
 
-def cross_covariance(
-    z1: Array,
-    z2: Array,
-    *,
-    lambd: float,
-    form: str = "auto",
-    mesh: Mesh | None = None,
-    batch_size: int | None = None,
-) -> tuple[Array, Terms]:
+def cross_covariance(z1: Array, z2: Array, *, batch_size: int | None = None, **options) -> tuple[Array, Terms]:
     """sum_i (1 - c_ii)^2 + lambd sum_{i != j} c_ij^2, c the cross-covariance: "no normalization".
 
     c = sum_b (z1_b - mean) (z2_b - mean)' / N. The paper has it together with a projector without BatchNorm
     (config.projector_batch_norm). Arguments as in `loss.barlow_twins_loss`.
     """
-    z1, z2 = centred(z1), centred(z2)
-    on_diag, off_diag = diagonal_terms(z1, z2, batch_size or z1.shape[0], form=form, mesh=mesh)
-    return on_diag + lambd * off_diag, {"on_diag": on_diag, "off_diag": off_diag}
+    return towards_identity(centred(z1), centred(z2), batch_size or z1.shape[0], **options)
 
 
 def cross_entropy(

@@ -1,14 +1,8 @@
-"""Normalisations of embeddings beside `loss.standardize`, which several objectives take."""
+"""The normalisation of embeddings, beside those of `loss`, that several objectives take."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-
-
-def centred(z: Array) -> Array:
-    """[N, D] of zero mean per dimension, float32 or wider."""
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    return z - z.mean(0)
 
 
 def on_sphere(z: Array) -> Array:

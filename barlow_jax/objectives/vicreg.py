@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from barlow_jax.loss import diagonal_terms
-from barlow_jax.objectives.normalize import centred
+from barlow_jax.loss import centred, diagonal_terms
 
 
 def vicreg(

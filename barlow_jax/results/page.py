@@ -7,20 +7,11 @@ import logging
 import os
 import pathlib
 
+from barlow_jax.objectives import OBJECTIVES
 from barlow_jax.run import metric_writers, pictures
 
 # Of the curves, those that say how a run went; of the pictures, those that runs leave.
-TERMS = (
-    "on_diag",
-    "off_diag",
-    "mixed",
-    "log_on_diag",
-    "log_off_diag",
-    "invariance",
-    "variance",
-    "covariance",
-    "sigreg",
-)
+TERMS = tuple(dict.fromkeys(term for objective in OBJECTIVES.values() for term in objective.terms))
 CURVES = ("loss", *TERMS, "knn", "probe_accuracy", "effective_rank", "val_loss", "top1", "top5")
 PICTURES = ("views.png", "neighbours.png")
 

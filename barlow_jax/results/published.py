@@ -6,6 +6,8 @@ sections 2.2 and 3; for the augmentations it refers to BYOL (arXiv 2006.07733, a
 
 from typing import NamedTuple
 
+from barlow_jax.objectives import OBJECTIVES
+
 # Field of the config: (code, paper).
 VALUES = {
     "arch": ("resnet50", "resnet50"),
@@ -107,14 +109,7 @@ READ_BY = {
 }
 
 # The objectives that read config.lambd.
-READ_LAMBD = (
-    "barlow_twins",
-    "redundancy_only",
-    "feature_normalized",
-    "cross_covariance",
-    "hsic",
-    "mixed_barlow_twins",
-)
+READ_LAMBD = tuple(name for name, objective in OBJECTIVES.items() if "lambd" in objective.reads.values())
 
 
 class Result(NamedTuple):
