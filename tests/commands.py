@@ -84,7 +84,7 @@ class Command(_Started, subprocess.Popen):
 
 
 class Forked(_Started):
-    """A program of Python from a process that has loaded TensorFlow, see loaded.py; asked as a Popen is."""
+    """A program of Python from a process that has loaded TensorFlow and JAX, see loaded.py; asked as a Popen is."""
 
     def __init__(self, *words, cwd=ROOT, env=None):
         self._file, self.returncode = tempfile.TemporaryFile(), None

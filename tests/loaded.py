@@ -1,10 +1,11 @@
-"""A process that has loaded TensorFlow and forks one for each command of the tests: a third of their time.
+"""A process that has loaded TensorFlow and JAX and forks one for each command of the tests: a third of their time.
 
     python tests/loaded.py FD        # commands.Forked has the other end of this socket
 
 A request is {"words", "cwd", "environment"} in JSON with two file descriptors: where the output goes, and a socket that
 is told the process's number first and, when it has ended, its status. The command runs in a session of its own, as
-`python WORDS` would: neither this project nor JAX, which reads the environment when it is imported, is loaded before.
+`python WORDS` would: nothing of this project is loaded before. JAX reads its variables when it is imported, so a command
+that has others than this process starts from nothing.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ import socket
 import sys
 
 LOADED = ("tensorflow", "absl.app", "ml_collections", "tensorstore", "PIL.Image")
+WITH_JAX = ("jax.numpy", "flax.nnx", "optax", "orbax.checkpoint")
+LATER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # what JAX reads when they are needed
 
 
 def say(connection, number):
@@ -60,13 +63,21 @@ def serve(requests):
             running[pid] = connection
 
 
+def read_by_jax(environment):
+    """What importing JAX made of these variables holds for any others that agree here."""
+    return {name: value for name, value in environment.items() if name.startswith("JAX_") and name not in LATER}
+
+
 def become(request, output):
     """This process as one that was just started: session, output, folder, environment. Returns its words."""
+    of_jax = read_by_jax(os.environ)
     os.setsid()
     os.dup2(output, 1), os.dup2(output, 2), os.close(output)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    if read_by_jax(os.environ) != of_jax:
+        os.execv(sys.executable, [sys.executable, *request["words"]])
     return request["words"]
 
 
@@ -75,7 +86,9 @@ def main():
     for name in LOADED:
         importlib.import_module(name)
     del sys.modules["jax"]
-    assert not {"jax", "barlow_jax"} & set(sys.modules)
+    for name in WITH_JAX:
+        importlib.import_module(name)
+    assert "barlow_jax" not in sys.modules
     words = serve(socket.socket(fileno=int(sys.argv[1])))
     if words[0] == "-m":
         sys.argv = words[1:]

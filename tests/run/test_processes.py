@@ -14,8 +14,10 @@ from barlow_jax.run import cluster
 TRAIN = (
     "train.py",
     "--config=demo",
+    "--config.projector=(32,32)",
     "--config.epochs=400",
     "--config.batch_size=64",
+    "--config.picture_every_epochs=0",
     "--config.eval.every_epochs=0",
     "--config.log_every_steps=1",
 )

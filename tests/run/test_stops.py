@@ -21,7 +21,7 @@ from barlow_jax.run import lock, signals
 from barlow_jax.run import workdir as workdirs
 from benchmarks import faults
 
-STEPS = 120
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def images(tmp_path_factory):
 
 
 def arguments(images, workdir, *more):
-    """40 epochs of 3 steps, so slow that rounding does not grow."""
+    """20 epochs of 3 steps, so slow that rounding does not grow."""
     plain = ("jitter=0.0", "grayscale=0.0", "solarize=(0.0,0.0)")  # of what there is no need to compile
     return (
         "--config=configs/cifar10.py",
@@ -38,7 +38,7 @@ def arguments(images, workdir, *more):
         "--config.data.val=",
         f"--workdir={workdir}",
         *commands.SMALL,
-        "--config.epochs=40",
+        "--config.epochs=20",
         "--config.eval.every_epochs=0",
         *(f"--config.optimizer.learning_rate_{group}=1e-4" for group in ("weights", "biases")),
         "--config.picture_every_epochs=0",
@@ -239,7 +239,7 @@ def test_other_numbers_of_devices_go_on_with_the_same_batches(images, undisturbe
     """1 device, 8, 2."""
     workdir = tmp_path / "run"
     stopped_by(signal.SIGTERM, 20, images, workdir)
-    stopped_by(signal.SIGTERM, 50, images, workdir, devices=8)
+    stopped_by(signal.SIGTERM, 40, images, workdir, devices=8)
     status, output = commands.run("train.py", *arguments(images, workdir), devices=2)
     assert status == 0, output
     assert_same_batches(workdir, undisturbed)
@@ -248,22 +248,22 @@ def test_other_numbers_of_devices_go_on_with_the_same_batches(images, undisturbe
 def test_a_changed_config_is_refused_field_by_field_unless_told(images, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
-    changed = ("--config.epochs=41", "--config.lambd=0.01", "--config.keep_checkpoints=2")
+    changed = ("--config.epochs=21", "--config.lambd=0.01", "--config.keep_checkpoints=2")
     status, output = commands.run("train.py", *arguments(images, workdir, *changed))
     commands.assert_refused(
         status,
         output,
-        r"another config \(config.epochs was 40 and is 41; config.lambd was 0\.\d+ and is 0.01\);.*"
+        r"another config \(config.epochs was 20 and is 21; config.lambd was 0\.\d+ and is 0.01\);.*"
         "or go on with the new ones by --allow_changes=epochs,lambd",
     )
     assert not (workdir / workdirs.CHANGES_FILE).exists()
     status, output = commands.run("train.py", *arguments(images, workdir, *changed, "--allow_changes=epochs,lambd"))
     assert status == 0 and f"going on from step {STEPS} of {STEPS + 3}" in output, output
-    assert "changed since this run began: config.epochs was 40 and is 41; config.keep" in output
+    assert "changed since this run began: config.epochs was 20 and is 21; config.keep" in output
     [record] = (json.loads(line) for line in (workdir / workdirs.CHANGES_FILE).read_text().splitlines())
-    assert record["step"] == STEPS and record["changes"]["epochs"] == {"was": 40, "is": 41}
+    assert record["step"] == STEPS and record["changes"]["epochs"] == {"was": 20, "is": 21}
     assert record["changes"].keys() == {"epochs", "lambd", "keep_checkpoints"}
-    assert json.loads((workdir / workdirs.CONFIG_FILE).read_text())["epochs"] == 41
+    assert json.loads((workdir / workdirs.CONFIG_FILE).read_text())["epochs"] == 21
 
 
 def test_which_changes_are_refused():
