@@ -4,8 +4,8 @@
 
 A request is {"words", "cwd", "environment"} in JSON with two file descriptors: where the output goes, and a socket that
 is told the process's number first and, when it has ended, its status. The command runs in a session of its own, as
-`python WORDS` would: nothing of this project is loaded before. JAX reads its variables when it is imported, so a command
-that has others than this process starts from nothing.
+`python WORDS` would: nothing of this project is loaded before. JAX reads its variables when it is imported, so a
+command that has others than this process starts from nothing.
 """
 
 import contextlib

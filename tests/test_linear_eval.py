@@ -267,7 +267,12 @@ FINETUNED = ("--config.weights=finetune", "--config.optimizer.learning_rate_back
 
 
 @pytest.mark.parametrize(
-    "baseline,features,more", [("random", 256, ()), ("pixels", 24 * 24 * 3, ()), ("pixels", 24 * 24 * 3, FINETUNED)]
+    "baseline,features,more",
+    [
+        ("random", 256, ()),
+        ("pixels", 24 * 24 * 3, ()),
+        pytest.param("pixels", 24 * 24 * 3, FINETUNED, marks=pytest.mark.slow),
+    ],
 )
 def test_baselines(pretrained, tmp_path, baseline, features, more):
     """They resume as the run itself does, from another evaluation's folder not."""

@@ -35,7 +35,7 @@ def minitrain(golden, name, dtype):
     return described, losses, norms, state, want
 
 
-@pytest.mark.parametrize("name", ["fixed_batch", "gentle"])
+@pytest.mark.parametrize("name", ["fixed_batch", pytest.param("gentle", marks=pytest.mark.slow)])
 def test_fourteen_official_steps_in_float64(golden, x64, name):
     described, losses, norms, state, want = minitrain(golden, name, jnp.float64)
     np.testing.assert_allclose(losses, want["losses"], rtol=1e-9)
@@ -61,7 +61,11 @@ def test_fourteen_official_steps_in_float32(golden, name):
     np.testing.assert_allclose(got, want["param_norms"], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("world_size,devices", [(1, 8), pytest.param(2, 1, marks=pytest.mark.slow), (4, 2)])
+# The one that has all of it, ranks and devices, is in the suite; the others are in the slow tier.
+_RANKS = [pytest.param(1, 8, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow), (4, 2)]
+
+
+@pytest.mark.parametrize("world_size,devices", _RANKS)
 def test_five_official_ddp_steps(golden, x64, world_size, devices):
     """W official ranks, reproduced on any number of our devices through reference_world_size."""
     arrays, described, config, setup = official.ddp_setup(golden, world_size)

@@ -114,6 +114,7 @@ def test_another_number_of_images_is_refused():
         workdir.resume(Saved, state, source, total_steps=6)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path):
     """Two real processes of two devices each; SIGTERM to one of them stops both at the same step, and both go on.
 
@@ -137,9 +138,7 @@ def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path
     metrics = tmp_path / "run" / "metrics.jsonl"
     for steps, told in ((2, 1), (8, 0)):
         processes = both()
-        commands.wait_for(
-            processes[0], lambda n=steps: metrics.exists() and len(commands.lines(tmp_path / "run")) >= n
-        )
+        commands.wait_for(processes[0], lambda n=steps: metrics.exists() and len(commands.lines(tmp_path / "run")) >= n)
         processes[told].send_signal(signal.SIGTERM)
         outputs = [commands.finish(process) for process in processes]
         assert [process.returncode for process in processes] == [0, 0], outputs

@@ -18,9 +18,12 @@ TRIES = 10  # torchvision's
 def check_crop(scale, ratio):
     """UserError unless 0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]."""
     if not 0 < scale[0] <= scale[1] <= 1:
-        raise UserError(f"scale is {tuple(scale)}, but must be (smallest, largest) share of the area in (0, 1].")
+        raise UserError(
+            f"crop_scale is {tuple(scale)}, but must be (smallest, largest) share of an image's area in (0, 1]; larger "
+            "crops are for sets that live on the devices and a rotation above 0: see resident_bytes and rotation."
+        )
     if not 0 < ratio[0] <= ratio[1]:
-        raise UserError(f"ratio is {tuple(ratio)}, but must be (smallest, largest) width / height, both > 0.")
+        raise UserError(f"crop_ratio is {tuple(ratio)}, but must be (smallest, largest) width / height, both > 0.")
 
 
 def crop_draws(seed, epoch, indices, *, views=2, scale, ratio):

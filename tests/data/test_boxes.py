@@ -107,7 +107,7 @@ def test_center_crop_is_torchvisions(size, short, crop):
 
 @pytest.mark.parametrize("scale", [(0, 1), (0.5, 0.1), (0.1, 1.5)])
 def test_impossible_scale(scale):
-    with pytest.raises(UserError, match="scale is"):
+    with pytest.raises(UserError, match="crop_scale is"):
         boxes.check_crop(scale, RATIO)
 
 

@@ -128,7 +128,7 @@ def test_closing_ends_the_reading(source):
         ({"canvas": 20}, "set it to 24"),
         ({"batch_size": 30}, "lower config.batch_size"),
         ({"batch_size": 9, "process_count": 2}, "not divisible"),
-        ({"scale": (0.5, 2.0)}, "scale is"),
+        ({"scale": (0.5, 2.0)}, "crop_scale is .*see resident_bytes"),
         ({"last": "kept"}, "'drop', 'wrap', 'keep'"),
         ({"seed": -1}, "seed is -1"),
         ({"last": "keep", "process_count": 2}, "5 rows, which 2 processes do not divide: set config.data.last='wrap'"),

@@ -97,7 +97,7 @@ def test_features_are_computed_once(run, alone):
     assert len(list(workdir.glob("features_*.npz"))) == 3
 
 
-@pytest.mark.parametrize("resident_bytes", [0, 2**30])
+@pytest.mark.parametrize("resident_bytes", [0, pytest.param(2**30, marks=pytest.mark.slow)])
 def test_features_of_replaced_pixels_are_computed_anew(run, tmp_path, resident_bytes):
     """One image of those that are judged is another one by the same name and of the same size, then its old self."""
     for split, each in (("train", 9), ("val", 4)):

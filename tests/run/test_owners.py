@@ -12,8 +12,8 @@ NOBODY = 54_321  # no name in any list of users
 LINE = (
     "train.py",
     "--config=demo",
-    *(word for word in commands.SMALL if "batch_size" not in word),
-    *(f"--config.views.{field}" for field in ("jitter=0.0", "grayscale=0.0", "solarize=(0.0,0.0)")),
+    "--config.projector=(32,32)",
+    *(f"--config.views.{field}" for field in ("rotation=0.0", "crop_scale=(0.6,1.0)", "jitter=0.0", "grayscale=0.0")),
     "--config.warmup_epochs=0",
     "--config.batch_size=256",
     "--config.eval.every_epochs=0",
