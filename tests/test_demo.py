@@ -22,6 +22,7 @@ def table(output):
     return {name: (float(knn), float(linear)) for name, knn, linear in rows}
 
 
+@pytest.mark.slow
 def test_a_short_demo_prints_its_table_and_leaves_its_pictures(tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     status, output = commands.run(

@@ -155,6 +155,7 @@ def test_images_of_many_channels(tmp_path):
     assert (tmp_path / "run" / "views.png").exists()
 
 
+@pytest.mark.slow
 def test_float16_micro_batches_split_state_and_skip_in_one_run(photographs, tmp_path):
     """The fields together, stopped and gone on with: by the command."""
     more = (

@@ -76,6 +76,7 @@ def test_killed_in_the_middle_and_started_again(photographs, undisturbed, tmp_pa
     assert_same_run(tmp_path / "run", undisturbed[0])
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_status_0(photographs, undisturbed, tmp_path):
     process = commands.start("train.py", *arguments(photographs, tmp_path / "run"))
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -168,6 +169,7 @@ def test_two_processes_of_four_devices_end_where_one_of_eight_does(tmp_path):
         np.testing.assert_allclose(two[name], one[name], rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_keep_ends_an_epoch_with_a_smaller_batch_and_the_nominal_divisor(tmp_path):
     """42 images for 4 ranks: 16, 16 and 12 rows. Both views alike, so the diagonal of c is 1, and 12/16 at the end.
 
@@ -197,6 +199,7 @@ def test_keep_ends_an_epoch_with_a_smaller_batch_and_the_nominal_divisor(tmp_pat
     np.testing.assert_allclose([line["on_diag"] for line in lines], [0, 0, 32 / 16] * 2, atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_small_folder_lives_on_the_devices(photographs, tmp_path):
     """The host then sends an index a step; stopped and started again the run goes on as if nothing had happened."""
     more = ("--config.data.resident_bytes=1000000", "--config.epochs=4", "--config.checkpoint_every_steps=2")

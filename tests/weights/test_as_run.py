@@ -135,6 +135,7 @@ def test_a_run_begins_with_the_backbone_of_others(golden, tmp_path):
             export.check(export.read(tmp_path / "x.pth", whole=True), "official")
 
 
+@pytest.mark.slow
 def test_train_begins_with_a_file_and_goes_on_from_its_own_checkpoint(tmp_path):
     """train.py --init with a full checkpoint of two epochs: it trains the third, and no more when started again."""
     config = a_config(projector=(32, 32))
