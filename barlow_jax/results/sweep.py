@@ -1,0 +1,154 @@
+"""What a sweep has found: one number a member and evaluation over its seeds, the table beside the paper's, the picture.
+
+found = collect({"table6:baseline": {0: "runs/table6/baseline/seed_0", 1: ...}})
+results.append(folder, lines(found))
+print(markdown(found))
+"""
+
+import math
+import pathlib
+from types import SimpleNamespace
+
+from barlow_jax.results import published
+from barlow_jax.results.lines import FILE, line, read
+from barlow_jax.run import pictures
+
+# Of all numbers, those that have a column: (title, what their lines have). Shares but for the last.
+COLUMNS = (
+    ("20-NN", {"protocol": "knn", "metric": "top1", "k": 20}),
+    ("fast probe", {"protocol": "fast probe", "metric": "top1"}),
+    ("linear, top-1", {"protocol": "linear", "metric": "top1", "result": "last"}),
+    ("linear, top-5", {"protocol": "linear", "metric": "top5", "result": "last"}),
+    ("effective rank", {"protocol": "effective rank", "metric": "effective_rank"}),
+)
+RANK = "effective rank"
+BASELINES = {"random": "not trained", "pixels": "pixels"}
+
+
+def collect(folders):
+    """{member: [its lines over seeds]}; of what was judged in a member's place, under the names in BASELINES.
+
+    A number of several runs is their mean, and its spread their standard deviation (n - 1); what is left of a number
+    that was written twice is the later. Runs that have no results yet are left out.
+
+    Args:
+      folders: {member: {seed of the pre-training: folder of the run}}.
+    """
+    found = {}
+    for member, by_seed in folders.items():
+        numbers = {}
+        for seed, folder in by_seed.items():
+            for one in _lines_of(folder):
+                numbers.setdefault(_key(one), {})[seed] = one
+        for by_seed_ in numbers.values():
+            together = _together(member, folders[member], by_seed_)
+            found.setdefault(BASELINES.get(together["baseline"], member), []).append(together)
+    last = [name for name in BASELINES.values() if name in found]
+    return {name: found[name] for name in [*(n for n in found if n not in last), *last]}
+
+
+def _lines_of(folder):
+    files = sorted(pathlib.Path(folder).expanduser().glob(f"*/{FILE}"))  # not those of each seed of an evaluation
+    return [one for file in files for one in read(file)]
+
+
+def _key(one):
+    """What tells a number from the others of its run."""
+    told_by = ("protocol", "dataset", "n", "classes", "metric", "baseline")
+    scalars = {name: value for name, value in one["settings"].items() if not isinstance(value, list)}
+    return repr([one[name] for name in told_by] + sorted(scalars.items()))
+
+
+def _together(member, folders, by_seed):
+    """One line for a number of several seeds."""
+    first = next(iter(by_seed.values()))
+    names = [str(pathlib.Path(folders[seed]).parent) for seed in by_seed]
+    subject = SimpleNamespace(path=names[0], step=first["checkpoint_step"], baseline=first["baseline"])
+    kept = {n: v for n, v in first["settings"].items() if not isinstance(v, list) or n == "departures"}
+    made = line(
+        subject,
+        **{name: first[name] for name in ("protocol", "dataset", "n", "classes", "metric")},
+        values=[one["value"] for one in by_seed.values()],
+        seeds=list(by_seed),
+        **(kept | {"member": member, "seeds_of": "pre-training"}),
+    )
+    return made
+
+
+def cell(found, name, title):
+    """(mean, spread or None, seeds) of a member in a column, or None where there is none."""
+    wanted = dict(COLUMNS)[title]
+    for one in found.get(name, ()):
+        if all(one.get(key, one["settings"].get(key)) == value for key, value in wanted.items()):
+            return one["value"], one["spread"], len(one["seeds"])
+    return None
+
+
+def titles(found):
+    """The columns in which anybody has a number."""
+    return [title for title, _ in COLUMNS if any(cell(found, name, title) for name in found)]
+
+
+def markdown(found, members):
+    """The table: a row a member, in this order, also of those without a number; below it what the numbers rest on.
+
+    Args:
+      found: as `collect` gives it.
+      members: names of all.
+    """
+    columns = titles(found)
+    theirs = any(name in published.ABLATIONS for name in members)
+    head = ["", *columns, *(["paper, top-1", "paper, top-5"] if theirs else [])]
+    most = max((cell(found, n, t)[2] for n in found for t in columns if cell(found, n, t)), default=1)
+    rows = []
+    for name in [*members, *(name for name in found if name not in members)]:
+        mine = [_text(cell(found, name, title), title, most) for title in columns]
+        paper = ["" if x is None else f"{100 * x:.1f}" for x in published.ABLATIONS.get(name, (None, None))]
+        rows.append([name, *mine, *(paper if theirs else [])])
+    lines_ = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join([*lines_, "", *_notes(found, most)]) + "\n"
+
+
+def _text(value, title, most):
+    if value is None:
+        return ""
+    scale = 1 if title == RANK else 100
+    mean, spread, seeds = value
+    few = f" ({seeds} of {most} seeds)" if seeds < most else ""
+    return f"{scale * mean:.1f}" + ("" if spread is None else f" +- {scale * spread:.1f}") + few
+
+
+def _notes(found, most):
+    """What the numbers rest on: seeds, test images."""
+    tests = {(one["dataset"], one["n"]) for lines_ in found.values() for one in lines_ if one["metric"] == "top1"}
+    seeds = [f"Mean and standard deviation over {most} seeds of the pre-training."] if most > 1 else []
+    return seeds + [
+        f"{dataset}: {n} images; a share of them has a standard error of up to {50 / math.sqrt(n):.1f} points."
+        for dataset, n in sorted(tests)
+    ]
+
+
+def draw(found, members, folder):
+    """The pictures, one for each table or figure among the members: the paths of what was written."""
+    groups = {}
+    for name in members:
+        groups.setdefault(name.partition(":")[0] if ":" in name else "sweep", []).append(name)
+    columns = [title for title in titles(found) if title not in (RANK, "linear, top-5")]
+    written = []
+    for group, names in groups.items():
+        figure = published.FIGURES.get(group, published.Figure(""))
+        series = {
+            title: [
+                None if (c := cell(found, name, title)) is None else (100 * c[0], 100 * (c[1] or 0)) for name in names
+            ]
+            for title in columns
+        }
+        paper = [100 * published.ABLATIONS[n][0] if n in published.ABLATIONS else None for n in names]
+        if sum(value is not None for value in paper) > 1:
+            series["paper, linear on ImageNet"] = [None if value is None else (value, 0) for value in paper]
+        if any(value for values in series.values() for value in values):
+            path = pathlib.Path(folder) / f"{group}.png"
+            labels = [name.partition(":")[2] or name for name in names]
+            pictures.sweep(labels, series, axis=figure.axis, less=figure.less, path=path)
+            written.append(path)
+    return written
