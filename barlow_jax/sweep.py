@@ -70,7 +70,7 @@ def main(wanted):
         return 0
     failures = {}
     if not wanted.table:
-        refused = refusals(wanted, runs)
+        refused = refusals(runs)
         with stages.Stages() as running:
             failures = carried_out(runs, running, refused)
         if running.stopped:
@@ -124,7 +124,7 @@ def run_of(wanted, name, config, seed, baselines):
     return Run(name, seed, folder, commands)
 
 
-def refusals(wanted, runs):
+def refusals(runs):
     """{member: sentence} of those whose config cannot work; UserError where that is so of all."""
     problems = {}
     for run in runs:

@@ -105,7 +105,9 @@ def markdown(found, members):
         mine = [_text(cell(found, name, title), title, most) for title in columns]
         paper = ["" if x is None else f"{100 * x:.1f}" for x in published.ABLATIONS.get(name, (None, None))]
         rows.append([name, *mine, *(paper if theirs else [])])
-    lines_ = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in [head, ["---"] * len(head), *rows]]
+    lines_ = [
+        "|" + "".join(f" {text} |" if text else " |" for text in row) for row in (head, ["---"] * len(head), *rows)
+    ]
     return "\n".join([*lines_, "", *_notes(found, most)]) + "\n"
 
 

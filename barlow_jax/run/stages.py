@@ -30,14 +30,10 @@ class Stages:
     """Runs commands until a signal comes, which goes to the one that is running: it saves, and no other is started.
 
     A second Ctrl-C kills it. Outside of the `with` signals do what they did before.
-
-    Args:
-      command: the words in front of those of each command.
     """
 
-    def __init__(self, command=COMMAND):
+    def __init__(self):
         self.stopped = None  # the signal
-        self._command = command
         self._running = None
         self._before = {}
 
@@ -63,7 +59,7 @@ class Stages:
 
         Args:
           folder: of what is done, made if there is none.
-          stage: the command's name among those of this folder; others are done in another order than they came first.
+          stage: the command's name among those of this folder.
           words: of the command, the first one its name, as behind `barlow-jax`.
         Returns:
           "" where it has come to its end, now or before; else what it said last. None if a signal came.
@@ -105,7 +101,7 @@ class Stages:
             begins = output.tell()
             # In a session of its own: Ctrl-C at the terminal comes to it once, from here.
             self._running = subprocess.Popen(
-                [*self._command, *words],
+                [*COMMAND, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -19,7 +19,7 @@ from barlow_jax.networks import resnet
 from barlow_jax.ops import image
 from barlow_jax.results import page as results_page
 from barlow_jax.results import published
-from barlow_jax.run import launch
+from barlow_jax.run import config_files, launch
 from barlow_jax.training import microbatches
 
 TABLES = {table.page: table for table in (fields.PRETRAINING, fields.LINEAR, fields.FROZEN, fields.VOC07)}
@@ -28,7 +28,7 @@ ARGUMENTS = {
     "linear_tfds": ("imagenet2012", "cifar10"),
     "image_folder": ("128", "256", "512", "1024", "2048", "4096"),
     "semi_supervised": ("1", "10", "1_paper", "10_paper"),
-    "paper": tuple(published.ABLATIONS),
+    "paper": (*config_files.members("paper"), "table6:both@demo"),
     "transfer": ("places205", "inaturalist18", "places205_vissl", "inaturalist18_vissl"),
 }
 NAMES = sorted(f.stem for f in (commands.ROOT / "configs").glob("*.py") if f.stem != "__init__")
