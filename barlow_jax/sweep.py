@@ -98,6 +98,8 @@ def plan(wanted):
     for name in wanted.baselines:
         if name not in tables.BASELINES:
             raise UserError(f"--baselines={name} is unknown; take {' or '.join(tables.BASELINES)}.")
+    if len({folder_of(name) for name in members}) < len(members):
+        raise UserError(f"Two members of {wanted.swept} would share a folder; let their names differ in letters.")
     chosen = [name for name in members if name in (wanted.only or members)]
     return [
         run_of(wanted, name, members[name], int(seed), wanted.baselines if name == chosen[0] else ())
@@ -106,9 +108,14 @@ def plan(wanted):
     ]
 
 
+def folder_of(name):
+    """The folder of a member, in the work folder."""
+    return re.sub(r"[^\w.+-]+", "_", name)
+
+
 def run_of(wanted, name, config, seed, baselines):
     """The `Run` of a member and a seed; config: what --config takes."""
-    folder = pathlib.Path(wanted.workdir) / re.sub(r"[^\w.+-]+", "_", name) / f"seed_{seed}"
+    folder = pathlib.Path(wanted.workdir) / folder_of(name) / f"seed_{seed}"
     train = ["train", f"--config={config}", *wanted.fields, f"--config.seed={seed}", f"--workdir={folder}"]
     commands = {"train": [*train, "--stopped_status=1"]}
     for baseline in ("", *baselines):

@@ -118,11 +118,13 @@ def test_the_lines_that_are_printed_are_the_commands(capsys):
 
 
 def test_what_cannot_be_swept_is_refused(tmp_path):
+    (tmp_path.parent / "twice.py").write_text("def members(wanted=''):\n    return ['a:b', 'a/b']\n")
     for line, pattern in (
         ((), "--config is missing"),
         (("--config=demo",), "demo.py has no function members"),
         (("--config=paper:table7",), "has no members 'table7'"),
         (("--config=paper", "--only=table6:none"), "--only=table6:none is no member"),
+        ((f"--config={tmp_path.parent / 'twice.py'}",), "would share a folder"),
         (("--config=paper", "--seeds=0,x"), "--seeds=0,x are no seeds"),
         (("--config=paper", "--config.seed=1"), "name seeds by --seeds"),
         (("--config=paper", "--evaluate=eye"), "--evaluate=eye is unknown"),
@@ -134,7 +136,11 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_bad_member_does_not_stop_the_others_and_nothing_is_done_twice(fake, tmp_path, capsys):
+def test_a_bad_member_does_not_stop_the_others_and_nothing_is_done_twice(fake, tmp_path, capsys, monkeypatch):
+    def taken():
+        raise AssertionError("the accelerator's memory is for the commands")
+
+    monkeypatch.setattr("jax._src.xla_bridge.backends", taken)
     line = (f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'w'}", "--evaluate=knn", "--seeds=0,1")
     assert sweep.main(wanted(*line)) == 1
     output = capsys.readouterr()
@@ -225,6 +231,7 @@ def test_the_table_has_mean_and_spread_over_seeds_beside_the_papers_numbers(tmp_
         "| not trained | 30.0 +- 0.0 | | | |",
     ]
     assert "x:test: 400 images; a share of them has a standard error of up to 2.5 points." in text
+    assert "10-NN" in tables.columns({"x": [results.line(ORIGIN, values=[0.5], seeds=[], **(KNN | {"k": 10}))]})
     (line,) = [one for one in found["table6:both"] if (one["protocol"], one["settings"]["k"]) == ("knn", 20)]
     assert line["seeds"] == [0, 1, 2] and line["checkpoint_step"] == 6 and line["spread"] == pytest.approx(spread)
 

@@ -13,15 +13,7 @@ from barlow_jax.results import published
 from barlow_jax.results.lines import FILE, line, read
 from barlow_jax.run import pictures
 
-# Of all numbers, those that have a column: (title, what their lines have). Shares but for the last.
-COLUMNS = (
-    ("20-NN", {"protocol": "knn", "metric": "top1", "k": 20}),
-    ("fast probe", {"protocol": "fast probe", "metric": "top1"}),
-    ("linear, top-1", {"protocol": "linear", "metric": "top1", "result": "last"}),
-    ("linear, top-5", {"protocol": "linear", "metric": "top5", "result": "last"}),
-    ("effective rank", {"protocol": "effective rank", "metric": "effective_rank"}),
-)
-RANK = "effective rank"
+RANK, TOP5 = "effective rank", "linear, top-5"
 BASELINES = {"random": "not trained", "pixels": "pixels"}
 
 
@@ -75,9 +67,22 @@ def _together(member, folders, by_seed):
     return made
 
 
+def columns(found):
+    """{title: what its lines have} of what has a column: of all k 20, or the largest where there is none."""
+    ks = {one["settings"]["k"] for lines in found.values() for one in lines if one["protocol"] == "knn"}
+    k = 20 if 20 in ks else max(ks, default=20)
+    return {
+        f"{k}-NN": {"protocol": "knn", "metric": "top1", "k": k},
+        "fast probe": {"protocol": "fast probe", "metric": "top1"},
+        "linear, top-1": {"protocol": "linear", "metric": "top1", "result": "last"},
+        TOP5: {"protocol": "linear", "metric": "top5", "result": "last"},
+        RANK: {"protocol": "effective rank", "metric": "effective_rank"},
+    }
+
+
 def cell(found, name, title):
     """(mean, spread or None, seeds) of a member in a column, or None where there is none."""
-    wanted = dict(COLUMNS)[title]
+    wanted = columns(found)[title]
     for one in found.get(name, ()):
         if all(one.get(key, one["settings"].get(key)) == value for key, value in wanted.items()):
             return one["value"], one["spread"], len(one["seeds"])
@@ -86,7 +91,7 @@ def cell(found, name, title):
 
 def titles(found):
     """The columns in which anybody has a number."""
-    return [title for title, _ in COLUMNS if any(cell(found, name, title) for name in found)]
+    return [title for title in columns(found) if any(cell(found, name, title) for name in found)]
 
 
 def markdown(found, members):
@@ -96,13 +101,13 @@ def markdown(found, members):
       found: as `collect` gives it.
       members: names of all.
     """
-    columns = titles(found)
+    shown = titles(found)
     theirs = any(name in published.ABLATIONS for name in members)
-    head = ["", *columns, *(["paper, top-1", "paper, top-5"] if theirs else [])]
-    most = max((cell(found, n, t)[2] for n in found for t in columns if cell(found, n, t)), default=1)
+    head = ["", *shown, *(["paper, top-1", "paper, top-5"] if theirs else [])]
+    most = max((cell(found, n, t)[2] for n in found for t in shown if cell(found, n, t)), default=1)
     rows = []
     for name in [*members, *(name for name in found if name not in members)]:
-        mine = [_text(cell(found, name, title), title, most) for title in columns]
+        mine = [_text(cell(found, name, title), title, most) for title in shown]
         paper = ["" if x is None else f"{100 * x:.1f}" for x in published.ABLATIONS.get(name, (None, None))]
         rows.append([name, *mine, *(paper if theirs else [])])
     lines_ = [
@@ -135,7 +140,7 @@ def draw(found, members, folder):
     groups = {}
     for name in members:
         groups.setdefault(name.partition(":")[0] if ":" in name else "sweep", []).append(name)
-    columns = [title for title in titles(found) if title not in (RANK, "linear, top-5")]
+    shown = [title for title in titles(found) if title not in (RANK, TOP5)]
     written = []
     for group, names in groups.items():
         figure = published.FIGURES.get(group, published.Figure(""))
@@ -143,7 +148,7 @@ def draw(found, members, folder):
             title: [
                 None if (c := cell(found, name, title)) is None else (100 * c[0], 100 * (c[1] or 0)) for name in names
             ]
-            for title in columns
+            for title in shown
         }
         paper = [100 * published.ABLATIONS[n][0] if n in published.ABLATIONS else None for n in names]
         if sum(value is not None for value in paper) > 1:
