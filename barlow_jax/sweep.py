@@ -152,10 +152,11 @@ def carried_out(runs, running, refused):
     failures = {}
     for number, run in enumerate(runs, 1):
         label, begun = f"{run.member}, seed {run.seed}", time.monotonic()
+        log.info("%d of %d: %s", number, len(runs), label)
         if run.member in refused:
             failures[label] = f"error: {refused[run.member]}"
-        for stage, words in {} if label in failures else run.commands.items():
-            log.info("%d of %d: %s: %s (%s)", number, len(runs), label, stage, run.folder / stages.LOG)
+            continue
+        for stage, words in run.commands.items():
             problem = running.run(run.folder, stage, words)
             if running.stopped:
                 return failures

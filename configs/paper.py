@@ -49,10 +49,11 @@ CROP_AND_BLUR = {"views.grayscale": 0.0, "views.jitter": 0.0, "views.solarize": 
 
 
 def members(wanted=""):
-    """{row: argument of get_config} of table5, figure3, ..., of one row or of all; with @CONFIG on another config."""
-    group, at, base = wanted.partition("@")
+    """{row: argument of get_config} of table5, of table5,table6, of a row or of all; @CONFIG: on another config."""
+    groups, at, base = wanted.partition("@")
+    groups = groups.split(",")
     names = rows(barlow_jax.config("barlow_twins"))
-    return {name: f"{name}{at}{base}" for name in names if group in ("", name, name.partition(":")[0])}
+    return {name: f"{name}{at}{base}" for name in names if {*groups} & {"", name, name.partition(":")[0]}}
 
 
 def get_config(row="table5:baseline"):

@@ -162,6 +162,17 @@ def test_a_bad_member_does_not_stop_the_others_and_nothing_is_done_twice(fake, t
     assert sweep.main(wanted(*line, "--table")) == 0 and len(fake()) == 16
 
 
+def test_a_config_that_cannot_work_is_named_in_the_end_and_not_begun(fake, tmp_path, capsys):
+    own = OWN.replace(
+        "config.lambd = float(lambd)", "config.lambd = -float(lambd) if lambd == '0.01' else float(lambd)"
+    )
+    (tmp_path / "own.py").write_text(own)
+    line = (f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'w'}", "--only=0.01,0.03", "--evaluate=knn")
+    assert sweep.main(wanted(*line)) == 1
+    assert "0.01, seed 0: error: config.lambd is -0.01; it must be" in capsys.readouterr().err
+    assert fake() == ["train .03/seed_0", "knn .03/seed_0"]
+
+
 def test_a_signal_goes_to_the_command_and_the_same_line_goes_on(fake, tmp_path):
     words = ["train", "--config=x:wait"]
     with stages.Stages() as running:
@@ -254,6 +265,7 @@ def test_the_picture_of_a_sweep():
 def test_members_are_those_of_the_file(tmp_path):
     assert list(config_files.members("paper:table6@demo").values())[0] == "paper:table6:baseline@demo"
     assert list(config_files.members("configs/paper.py:figure2:128")) == ["figure2:128"]
+    assert len(config_files.members("paper:table5,table6@demo")) == 11
     (tmp_path / "own.py").write_text("def members(wanted=''):\n    return 1 / 0\n")
     with pytest.raises(UserError, match="own.py, line 2"):
         config_files.members(tmp_path / "own.py")

@@ -75,6 +75,7 @@ class Stages:
             return None if self.stopped else ""
         earlier = dict(list(done.items())[: list(done).index(stage)]) if stage in done else done
         _write(folder, earlier)
+        log.info("%s (%s)", stage, folder / LOG)
         status, said = self._process(folder / LOG, words)
         if self.stopped and status != 0:
             return None
