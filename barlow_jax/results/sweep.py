@@ -1,8 +1,7 @@
-"""What a sweep has found: one number a member and evaluation over its seeds, the table beside the paper's, the picture.
+"""What a sweep has found: one number a member and evaluation over its seeds, the table beside the paper's, pictures.
 
-found = collect({"table6:baseline": {0: "runs/table6/baseline/seed_0", 1: ...}})
-results.append(folder, lines(found))
-print(markdown(found))
+found = collect({"table6:both": {0: "runs/table6/table6_both/seed_0", 1: ...}})
+print(markdown(found, ["table6:baseline", "table6:both"]))
 """
 
 import math
@@ -27,13 +26,13 @@ def collect(folders):
       folders: {member: {seed of the pre-training: folder of the run}}.
     """
     found = {}
-    for member, by_seed in folders.items():
+    for member, runs in folders.items():
         numbers = {}
-        for seed, folder in by_seed.items():
+        for seed, folder in runs.items():
             for one in _lines_of(folder):
                 numbers.setdefault(_key(one), {})[seed] = one
-        for by_seed_ in numbers.values():
-            together = _together(member, folders[member], by_seed_)
+        for by_seed in numbers.values():
+            together = _together(member, pathlib.Path(next(iter(runs.values()))).parent, by_seed)
             found.setdefault(BASELINES.get(together["baseline"], member), []).append(together)
     last = [name for name in BASELINES.values() if name in found]
     return {name: found[name] for name in [*(n for n in found if n not in last), *last]}
@@ -51,20 +50,19 @@ def _key(one):
     return repr([one[name] for name in told_by] + sorted(scalars.items()))
 
 
-def _together(member, folders, by_seed):
-    """One line for a number of several seeds."""
+def _together(member, folder, by_seed):
+    """One line for a number of several seeds, {seed: its line}; a run that is not as far as the others is left out."""
+    furthest = max(one["checkpoint_step"] for one in by_seed.values())
+    by_seed = {seed: one for seed, one in by_seed.items() if one["checkpoint_step"] == furthest}
     first = next(iter(by_seed.values()))
-    names = [str(pathlib.Path(folders[seed]).parent) for seed in by_seed]
-    subject = SimpleNamespace(path=names[0], step=first["checkpoint_step"], baseline=first["baseline"])
     kept = {n: v for n, v in first["settings"].items() if not isinstance(v, list) or n == "departures"}
-    made = line(
-        subject,
+    return line(
+        SimpleNamespace(path=str(folder), step=furthest, baseline=first["baseline"]),
         **{name: first[name] for name in ("protocol", "dataset", "n", "classes", "metric")},
         values=[one["value"] for one in by_seed.values()],
         seeds=list(by_seed),
-        **(kept | {"member": member, "seeds_of": "pre-training"}),
+        **(kept | {"member": member}),
     )
-    return made
 
 
 def columns(found):
@@ -110,10 +108,10 @@ def markdown(found, members):
         mine = [_text(cell(found, name, title), title, most) for title in shown]
         paper = ["" if x is None else f"{100 * x:.1f}" for x in published.ABLATIONS.get(name, (None, None))]
         rows.append([name, *mine, *(paper if theirs else [])])
-    lines_ = [
+    lines = [
         "|" + "".join(f" {text} |" if text else " |" for text in row) for row in (head, ["---"] * len(head), *rows)
     ]
-    return "\n".join([*lines_, "", *_notes(found, most)]) + "\n"
+    return "\n".join([*lines, "", *_notes(found, most)]) + "\n"
 
 
 def _text(value, title, most):
@@ -126,13 +124,14 @@ def _text(value, title, most):
 
 
 def _notes(found, most):
-    """What the numbers rest on: seeds, test images."""
-    tests = {(one["dataset"], one["n"]) for lines_ in found.values() for one in lines_ if one["metric"] == "top1"}
-    seeds = [f"Mean and standard deviation over {most} seeds of the pre-training."] if most > 1 else []
-    return seeds + [
-        f"{dataset}: {n} images; a share of them has a standard error of up to {50 / math.sqrt(n):.1f} points."
-        for dataset, n in sorted(tests)
-    ]
+    """What the numbers rest on: seeds, test images, departures from the protocols."""
+    every = [one for lines in found.values() for one in lines]
+    notes = [f"Mean and standard deviation over {most} seeds of the pre-training."] if most > 1 else []
+    for dataset, n in sorted({(one["dataset"], one["n"]) for one in every if one["metric"] == "top1"}):
+        error = 50 / math.sqrt(n)
+        notes.append(f"{dataset}: {n} images; a share of them has a standard error of up to {error:.1f} points.")
+    departed = {(one["protocol"], tuple(one["settings"].get("departures", ()))) for one in every}
+    return notes + [f"Not as {name} has it: {', '.join(what)}." for name, what in sorted(departed) if what]
 
 
 def draw(found, members, folder):
