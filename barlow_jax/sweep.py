@@ -1,4 +1,4 @@
-"""Several trainings and their evaluations, one after the other, and the table they make: the paper's, or your own.
+r"""Several trainings and their evaluations, one after the other, and the table they make: the paper's, or your own.
 
     barlow-jax sweep --config=configs/paper.py:table6 --config.data.path=/data/imagenet --workdir=runs/table6
     barlow-jax sweep --config=configs/paper.py:table5@imagenette32 --config.data.path=imagenette32.npz --seeds=0,1 \
@@ -110,7 +110,7 @@ def plan(wanted):
 
 def folder_of(name):
     """The folder of a member, in the work folder."""
-    return re.sub(r"[^\w.+-]+", "_", name)
+    return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "_"
 
 
 def run_of(wanted, name, config, seed, baselines):
