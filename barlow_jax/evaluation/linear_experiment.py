@@ -108,6 +108,14 @@ def filled_in(config, pretrained):
     if taken:
         log.info("as in the pre-training run: %s", ", ".join(taken))
     fields.check_together(config, fields.VIEW)
+    arch, side = pretrained.arch, pretrained.image_size
+    for name, group in (("image_size", config), ("eval.crop", config.eval)):
+        here = group.get(name.rpartition(".")[2], side)
+        if arch in model.OF_ONE_SIZE and arch != "pixels" and here != side:
+            raise UserError(
+                f"config.{name} is {here}, and the {arch} of the pre-training run is for images of {side} pixels; take "
+                f"--config.{name}={side}."
+            )
     return config.lock()
 
 

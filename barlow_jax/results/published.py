@@ -34,6 +34,7 @@ VALUES = {
     "optimizer.eta": (0.001, None),
     "optimizer.clip": (False, None),
     "optimizer.separate_norms": (False, None),
+    "optimizer.b2": ("no AdamW", "no AdamW"),
     "optimizer.eps": ("no AdamW", "no AdamW"),
     "reference_world_size": (16, 32),
     "microbatches": (1, 1),
@@ -66,6 +67,7 @@ ALWAYS = (("product c = z1' z2", "float32", "float16, by autocast", None),)
 # Fields, or groups of them, that say which images, how something is computed or what is shown: nothing to compare.
 NO_COUNTERPART = (
     "seed",
+    "vit",
     "loss_form",
     "cross_entropy",
     "vicreg",
@@ -105,6 +107,7 @@ READ_BY = {
     "eta": ("lars",),
     "clip": ("lars",),
     "separate_norms": ("lars",),
+    "b2": ("adamw",),
     "eps": ("adamw",),
 }
 
