@@ -23,9 +23,9 @@ Tree = Any  # arrays by name, nested
 _PARTS = ("backbone", "projector", "predictor")  # in the order of computing
 # Names of a ViT that have no number: before its blocks, and between norm1, norm2 and what follows.
 _OF_VIT = {
-    "patch_embed": (0, 0, ""),
-    "cls_token": (0, 1, ""),
-    "pos_embed": (0, 2, ""),
+    "patch_embed": (-3, 0, ""),
+    "cls_token": (-2, 0, ""),
+    "pos_embed": (-1, 0, ""),
     "attn": (1, 2, ""),
     "mlp": (2, 2, ""),
     "qkv": (0, 0, ""),
