@@ -11,10 +11,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import barlow_jax
-from barlow_jax import experiment, export, model, plan, sharding
+from barlow_jax import experiment, export, model, plan, pretrain, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import subject
 from barlow_jax.networks import vit
+from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.weights import architecture, as_run, files, naming, pickle_writer
 
 FIELDS = {
@@ -33,27 +34,85 @@ FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(work folder of a run, the .npz it was trained on); vit_tiny is tinier than it is."""
-    folder = tmp_path_factory.mktemp("vit")
-    data = frozen_runs.write_set(folder / "set.npz")
+def tinier():
+    """vit_tiny with two blocks of 16 numbers a token, two heads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(model.BACKBONES, "vit_tiny", functools.partial(vit.ViT, 16, 2, 2))
-        assert barlow_jax.train("cifar10", data=data, workdir=folder / "run", **FIELDS)
-        yield folder / "run", data
+        patch.setitem(architecture._VITS, (16, 2), "vit_tiny")
+        yield
 
 
-def test_it_has_learned(trained):
-    """Everything has moved but the fixed positions."""
-    judged = subject.load(trained[0])
+def a_config(**changes):
+    config = barlow_jax.config("cifar10").unlock()
+    config.update(FIELDS)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def filled(shapes, seed=0):
+    """Random arrays: a network drawn as a run begins costs seconds."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tinier):
+    """(work folder of a run that nobody had to wait for, the .npz that it would be of)."""
+    folder = tmp_path_factory.mktemp("vit")
+    data = frozen_runs.write_set(folder / "set.npz")
+    config = a_config(**{"data.path": str(data)})
+    _, *shapes = model.split(nnx.eval_shape(lambda: experiment.network(config, 3)))
+    state = dict(zip(("params", "batch_stats"), map(filled, shapes), strict=True))
+    with Checkpoints(folder / "run" / FOLDER, asynchronous=False) as checkpoints:
+        checkpoints.save(7, state, {"config": config.to_dict(), "channels": 3, "images": frozen_runs.TRAIN})
+    return folder / "run", data
+
+
+def test_a_step_moves_everything_but_fixed_positions(tinier):
+    """The step of train.py, on one device."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    parts = {"channels": 3, "num_classes": 4, "steps_per_epoch": 5, "mesh": mesh}
+    method, shapes = experiment.method(a_config(), **parts, abstract=True)
+    state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+    state = state._replace(params=filled(state.params), batch_stats=jax.tree.map(np.ones_like, state.batch_stats))
+    rng = np.random.default_rng(0)
+    batch = {
+        "canvas": rng.integers(0, 256, (16, 24, 24, 3)).astype(np.uint8),
+        "boxes": np.tile(np.float32([0, 0, 24, 24]), (16, 2, 1)),
+        "index": np.arange(16, dtype=np.int32),
+        "label": np.arange(16, dtype=np.int32) % 4,
+    }
+    after, metrics = pretrain.make_train_step(method)(state, batch)
+    assert np.isfinite(metrics["loss"]) and int(after.step) == 1 and int(metrics["skipped"]) == 0
+    flat = zip(jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(after.params), strict=True)
+    assert [path[-1].key for (path, before), now in flat if np.array_equal(before, now)] == ["pos_embed"]
+
+
+@pytest.mark.slow
+def test_a_run_begins_as_timms_is_trained_judged_and_exported(tinier, tmp_path):
+    data = frozen_runs.write_set(tmp_path / "set.npz")
+    assert barlow_jax.train("cifar10", data=data, workdir=tmp_path / "run", **FIELDS)
+    judged = subject.load(tmp_path / "run")
     _, start, _ = model.split(experiment.backbone(ConfigDict(judged.config), 3)(rngs=nnx.Rngs(judged.config["seed"])))
     flat = zip(jax.tree_util.tree_leaves_with_path(start), jax.tree.leaves(judged.params), strict=True)
-    still = [path[-1].key for (path, before), after in flat if np.array_equal(before, after)]
-    assert still == ["pos_embed"]
+    assert [path[-1].key for (path, before), now in flat if np.array_equal(before, now)] == ["pos_embed"]
+    for block in start["blocks"].values():
+        for layer in (*block["attn"].values(), *block["mlp"].values()):
+            kernel = np.asarray(layer["kernel"])
+            assert abs(kernel.std() / 0.02 - 1) < 4 / np.sqrt(2 * kernel.size) and not layer["bias"].any()
+    assert 0 < np.abs(start["cls_token"]).max() < 1e-5
+    bound = 1 / np.sqrt(8 * 8 * 3)
+    assert 0.99 * bound < np.abs(start["patch_embed"]["proj"]["kernel"]).max() <= bound
+    assert 0.5 * bound < np.abs(start["patch_embed"]["proj"]["bias"]).max() <= bound
+    sizes = {"image_size": 0, "eval": {"resize": 0, "crop": 0}}
+    linear = {"config": "linear_cifar10", "epochs": 1, "batch_size": 16, **sizes}
+    assert barlow_jax.evaluate(tmp_path / "run", by="linear", workdir=tmp_path / "linear", **linear)
+    export.export(export.read(tmp_path / "linear"), "timm", tmp_path / "head.pth")
+    assert files.load(tmp_path / "head.pth").params["fc"]["kernel"].shape == (16, frozen_runs.CLASSES)
 
 
-def test_it_is_judged(trained, tmp_path):
-    run, data = trained
+def test_it_is_judged(run, tmp_path):
+    run, _ = run
     found = barlow_jax.evaluate(run, by="knn", workdir=tmp_path / "knn", k=(5,), shot_seeds=0)
     assert {line["metric"] for line in found} >= {"top1"}
     for fields, sentence in (
@@ -68,14 +127,14 @@ def test_it_is_judged(trained, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["timm", "safetensors", "stablehlo"])
-def test_it_is_exported(trained, tmp_path, layout):
-    source, path = export.read(trained[0]), tmp_path / "x.safetensors"
+def test_it_is_exported(run, tmp_path, layout):
+    source, path = export.read(run[0]), tmp_path / "x.safetensors"
     export.check(source, layout)
     report = export.export(source, layout, path)
     assert max(report["differences"].values()) < 1e-5
     assert report["shapes"]["blocks.1.attn.qkv.weight"] == "48 x 16" and report["shapes"]["pos_embed"] == "1 x 10 x 16"
     if layout == "safetensors":
-        found, judged = subject.load(path), subject.load(trained[0])
+        found, judged = subject.load(path), subject.load(run[0])
         assert found.sha256 == judged.sha256 and found.config["vit"] == judged.config["vit"]
         told = json.loads(files.load(path).about["config"])
         for name, value in (("patch", 5), ("patch", 0), ("patch", "x"), ("pooling", "max"), ("positions", "none")):
@@ -85,18 +144,18 @@ def test_it_is_exported(trained, tmp_path, layout):
                 as_run.restore(tmp_path / "y")
 
 
-def test_what_it_cannot_be_exported_as(trained):
+def test_what_it_cannot_be_exported_as(run):
     for layout in ("torchvision", "detectron2", "official"):
         with pytest.raises(UserError, match=f"is a vit_tiny under timm's names, which {layout} does not have; take ti"):
-            export.check(export.read(trained[0]), layout)
+            export.check(export.read(run[0]), layout)
 
 
-def test_a_plan_tells_its_groups(trained):
-    config = ConfigDict(subject.load(trained[0]).config)
+def test_a_plan_tells_its_groups(run):
+    config = ConfigDict(subject.load(run[0]).config)
     text = "\n".join(plan.meaning(config, plan.Images(100, 3, 4, 24, "said")))
     assert "and the class token and positions" in text
     biases = next(line for line in text.splitlines() if line.startswith("biases")).split()
-    assert biases[1] == str(2 * 8 + 5 + 1)  # of two blocks; patches, last norm, two tokens; one norm of the projector
+    assert biases[1] == str(2 * 8 + 5 + 2)  # of two blocks; patches, last norm, two tokens; the projector's norm
 
 
 def of(arch, **options):
@@ -196,21 +255,19 @@ def test_the_files_of_others(tmp_path, caplog, arrays, layout):
         ),
     ],
 )
-def test_what_is_refused_of_others(trained, tmp_path, monkeypatch, arrays, change, sentence):
-    monkeypatch.setitem(architecture._VITS, (16, 2), "vit_tiny")
+def test_what_is_refused_of_others(tinier, tmp_path, arrays, change, sentence):
     pickle_writer.save(tmp_path / "x.pth", change(arrays))
     with pytest.raises(UserError, match=sentence):
         architecture.of(files.load(tmp_path / "x.pth"), "x.pth")
 
 
-def test_a_run_begins_from_a_file(trained, tmp_path, monkeypatch, arrays):
+def test_a_run_begins_from_a_file(run, tmp_path, arrays):
     """With a backbone of the same patches, size and pooling; a file without a config is judged at its own size."""
-    monkeypatch.setitem(architecture._VITS, (16, 2), "vit_tiny")
     pickle_writer.save(tmp_path / "x.pth", arrays)
     _, config, _ = as_run.restore(tmp_path / "x.pth")
     assert config["image_size"] == config["eval"]["crop"] == config["eval"]["resize"] == 24
     assert config["vit"] == {"patch": 8, "positions": "learned", "pooling": "token"}
-    config = ConfigDict(subject.load(trained[0]).config).unlock()
+    config = ConfigDict(subject.load(run[0]).config).unlock()
     for change, sentence in (
         ({}, "config.vit.pooling is 'mean' and .* holds 'token'; set --config.vit.pooling=token"),
         (
@@ -224,7 +281,8 @@ def test_a_run_begins_from_a_file(trained, tmp_path, monkeypatch, arrays):
             as_run.begin(tmp_path / "x.pth", None, config, 3, 5)
     config.vit.patch = 8
     parts = {"channels": 3, "num_classes": 4, "steps_per_epoch": 5, "mesh": sharding.make_mesh(jax.devices()[:1])}
-    _, state = experiment.method(config, **parts)
+    _, shapes = experiment.method(config, **parts, abstract=True)
+    state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
     begun = as_run.begin(tmp_path / "x.pth", state, config, 3, 5)
     assert int(begun.step) == 0
     jax.tree.map(np.testing.assert_array_equal, begun.params["backbone"], naming.trees(arrays)[0])
