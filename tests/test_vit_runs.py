@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import barlow_jax
 from barlow_jax import experiment, export, model, plan, pretrain, sharding
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import subject
+from barlow_jax.evaluation import linear_experiment, subject
 from barlow_jax.networks import vit
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.weights import architecture, as_run, files, naming, pickle_writer
@@ -124,6 +124,12 @@ def test_it_is_judged(run, tmp_path):
     ):
         with pytest.raises(UserError, match=sentence):
             barlow_jax.evaluate(run, by="knn", workdir=tmp_path / "other", k=(5,), shot_seeds=0, **fields)
+    config = barlow_jax.config("linear").unlock()
+    config.image_size = 24
+    with pytest.raises(
+        UserError, match="config.eval.crop is 224, and the vit_tiny of the pre-training run is for imag"
+    ):
+        linear_experiment.classifier(config, ConfigDict(subject.load(run).config), 3, 4)
 
 
 @pytest.mark.parametrize("layout", ["timm", "safetensors", "stablehlo"])

@@ -108,6 +108,16 @@ def filled_in(config, pretrained):
     if taken:
         log.info("as in the pre-training run: %s", ", ".join(taken))
     fields.check_together(config, fields.VIEW)
+    return config.lock()
+
+
+def check_sizes(config, pretrained):
+    """Raises UserError unless images have the size that the backbone is for, where it is for one alone.
+
+    Args:
+      config: from `filled_in`.
+      pretrained: config of the pre-training run.
+    """
     arch, side = pretrained.arch, pretrained.image_size
     for name, group in (("image_size", config), ("eval.crop", config.eval)):
         here = group.get(name.rpartition(".")[2], side)
@@ -116,7 +126,6 @@ def filled_in(config, pretrained):
                 f"config.{name} is {here}, and the {arch} of the pre-training run is for images of {side} pixels; take "
                 f"--config.{name}={side}."
             )
-    return config.lock()
 
 
 def sources(config, channels):
@@ -173,6 +182,7 @@ def _check_source(source, channels):
 
 def classifier(config, pretrained, channels, num_classes):
     """() -> a fresh Classifier on the architecture of the pre-training run; fc initialised from config.seed."""
+    check_sizes(config, pretrained)
     pretrained = pretrained.copy_and_resolve_references().unlock()
     pretrained.image_size, pretrained.precision = config.image_size, config.precision
     backbone = experiment.backbone(pretrained, channels)
