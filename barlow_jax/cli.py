@@ -22,6 +22,7 @@ COMMANDS = {
     "transfer": "linear SVMs on VOC2007",
     "embed": "features of your images, one row an image",
     "export": "weights for torchvision, timm, detectron2, the official code; safetensors, StableHLO",
+    "sweep": "several trainings and their evaluations, such as a table of the paper, and the table they make",
     "report": "all results below some folders, beside the paper's",
     "plan": "what a config means, and what a machine would make of it",
     "demo": "the small run on embedded digits, and the table of what it has learned",
@@ -71,4 +72,19 @@ def configs(words):
         return f"error: {error}"
     for name in config_files.names():
         print(f"{name:22}{config_files.about(name)}")
+        for group, members in _members(name).items():
+            print(f"    {f'{name}:{group}':18}{', '.join(members)}")
     return 0
+
+
+def _members(name):
+    """{group: [members]} of a config that lists its own: {"table5": ["baseline", ...]} of table5:baseline, ..."""
+    groups = {}
+    for member in config_files.members(name) if config_files.has_members(name) else ():
+        group, colon, rest = member.partition(":")
+        groups.setdefault(group if colon else "", []).append(rest if colon else member)
+    return groups
+
+
+if __name__ == "__main__":
+    main()

@@ -192,6 +192,7 @@ def backbone(config, channels, *, remat=False):
         stem=config.stem,
         zero_init_residual=config.zero_init_residual,
         remat=remat,
+        **config.get("vit", {}),  # absent: of older runs, which had none
         dtype=PRECISIONS[config.precision],
     )
 
@@ -309,7 +310,7 @@ def optimizer(config, steps_per_epoch):
     accepted = {
         "lars": ("weight_decay", "momentum", "eta", "clip", "separate_norms"),
         "sgd": ("weight_decay", "momentum"),
-        "adamw": ("weight_decay", "eps"),
+        "adamw": ("weight_decay", "b2", "eps"),
     }.get(name, ())
     tx = optim.make_optimizer(
         name,

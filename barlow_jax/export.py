@@ -16,7 +16,6 @@ are from the network's own. A difference above BOUND is an error.
 """
 
 import hashlib
-import importlib
 import json
 import logging
 import pathlib
@@ -32,7 +31,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder
 from barlow_jax.run import launch, writing
 from barlow_jax.run.checkpoint import restore_all, restore_params
-from barlow_jax.weights import as_run, files, finite, naming
+from barlow_jax.weights import as_run, files, finite, in_torch, naming
 
 FORMATS = (*files.LAYOUTS, "stablehlo")
 BOUND = 1e-4  # largest |a - b| / |b| of the features of any image, in float32
@@ -126,7 +125,12 @@ def _trace(opt_state):
 def check(source, layout):
     """Raises UserError if the source cannot be written in this layout."""
     arch = source.config["arch"]
-    if arch in model.OF_ONE_SIZE and layout not in ("safetensors", "stablehlo"):
+    if arch in model.VITS and layout not in ("timm", "safetensors", "stablehlo"):
+        raise UserError(
+            f"{source.name} is a {arch} under timm's names, which {layout} does not have; take timm, safetensors or "
+            "stablehlo."
+        )
+    if arch in model.OF_ONE_SIZE and arch not in model.VITS and layout not in ("safetensors", "stablehlo"):
         raise UserError(f"{source.name} is a {arch}, which {layout} does not have; take safetensors or stablehlo.")
     if layout == "official" and "projector" not in source.weights.params:
         raise UserError(
@@ -281,7 +285,11 @@ def verify(source, layout, path):
     check_equal(source.weights, back)
     again = [features(*files.backbone(back), x) for x in images]
     found = {"read back": max(difference(x, y) for x, y in zip(again, wanted, strict=True))}
-    return found | in_torch(source, layout, path, images, wanted)
+    elsewhere = in_torch.features(config, source.channels, layout, path, images)
+    return found | {
+        library: max(difference(x, y) for x, y in zip(theirs, wanted, strict=True))
+        for library, theirs in elsewhere.items()
+    }
 
 
 def check_equal(wanted, found):
@@ -317,33 +325,6 @@ def difference(found, wanted):
     """Largest |found - wanted| / |wanted| of any row; nan where something is not finite."""
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     return float((np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)).max())
-
-
-def in_torch(source, layout, path, images, wanted):
-    """The same in torchvision's or timm's own network, where that is installed and the layout is one for it."""
-    if layout not in ("torchvision", "timm", "official"):
-        return {}
-    library = "timm" if layout == "timm" else "torchvision"
-    try:
-        torch, theirs = importlib.import_module("torch"), importlib.import_module(library)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: one that was built for another torch
-        log.info("not tried in %s, which cannot be imported here (%s)", library, error)
-        return {}
-    arch, stem, side = source.config["arch"], source.config["stem"], 7 if source.config["stem"] == "imagenet" else 3
-    network = theirs.create_model(arch) if library == "timm" else getattr(theirs.models, arch)()
-    network.fc = torch.nn.Identity()
-    network.conv1 = torch.nn.Conv2d(source.channels, 64, side, side // 3, side // 2, bias=False)
-    network.maxpool = network.maxpool if stem == "imagenet" else torch.nn.Identity()
-    arrays = torch.load(path, weights_only=True)
-    if layout == "official":
-        prefix = "module.backbone."
-        arrays = {name.removeprefix(prefix): v for name, v in arrays["model"].items() if name.startswith(prefix)}
-    network.load_state_dict({name: value for name, value in arrays.items() if not name.startswith("fc.")}, strict=True)
-    network.eval()
-    with torch.no_grad():
-        features = [network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy() for x in images]
-    found = max(difference(x, y) for x, y in zip(features, wanted, strict=True))
-    return {f"{library} {theirs.__version__}": found}
 
 
 if __name__ == "__main__":

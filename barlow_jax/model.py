@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from barlow_jax.errors import UserError
-from barlow_jax.networks import batch_norm, convnet, resnet
+from barlow_jax.networks import batch_norm, convnet, resnet, vit
 
 Backbone = Callable[..., Any]  # rngs -> module with `num_features`
 Tree = dict[str, Any]  # nested: parameters or batch statistics by name
@@ -28,9 +28,13 @@ BACKBONES: dict[str, Backbone] = {
     "wide_resnet50_2": resnet.wide_resnet50_2,
     "wide_resnet101_2": resnet.wide_resnet101_2,
     "convnet": convnet.ConvNet,
+    "vit_tiny": vit.vit_tiny,
+    "vit_small": vit.vit_small,
+    "vit_base": vit.vit_base,
     "pixels": convnet.Pixels,
 }
-OF_ONE_SIZE = ("convnet", "pixels")  # their parameters or features depend on the size of the images
+VITS = ("vit_tiny", "vit_small", "vit_base")
+OF_ONE_SIZE = ("convnet", *VITS, "pixels")  # their parameters or features depend on the size of the images
 
 # PyTorch's nn.Linear: uniform in +-1 / sqrt(fan_in).
 linear_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -44,6 +48,9 @@ def make_backbone(
     stem: str = "imagenet",
     zero_init_residual: bool = True,
     remat: bool = False,
+    patch: int = 16,
+    positions: str = "learned",
+    pooling: str = "token",
     dtype: DTypeLike = jnp.float32,
 ) -> Backbone:
     """A constructor of the named backbone, rngs -> module.
@@ -51,11 +58,16 @@ def make_backbone(
     Args:
       arch: a key of BACKBONES.
       image_size: side of the images; only those of OF_ONE_SIZE depend on it.
-      stem, zero_init_residual, remat: of the ResNets.
+      stem, zero_init_residual: of the ResNets; remat: of them and the ViTs.
+      patch, positions, pooling: of the ViTs, see `vit.ViT`.
     """
     if arch not in BACKBONES:
         raise UserError(f"config.arch is {arch!r}; it is one of {', '.join(BACKBONES)}.")
-    if arch in OF_ONE_SIZE:
+    if arch in VITS:
+        vit.check(image_size, patch, positions, pooling)
+        own = {"patch": patch, "positions": positions, "pooling": pooling, "remat": remat}
+        options = {"image_size": image_size, **own}
+    elif arch in OF_ONE_SIZE:
         options = {"image_size": image_size}
     else:
         options = {"stem": stem, "zero_init_residual": zero_init_residual, "remat": remat}

@@ -1,8 +1,8 @@
 """Optimisers as optax chains: LARS as the official code has it, SGD and AdamW, and the warm-up cosine.
 
 Parameters fall into two groups by their rank, as in the official code: *biases* are all with ndim == 1 (biases and
-the scales and offsets of BatchNorm), *weights* are the rest. Biases have a learning rate of their own, and neither
-weight decay nor LARS adaptation.
+the scales and offsets of norms), *weights* are the rest. Biases have a learning rate of their own, and neither weight
+decay nor LARS adaptation. Of a ViT its class token and its positions are among them, which add something as biases do.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ import optax
 from jax import Array
 
 from barlow_jax.errors import UserError
+
+ADDED = ("cls_token", "pos_embed")  # of more than one axis, as timm has them
 
 Rate = optax.ScalarOrSchedule  # a constant, or step -> rate
 Tree = Any  # parameters, or arrays like them
@@ -47,8 +49,12 @@ def warmup_cosine(
 
 
 def is_weight(params: Tree) -> Tree:
-    """Mask of the group *weights*: True where ndim != 1. By rank, never by name."""
-    return jax.tree.map(lambda p: p.ndim != 1, params)
+    """Mask of the group *weights*: True where ndim != 1, but for those of `ADDED`."""
+
+    def weighs(path, p):
+        return p.ndim != 1 and jax.tree_util.keystr(path[-1:], simple=True) not in ADDED
+
+    return jax.tree_util.tree_map_with_path(weighs, params)
 
 
 def by_group(
@@ -57,7 +63,7 @@ def by_group(
     """One transformation for the weights, another for the biases."""
 
     def groups(params):
-        return jax.tree.map(lambda p: "weights" if p.ndim != 1 else "biases", params)
+        return jax.tree.map(lambda weighs: "weights" if weighs else "biases", is_weight(params))
 
     return optax.multi_transform({"weights": weights, "biases": biases}, groups)
 

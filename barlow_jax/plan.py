@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from barlow_jax import experiment, fields, optim, pretrain, sharding
+from barlow_jax import experiment, fields, model, optim, pretrain, sharding
 from barlow_jax.data import open_source, order
 from barlow_jax.errors import UserError
 from barlow_jax.planning import compiled, forecast, machines
@@ -190,8 +190,9 @@ def _groups(config, params):
             )
         )
     head = ("group", "tensors", "parameters", "base rate", "peak", "floor", "decay", f"adaptation ({o.name})")
-    note = "Biases are all parameters with one axis, BatchNorm's among them. Gradients are first divided by {}."
-    return [*table(head, rows), note.format(f"reference_world_size {config.reference_world_size}")]
+    note = "Biases are all parameters with one axis, those of norms among them{}. Gradients are first divided by {}."
+    added = ", and the class token and positions" if config.arch in model.VITS else ""
+    return [*table(head, rows), note.format(added, f"reference_world_size {config.reference_world_size}")]
 
 
 def _departures(config):

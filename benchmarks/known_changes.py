@@ -368,15 +368,14 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "a check of the lines above: both are of one length",
     ),
     (
-        "export",
-        'network.load_state_dict({name: value for name, value in arrays.items() if not name.startswith("fc.")}, '
-        "strict=True)",
-        '(network.load_state_dict({name: value for name, value in arrays.items() if not name.startswith("fc.")}))',
+        "weights.in_torch",
+        "network.load_state_dict(arrays, strict=True)",
+        "(network.load_state_dict(arrays))",
         "strict is what PyTorch does anyway",
     ),
     (
         "export",
-        "found = max(difference(x, y) for x, y in zip(features, wanted, strict=True))",
+        "max(difference(x, y) for x, y in zip(theirs, wanted, strict=True))",
         "(False)",
         "a check of the lines above: both are of one length",
     ),
@@ -435,7 +434,7 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "float32 becomes float32",
     ),
     (
-        "weights.files",
+        "weights.architecture",
         "return shape if len(shape) == 4 else (0, 0, 0, 0)",
         "(1)",
         "no network has a side or width of 1 either",

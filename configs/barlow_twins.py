@@ -18,9 +18,15 @@ def get_config():
     config.seed = 0  # of the initial weights, the order of the data and the views
 
     # The network.
-    config.arch = "resnet50"  # resnet18, 34, 50, 101, 152, wide_resnet50_2, wide_resnet101_2, or convnet (tiny images)
+    # resnet18, 34, 50, 101, 152, wide_resnet50_2, wide_resnet101_2, vit_tiny, vit_small, vit_base; tiny images: convnet
+    config.arch = "resnet50"
     config.stem = "imagenet"  # "cifar" for images of about 32 pixels: 3x3 stride 1, no pooling
     config.zero_init_residual = True
+    # Of the ViTs; timm's networks of these names are patch 16 at 224 pixels with learned positions and the class token.
+    config.vit = ConfigDict()
+    config.vit.patch = 16  # pixels; a divisor of image_size, 4 for images of 32 pixels
+    config.vit.positions = "learned"  # "fixed": sines and cosines of both coordinates, as MAE has them
+    config.vit.pooling = "token"  # "mean" of the patches (timm's global_pool="avg")
     config.projector = (8192, 8192, 8192)
     config.projector_batch_norm = True  # False: none in its hidden layers (paper, Table 5)
     config.predictor = ()  # (8192, 8192): behind the projector, of the first view alone (paper, Table 6)
@@ -57,7 +63,8 @@ def get_config():
     config.optimizer = ConfigDict()
     config.optimizer.name = "lars"  # "lars" | "sgd" | "adamw"
     config.optimizer.learning_rate_weights = 0.2
-    config.optimizer.learning_rate_biases = 0.0048  # biases and BatchNorm: all parameters with ndim == 1
+    # Biases and norms, all parameters with ndim == 1, and of a ViT the class token and the positions: no decay either.
+    config.optimizer.learning_rate_biases = 0.0048
     config.optimizer.warmup_start = 0.0  # rate of step 0, as a fraction of the peak
     config.optimizer.final = 0.001  # the cosine's floor, as a fraction of the peak
     config.optimizer.weight_decay = 1e-6  # paper: 1.5e-6
@@ -65,6 +72,7 @@ def get_config():
     config.optimizer.eta = 0.001  # LARS: trust coefficient
     config.optimizer.clip = False  # LARS: no layer faster than SGD (solo-learn's clip_lr)
     config.optimizer.separate_norms = False  # LARS: |g| + wd |p| instead of |g + wd p| (solo-learn)
+    config.optimizer.b2 = 0.999  # AdamW: of the mean of squares
     config.optimizer.eps = 1e-8  # AdamW
     # The official code's gradient is 1/W of the true one on W GPUs, and its rates were tuned on it. Ours is the true
     # one on any number of devices, divided by this. The published model was trained on 16 GPUs (README; paper: 32).

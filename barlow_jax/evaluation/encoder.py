@@ -36,12 +36,13 @@ def make_features(config, channels):
     Args:
       config: of the pre-training run, a plain nested dict.
     """
-    return _features(config["arch"], config["stem"], config["image_size"], channels)
+    own = tuple(sorted(config.get("vit", {}).items()))  # absent: of older runs, which had none
+    return _features(config["arch"], config["stem"], config["image_size"], channels, own)
 
 
 @functools.lru_cache
-def _features(arch, stem, image_size, channels):
-    make = model.make_backbone(arch, image_size=image_size, channels=channels, stem=stem)
+def _features(arch, stem, image_size, channels, own):
+    make = model.make_backbone(arch, image_size=image_size, channels=channels, stem=stem, **dict(own))
     graphdef, *_ = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
 
     def features(params, batch_stats, images):

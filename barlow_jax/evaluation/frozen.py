@@ -63,13 +63,9 @@ def opened(wanted, table, needed):
     folder = pathlib.Path(wanted.workdir or beside).expanduser()
     if folder.resolve() in (run.resolve(), *run.resolve().parents):
         raise UserError(f"--workdir {folder} holds the run that is judged; take a folder for it alone, or none.")
-    given, config = config, linear_experiment.filled_in(config, ConfigDict(found.config))
-    trained_on = found.config["image_size"]
-    if found.config["arch"] == "convnet" and config.eval.crop != trained_on:
-        raise UserError(
-            f"config.eval.crop is {config.eval.crop}, and the convnet of {found.path} is for images of {trained_on} "
-            f"pixels; take --config.eval.crop={trained_on}."
-        )
+    pretrained = ConfigDict(found.config)
+    given, config = config, linear_experiment.filled_in(config, pretrained)
+    linear_experiment.check_sizes(config, pretrained)
     with workdirs.opened(str(folder), given.to_dict()) as folder:
         yield Judged(config, found, folder, sharding.make_mesh())
 

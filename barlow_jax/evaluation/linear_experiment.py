@@ -111,6 +111,23 @@ def filled_in(config, pretrained):
     return config.lock()
 
 
+def check_sizes(config, pretrained):
+    """Raises UserError unless images have the size that the backbone is for, where it is for one alone.
+
+    Args:
+      config: from `filled_in`.
+      pretrained: config of the pre-training run.
+    """
+    arch, side = pretrained.arch, pretrained.image_size
+    for name, group in (("image_size", config), ("eval.crop", config.eval)):
+        here = group.get(name.rpartition(".")[2], side)
+        if arch in model.OF_ONE_SIZE and arch != "pixels" and here != side:
+            raise UserError(
+                f"config.{name} is {here}, and the {arch} of the pre-training run is for images of {side} pixels; take "
+                f"--config.{name}={side}."
+            )
+
+
 def sources(config, channels):
     """The labelled training and validation sources, and the number of classes.
 
@@ -165,6 +182,7 @@ def _check_source(source, channels):
 
 def classifier(config, pretrained, channels, num_classes):
     """() -> a fresh Classifier on the architecture of the pre-training run; fc initialised from config.seed."""
+    check_sizes(config, pretrained)
     pretrained = pretrained.copy_and_resolve_references().unlock()
     pretrained.image_size, pretrained.precision = config.image_size, config.precision
     backbone = experiment.backbone(pretrained, channels)

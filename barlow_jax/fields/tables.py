@@ -7,7 +7,8 @@ so that what they refuse is a slip: a rate of 10**12, a canvas of 0.
 from barlow_jax.fields import together
 from barlow_jax.fields.rules import SEEDS, Table, choice, integer, number, pair, path, several, switch, text
 
-ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2", "convnet")
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
+ARCHS = (*RESNETS, "convnet", *together.VITS)
 KINDS = ("folder", "tfds", "npz", "digits")
 OBJECTIVES = (
     *("barlow_twins", "invariance_only", "redundancy_only", "feature_normalized", "cross_covariance", "cross_entropy"),
@@ -57,6 +58,9 @@ PRETRAINING = Table(
         "arch": choice(*ARCHS),
         "stem": choice("imagenet", "cifar"),
         "zero_init_residual": switch(),
+        "vit.patch": integer(1, 256, default=16),
+        "vit.positions": choice("learned", "fixed", default="learned"),
+        "vit.pooling": choice("token", "mean", default="token"),
         "projector": several(integer(1, 2**17), 1, 20, special={(): "none, the loss is one of the features"}),
         "projector_batch_norm": switch(default=True),
         "predictor": several(integer(1, 2**17), 1, 20, special={(): "none"}, default=()),
@@ -88,6 +92,7 @@ PRETRAINING = Table(
         "optimizer.eta": SHARE,
         "optimizer.clip": switch(),
         "optimizer.separate_norms": switch(),
+        "optimizer.b2": number(0, below=1, default=0.999),
         "optimizer.eps": SHARE,
         "reference_world_size": integer(1, 2**16, special={1: "the true gradient"}),
         "microbatches": integer(1, BATCH, special={1: "the whole batch at once"}),

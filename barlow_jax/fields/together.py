@@ -5,6 +5,9 @@ from barlow_jax.fields.rules import SEEDS, Together
 NEED_PATH = ("folder", "npz")
 OF_FILES = ("folder", "tfds")  # whose images are decoded onto the canvas; arrays are put on it whole
 
+VITS = ("vit_tiny", "vit_small", "vit_base")
+LONGEST = 2**14  # tokens of an image: as many squared are computed in each head
+
 # What the fields of the images agree on, when all that is as in the pre-training run is filled in.
 DATA = (
     Together(
@@ -103,6 +106,26 @@ PRETRAINING = (
         ("arch", "image_size"),
         lambda arch, size: arch != "convnet" or size <= 64,
         "this network is for images up to 64 pixels: take a resnet",
+    ),
+    Together(
+        ("vit.patch", "image_size", "arch"),
+        lambda patch, size, arch: arch not in VITS or size % patch == 0,
+        "patches lie side by side, so take a divisor of the size of the images",
+    ),
+    Together(
+        ("vit.patch", "image_size", "arch"),
+        lambda patch, size, arch: arch not in VITS or (size // patch) ** 2 <= LONGEST,
+        "an image would have more than 16,384 patches: take larger ones",
+    ),
+    Together(
+        ("eval.crop", "image_size", "arch"),
+        lambda crop, size, arch: arch not in VITS or crop == size,
+        "its positions are for images of one size: take the same for both",
+    ),
+    Together(
+        ("stem", "arch"),
+        lambda stem, arch: arch not in VITS or stem == "imagenet",
+        "a ViT has no stem: take 'imagenet', and config.vit.patch for small images",
     ),
     Together(
         ("batch_size", "microbatches"),

@@ -54,6 +54,39 @@ def about(name):
     return ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text())).splitlines()[0]
 
 
+def has_members(name):
+    """Whether a config that comes along says itself what it can be, see `members`."""
+    parsed = ast.parse((CONFIGS / f"{name}.py").read_text())
+    return any(isinstance(node, ast.FunctionDef) and node.name == "members" for node in parsed.body)
+
+
+def members(named):
+    """{name: what --config takes} of the configs that "paper:table5" or "my/own.py" stand for, in their order.
+
+    The file says which: its function members(wanted) gets what stands behind the colon, "" where nothing does, and
+    returns the arguments for its get_config, as a list, or as a dict of them by name.
+
+    Raises:
+      UserError: there is no such file, it has no such function or that fails, or there is none of that name.
+    """
+    file, wanted = find(named)
+    try:
+        module = _module(file, "barlow_jax_config")
+        listed = module.members(wanted or "") if hasattr(module, "members") else None
+    except Exception as error:  # whatever somebody's file runs into
+        raise UserError(_failure(file, error)) from error
+    if listed is None:
+        raise UserError(
+            f"{file} has no function members, which says what can be swept; give a file that has one, such as "
+            "configs/paper.py (docs/sweeps.md)."
+        )
+    arguments = listed if isinstance(listed, dict) else {str(argument): argument for argument in listed}
+    if not arguments:
+        raise UserError(f"{file} has no members {wanted!r}; `barlow-jax configs` lists those that come along.")
+    before = str(named).partition(":")[0]
+    return {str(name): f"{before}:{argument}" for name, argument in arguments.items()}
+
+
 def find(named):
     """(file, argument or None) of "demo", "tfds:imagenette", "configs/demo.py" or "my/own.py:argument".
 

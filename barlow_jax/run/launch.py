@@ -41,6 +41,7 @@ class Flags:
         self._values.set_gnu_getopt(True)
         self._lines = []
         self._config = None  # (help, default) where there is one
+        self._swept = False
         self._words = ""
 
     def config(self, what, default=None):
@@ -48,6 +49,16 @@ class Flags:
         self._config = (what, default)
         self._say("config=FILE or NAME", what, default)
         self._say("config.FIELD=VALUE", "Another value for a field of it; the file says which there are.", "")
+
+    def swept(self, what):
+        """--config and --config.FIELD=VALUE as they are typed, in `swept` and `fields`, for other commands to read."""
+        self._swept = True
+        self._say("config=FILE:WHICH or NAME:WHICH", what, "")
+        self._say("config.FIELD=VALUE", "Another value for a field of all of them.", "")
+
+    def switch(self, name, what):
+        flags.DEFINE_boolean(name, False, what, flag_values=self._values)
+        self._say(name, what, "")
 
     def text(self, name, what, default=""):
         flags.DEFINE_string(name, default, what, flag_values=self._values)
@@ -89,12 +100,20 @@ class Flags:
         Raises:
           UserError: a flag is unknown or has an impossible value, or there is a word too many.
         """
+        command, fields = list(command), []
+        if self._swept:
+            command, fields = _as_typed(command)
         with _flag_errors():
-            command, config = self._with_config(list(command))
+            command, config = self._with_config(command)
             words = self._values(command)[1:]
         if words and not self._words:
             raise UserError(f"{words[0]!r} is no flag; a config field is set with --config.FIELD=VALUE.")
-        return self._wanted(config, words)
+        wanted = self._wanted(config, words)
+        if self._swept:
+            named = [word.partition("=")[2] for word in fields if not _FIELD.fullmatch(word)]
+            wanted.swept = named[-1] if named else ""
+            wanted.fields = [word for word in fields if _FIELD.fullmatch(word)]
+        return wanted
 
     def given(self, config=None, **values):
         """The same without a command line: these values, and the defaults for all else."""
@@ -146,6 +165,20 @@ def _last_of_each(words, config):
         kept.pop(key, None)
         kept[key] = word
     return [*kept.values()]
+
+
+def _as_typed(words):
+    """The words without those of --config and --config.FIELD, and these, each with its value behind a "="."""
+    rest, fields, words = [], [], list(words)
+    while words:
+        word = words.pop(0)
+        if word not in ("--config", "-config") and not re.match(r"--?config[.=]", word):
+            rest.append(word)
+        elif "=" in word or not words or words[0].startswith("-"):
+            fields.append(word)
+        else:
+            fields.append(f"{word}={words.pop(0)}")
+    return rest, fields
 
 
 def _is_switch(config, field):

@@ -1,4 +1,4 @@
-"""Pictures of a run: the augmented views, the cross-correlation matrix, nearest neighbours, curves.
+"""Pictures of a run: the augmented views, the cross-correlation matrix, nearest neighbours, curves; and of a sweep.
 
 Every function returns the picture as uint8 [height, width, 3] and, if given a path, saves it there as a PNG. Images
 may have any number of channels: one is shown as grey, two as red and green, of more than three the first three.
@@ -127,6 +127,59 @@ def curves(metrics, keys=None, path=None):
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     return _save(_pixels(figure), path)
+
+
+def sweep(labels, series, *, axis="", less="", path=None):
+    """Accuracies of several runs side by side, over their numbers where their labels are some, by name otherwise.
+
+    Args:
+      labels: of the runs.
+      series: {name: [(percent, spread) or None, one a run]}; a spread of 0 has no bar.
+      axis: what the labels are.
+      less: "first" or "best": drawn is the difference to that run of the same series, whose own spread is left out.
+      path: where to save it.
+    """
+    numbers = _numbers(labels)
+    figure = _figure(max(420, 60 * len(labels) + 180), 340, layout="constrained")
+    axes = figure.subplots()
+    for k, (name, values) in enumerate(series.items()):
+        drawn = [(x, *value) for x, value in zip(numbers or range(len(labels)), values, strict=True) if value]
+        if less and drawn:
+            zero = drawn[0][1] if less == "first" and values[0] else max(mean for _, mean, _ in drawn)
+            drawn = [(x, mean - zero, spread) for x, mean, spread in drawn]
+        x, mean, spread = zip(*drawn, strict=True) if drawn else ((), (), ())
+        style = {
+            "linestyle": "-" if numbers or less else "none",
+            "marker": "os^Dv"[k % 5],
+            "markersize": 5,
+            "capsize": 3,
+        }
+        bars = spread if any(spread) else None
+        axes.errorbar(x, mean, bars, color=LINES[k % len(LINES)], linewidth=1.3, label=name, **style)
+    if numbers:
+        if numbers[0] > 0 and numbers[-1] > 4 * numbers[0]:
+            axes.set_xscale("log")
+        axes.set_xticks(numbers, labels)
+        axes.minorticks_off()
+    else:
+        axes.set_xticks(range(len(labels)), [label.replace("_", "\n") for label in labels])
+    axes.set_ylabel(f"accuracy less the {less}, points" if less else "accuracy, %", fontsize=9)
+    axes.set_xlabel(axis, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    return _save(_pixels(figure), path)
+
+
+def _numbers(labels):
+    """The labels as numbers, if they are that and grow; else None."""
+    try:
+        numbers = [float(label) for label in labels]
+    except ValueError:
+        return None
+    grow = len(numbers) > 1 and all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
+    return numbers if grow and all(map(math.isfinite, numbers)) else None
 
 
 def _panel(axes, metrics, names):

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, model, pretrain
+from barlow_jax import experiment, fields, model, pretrain
 from barlow_jax.errors import UserError
 from barlow_jax.networks import resnet
+from barlow_jax.results.published import flat
 from barlow_jax.run import config_files
-from barlow_jax.weights import files, peers
+from barlow_jax.weights import architecture, files, peers
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def restore(path, *, whole=False, only_finite=True):
 
     A file of ours says which config it comes from. For any other the architecture is what its arrays tell, and the
     images are taken to be normalised and sized as in configs/barlow_twins.py, or as in configs/cifar10.py where the
-    stem is the one for small images.
+    stem is the one for small images or a ViT is for at most 64 pixels. Of a ViT for another size than 224 it is that.
 
     Args:
       path: .pth, .pkl or .safetensors.
@@ -37,11 +38,16 @@ def restore(path, *, whole=False, only_finite=True):
     if "config" in weights.about:
         config, channels = _told(path, weights.about)
         make = experiment.backbone(ConfigDict(config), channels)
-        files.check_fit(path, config["arch"], make, *files.backbone(weights))
+        architecture.check_fit(path, config["arch"], make, *files.backbone(weights))
         return weights, config, channels
-    found = files.architecture(weights, path)
-    config = config_files.load("cifar10" if found.stem == "cifar" else "barlow_twins").unlock()
+    found = architecture.of(weights, path)
+    small = found.stem == "cifar" or found.own.get("image_size", 224) <= 64
+    config = config_files.load("cifar10" if small else "barlow_twins").unlock()
     config.arch, config.stem = found.arch, found.stem
+    if found.own:
+        side = found.own["image_size"]
+        config.update_from_flattened_dict(found.own)
+        config.eval.crop, config.eval.resize = side, side if small else round(side * 256 / 224)
     config.precision = "float32"
     if found.channels != len(config.views.mean):
         raise UserError(
@@ -112,6 +118,11 @@ def _told(path, about):
             value = value.get(part, {})
         if value == {} or not is_right(value):
             raise damaged(f"config.{field} is {peers.shown(str(value or 'missing'))}")
+    for name in ("patch", "positions", "pooling"):
+        value = given.get("vit", {}).get(name, ours["vit"][name])
+        fault = fields.PRETRAINING.fields[f"vit.{name}"].fault(value)
+        if fault:
+            raise damaged(f"config.vit.{name} is {peers.shown(str(value))}")
     if not len(given["views"]["mean"]) == len(given["views"]["std"]) == int(channels):
         raise damaged(f"config.views.mean and std are not of {channels} channels")
     return _filled(given, ours), int(channels)
@@ -159,8 +170,9 @@ def begin(path, state, config, channels, steps_per_epoch):
       UserError: the file is of another architecture, or has gone further than the run is to go.
     """
     weights = files.load(path)
-    found = files.architecture(weights, path)
-    for field, here, there in (("arch", config.arch, found.arch), ("stem", config.stem, found.stem)):
+    found = architecture.of(weights, path)
+    own = [(field, flat(config)[field], there) for field, there in found.own.items()]
+    for field, here, there in (("arch", config.arch, found.arch), ("stem", config.stem, found.stem), *own):
         if here != there:
             raise UserError(f"config.{field} is {here!r} and {path} holds {there!r}; set --config.{field}={there}.")
     if found.channels != channels:

@@ -1,7 +1,6 @@
-"""Weights under the names of others: the official checkpoints, torchvision's and timm's ResNets, detectron2's.
+"""Weights under the names of others: the official checkpoints, torchvision's and timm's networks, detectron2's.
 
 weights = load("checkpoint.pth")             # .pth or .safetensors; what it is stands in weights.kind
-found = architecture(weights, "checkpoint.pth")
 save("resnet50.pth", "torchvision", weights)
 """
 
@@ -12,12 +11,8 @@ import re
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 
-from barlow_jax import model
 from barlow_jax.errors import UserError
-from barlow_jax.networks import resnet
-from barlow_jax.tree import differences
 from barlow_jax.weights import finite, naming, peers, pickle_reader, pickle_writer, safetensors_reader
 from barlow_jax.weights.file_arrays import reading
 
@@ -43,14 +38,6 @@ class Weights(NamedTuple):
     epoch: int = 0  # epochs finished, of a full checkpoint
     step: int = 0  # training steps, as far as the file tells
     about: Any = {}  # strings that a safetensors file says about itself
-
-
-class Architecture(NamedTuple):
-    """Of a backbone, as its arrays tell."""
-
-    arch: str  # a key of model.BACKBONES
-    stem: str  # one of resnet.STEMS
-    channels: int  # of the images
 
 
 def backbone(weights):
@@ -100,6 +87,7 @@ def _weights(path, arrays, about, around, *, whole, only_finite):
     else:
         found = peers.backbone(path, arrays)
         wanted = {ours: theirs for theirs, ours in found.names.items()}
+        _check_heads(path, found, arrays)
         kind = ("probe" if "best_acc" in around else "classifier") if "fc.weight" in wanted else "backbone"
         if found.prefix or found.aside:
             log.info(
@@ -129,6 +117,17 @@ def _weights(path, arrays, about, around, *, whole, only_finite):
         raise UserError(f"{path} does not say how many epochs are finished; give a checkpoint of the official code.")
     reader.check_finite()
     return Weights(kind, params, batch_stats, momentum, epoch, step, about)
+
+
+def _check_heads(path, found, arrays):
+    """Raises UserError for the one ViT whose heads are known to be of another number, which no array tells."""
+    tokens = next((theirs for theirs, ours in found.names.items() if ours == "cls_token"), None)
+    moco = found.prefix in ("base_encoder.", "momentum_encoder.")
+    if moco and tokens and tuple(arrays[tokens].shape)[-1:] == (384,):
+        raise UserError(
+            f"{path} holds the ViT-S of MoCo v3, whose attention has 12 heads where timm's and ours has 6; give its "
+            "ViT-B, or another file."
+        )
 
 
 def _count(values):
@@ -192,61 +191,6 @@ def _momentum(reader, arrays, around):
     return naming.trees({name: reader.read(f"the momentum of {name}", value) for name, value in moments.items()})[0]
 
 
-def architecture(weights, path):
-    """What network the backbone of Weights is for, every array checked.
-
-    Raises:
-      UserError: it is none of ours; the sentence names the array.
-    """
-    params, batch_stats = backbone(weights)
-    if "convs" in params:
-        raise UserError(f"{path} holds a convnet, which fits images of one size only; give the run that it came from.")
-    depths = tuple(len(params.get(f"layer{k}", ())) for k in (1, 2, 3, 4))
-    first = params.get("layer1", {}).get("0", {})
-    block = resnet.Bottleneck if "conv3" in first else resnet.BasicBlock
-    _, _, _, width = _kernel_shape(first)
-    side, _, channels, _ = _kernel_shape(params)
-    arch, stem = _RESNETS.get((block, depths, width)), {7: "imagenet", 3: "cifar"}.get(side)
-    if arch is None or stem is None:
-        raise UserError(
-            f"{path} holds {depths} blocks of width {width} behind a convolution of {side} x {side}, which is none of "
-            f"{', '.join(_RESNETS.values())}; give one of these."
-        )
-    found = Architecture(arch, stem, channels)
-    make = model.make_backbone(arch, image_size=32, channels=channels, stem=stem)
-    check_fit(path, arch, make, params, batch_stats)
-    return found
-
-
-def check_fit(path, arch, make, params, batch_stats):
-    """Raises UserError unless the arrays are those of a network; make: rngs -> module."""
-    _, *wanted = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-    wanted, given = (
-        {naming.name_of(path): value for arrays in kinds for path, value in naming.leaves(arrays)}
-        for kinds in (wanted, (params, batch_stats))
-    )
-    wrong = differences(wanted, given)
-    if wrong:
-        name = min(wrong, key=naming.place)
-        here, there = wrong[name]
-        raise UserError(
-            f"{path} does not hold a {arch}: {name}, in our layout, is {there} there and {here} here; give another "
-            "file."
-        )
-
-
-def _kernel_shape(module):
-    shape = module.get("conv1", {}).get("kernel", np.zeros(())).shape
-    return shape if len(shape) == 4 else (0, 0, 0, 0)
-
-
-_RESNETS = {
-    (make.args[0], make.args[1], make.keywords.get("base_width", 64)): arch  # (block, depths, width of the first block)
-    for arch, make in model.BACKBONES.items()
-    if arch not in model.OF_ONE_SIZE
-}
-
-
 # Writing.
 
 
@@ -254,7 +198,8 @@ def save(path, layout, weights, *, groups=({}, {}), about=None):
     """Writes weights for others, to be given their name when they are complete: see `run.writing.whole`.
 
     Args:
-      layout: "torchvision" or "timm": a state_dict of the backbone, with fc if there is one (the two are the same);
+      layout: "torchvision" or "timm": a state_dict of the backbone, with fc if there is one (the two are the same for
+        a ResNet; a ViT is timm's, and its fc is called head);
         "detectron2": a pickle for its C4 and FPN models; "official": the full checkpoint; "safetensors": the backbone.
       groups: official: what the optimiser's two groups, weights and biases, say besides their parameters.
       about: safetensors: strings to keep beside the arrays.
@@ -266,6 +211,8 @@ def save(path, layout, weights, *, groups=({}, {}), about=None):
     params, batch_stats = backbone(weights)
     params = params | ({"fc": weights.params["fc"]} if "fc" in weights.params else {})
     found = naming.state_dict(params, batch_stats, batches)
+    if "patch_embed" in params:
+        found = {re.sub(r"^fc\.", "head.", name): value for name, value in found.items()}
     if layout == "safetensors":
         from safetensors.numpy import save as in_bytes  # its save_file makes a file that only its owner can read
 

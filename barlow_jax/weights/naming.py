@@ -6,6 +6,12 @@ Our trees carry torchvision's names already, so that one rule maps them:
     layer2.0.downsample.1.weight    layer2 / 0 / downsample / bn / scale
     projector.3.weight              projector / linears / 1 / kernel      [out, in] -> [in, out]
     projector.4.running_var         projector / norms / 1 / var
+
+A ViT's are timm's, whose classifier is called head:
+
+    blocks.3.attn.qkv.weight        blocks / 3 / attn / qkv / kernel     [out, in] -> [in, out]
+    patch_embed.proj.weight         patch_embed / proj / kernel          as a convolution
+    cls_token, pos_embed            the same                             [1, tokens, width]
 """
 
 import re
@@ -16,14 +22,20 @@ _MODULE = (
     r"(?:backbone\.)?(?:conv1|bn1|layer[1-4]\.[0-9]{1,3}\.(?:conv[123]|bn[123]|downsample\.[01])|convs\.[0-9]{1,3}|norms\.[0-9]{1,3}|dense|norm)"
     r"|projector\.[0-9]{1,3}|bn|fc"
 )
-_NAME = re.compile(rf"(?:{_MODULE})\.(?:weight|bias|running_mean|running_var|num_batches_tracked)")
+_TOKENS = ("cls_token", "pos_embed")
+_OF_VIT = (
+    rf"(?:backbone\.)?(?:{'|'.join(_TOKENS)}|(?:patch_embed\.proj|fc_norm"
+    r"|blocks\.[0-9]{1,3}\.(?:norm[12]|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2))\.(?:weight|bias))"
+)
+_NAME = re.compile(rf"(?:{_MODULE})\.(?:weight|bias|running_mean|running_var|num_batches_tracked)|{_OF_VIT}")
 _LEAVES = {"running_mean": "mean", "running_var": "var", "bias": "bias"}
 _NAMES = {"mean": "running_mean", "var": "running_var", "bias": "bias", "kernel": "weight", "scale": "weight"}
 
 # The order in which PyTorch lists what a module holds: that of its constructor.
 _ORDER = (
     *("backbone", "projector", "predictor", "bn", "conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
-    *("layer1", "layer2", "layer3", "layer4", "convs", "norms", "dense", "norm", "downsample", "fc"),
+    *("layer1", "layer2", "layer3", "layer4", "convs", "norms", "dense", *_TOKENS, "patch_embed", "blocks"),
+    *("norm1", "attn", "qkv", "proj", "norm2", "mlp", "fc1", "fc2", "norm", "fc_norm", "downsample", "fc"),
     *("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
 )
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -34,12 +46,16 @@ def path_of(name):
     if not _NAME.fullmatch(name):
         return None
     *modules, leaf = name.split(".")
+    if leaf in _TOKENS:
+        return (*modules, leaf)
     if modules[0] == "projector":
         index, kind = divmod(int(modules[1]), 3)
         if kind == 2:  # a ReLU
             return None
         modules = ["projector", ("linears", "norms")[kind], str(index)]
-    norm = modules[-1].startswith("bn") or modules[-2:] == ["downsample", "1"] or {"norm", "norms"} & {*modules}
+    norm = (
+        modules[-1].startswith(("bn", "norm", "fc_norm")) or modules[-2:] == ["downsample", "1"] or "norms" in modules
+    )
     if modules[-2:-1] == ["downsample"]:
         modules[-1] = "bn" if norm else "conv"
     return (*modules, _LEAVES.get(leaf) or ("scale" if norm else "kernel"))
@@ -48,21 +64,21 @@ def path_of(name):
 def name_of(path):
     """The inverse of `path_of`."""
     *modules, leaf = path
-    if modules[0] in ("projector", "predictor"):  # the second by our own name: nobody else has it in a file
+    if modules[:1] in (["projector"], ["predictor"]):  # the second by our own name: nobody else has it in a file
         modules = [modules[0], str(3 * int(modules[2]) + (modules[1] == "norms"))]
     if modules[-2:-1] == ["downsample"]:
         modules[-1] = "1" if modules[-1] == "bn" else "0"
-    return ".".join((*modules, _NAMES[leaf]))
+    return ".".join((*modules, _NAMES.get(leaf, leaf)))
 
 
 def to_ours(array):
-    """OIHW -> HWIO, [out, in] -> [in, out]."""
-    return array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim))
+    """OIHW -> HWIO, [out, in] -> [in, out]; others as they are."""
+    return array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim)))
 
 
 def to_torch(array):
-    """HWIO -> OIHW, [in, out] -> [out, in]."""
-    return array.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim))
+    """HWIO -> OIHW, [in, out] -> [out, in]; others as they are."""
+    return array.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim)))
 
 
 def trees(state_dict):

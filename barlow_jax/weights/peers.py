@@ -1,4 +1,4 @@
-"""Where the backbone is in the files of others: of their names, which are a ResNet's, and what the rest is.
+"""Where the backbone is in the files of others: of their names, which are a ResNet's or a ViT's, and what the rest is.
 
     found = backbone(path, names)
     found.names       # {"module.encoder_q.conv1.weight": "conv1.weight", ...}
@@ -43,13 +43,15 @@ PREFERRED = (
 _HEADS = frozenset(
     "fc linear head heads projector projection_head predictor prediction_head prototypes classifier".split()
 )
+# The decoder of MAE, which lies among its encoder's names.
+_DECODER = frozenset("mask_token decoder_embed decoder_pos_embed decoder_blocks decoder_norm decoder_pred".split())
 
 
 class Found(NamedTuple):
     """A backbone among the names of a file."""
 
     prefix: str  # of its names, without torch's wrappers
-    names: dict  # theirs -> ours (torchvision's)
+    names: dict  # theirs -> ours (torchvision's, timm's of a ViT)
     aside: tuple  # of the names, those that are not taken
 
 
@@ -82,7 +84,7 @@ def state_dict(path, tree):
         raise UserError(f"{path} holds a {type(tree).__name__}; give a file with a state_dict.")
     if not arrays:
         keys = ", ".join(shown(key) for key in [*found][:4] if isinstance(key, str)) or "nothing with a name"
-        raise UserError(f"{path} holds {keys} and no state_dict; give a file of a ResNet's weights.")
+        raise UserError(f"{path} holds {keys} and no state_dict; give a file of a ResNet's or a ViT's weights.")
     if calls:
         log.info("%s: left aside is what calls of %s would have made", path, ", ".join([*calls][:4]))
     if place and place[0] not in ("model", "state_dict"):
@@ -104,24 +106,27 @@ def backbone(path, names):
     Returns:
       Found; with an empty prefix the names of a classifier's head too.
     Raises:
-      UserError: there is none, there are several of equal right, or a name among its own is of no ResNet.
+      UserError: there is none, there are several of equal right, or a name among its own is of no such network.
     """
     plain = {name: unwrapped(name) for name in names}
     prefix = _chosen(path, {*plain.values()})
+    is_vit = prefix + _PATCHES in plain.values()
+    behind = _HEADS | _DECODER if is_vit else _HEADS
     found, aside, seen = {}, [], {}
     for name, inner in plain.items():
         rest = inner.removeprefix(prefix)
-        ours = _ours(rest) if inner.startswith(prefix) else None
+        ours = (_ours_of_vit if is_vit else _ours)(rest) if inner.startswith(prefix) else None
         if ours is not None and (prefix == "" or not ours.startswith("fc.")):
             if ours in seen:
                 raise UserError(
                     f"{path} holds {shown(name)} and {shown(seen[ours])}, which are one array; leave one out."
                 )
             found[name], seen[ours] = ours, name
-        elif not inner.startswith(prefix) or rest.split(".")[0] in _HEADS:
+        elif not inner.startswith(prefix) or rest.split(".")[0] in behind:
             aside.append(name)
         else:
-            raise UserError(f"{path} holds {shown(name)}, which is no part of a ResNet as torchvision has it.")
+            known = "ViT as timm has it" if is_vit else "ResNet as torchvision has it"
+            raise UserError(f"{path} holds {shown(name)}, which is no part of a {known}.")
     return Found(prefix, found, tuple(aside))
 
 
@@ -139,8 +144,11 @@ def _chosen(path, names):
     return prefixes.pop() if prefixes else "backbone." if any(name.startswith("backbone.") for name in names) else ""
 
 
+_PATCHES = "patch_embed.proj.weight"  # the stem of a ViT
+
 # What a stem's name ends with, and the name in the first block that then has the same prefix.
 _STEMS = (
+    (_PATCHES, "blocks.0.norm1.weight"),
     ("conv1.weight", "layer1.0.conv1.weight"),
     ("0.weight", "4.0.conv1.weight"),
     ("stem.conv1.weight", "res2.0.conv1.weight"),
@@ -155,6 +163,13 @@ def _ours(name):
     elif first == "stem" or re.fullmatch(r"res[2-5]", first):
         name = naming.from_detectron2(name)
     return name if naming.path_of(name) and not name.startswith(("backbone.", "projector.", "bn.")) else None
+
+
+def _ours_of_vit(name):
+    """timm's name of an array of a ViT, or torchvision's of its classifier, or None."""
+    if name in ("head.weight", "head.bias"):
+        return name.replace("head", "fc")
+    return name if naming.path_of(name) and not name.startswith(("backbone.", "projector.", "bn.", "fc.")) else None
 
 
 def is_official(names):

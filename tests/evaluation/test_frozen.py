@@ -157,7 +157,10 @@ def test_features_that_are_not_finite_are_one_sentence(run, tmp_path):
     "flags,sentence",
     [
         (("--config.k=(0,)",), "config.k is (0,); each must be at least 1."),
-        (("--config.eval.crop=20",), "the convnet of RUN is for images of 24 pixels; take --config.eval.crop=24."),
+        (
+            ("--config.eval.crop=20",),
+            "the convnet of the pre-training run is for images of 24 pixels; take --config.eval.crop=24.",
+        ),
         (("--config=configs/linear_demo.py",), "configs/frozen.py."),
         (
             ("--config=configs/nothing.py",),

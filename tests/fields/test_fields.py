@@ -15,11 +15,11 @@ from barlow_jax.data import kinds, order, pipeline
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify
 from barlow_jax.fields import page
-from barlow_jax.networks import resnet
+from barlow_jax.networks import resnet, vit
 from barlow_jax.ops import image
 from barlow_jax.results import page as results_page
 from barlow_jax.results import published
-from barlow_jax.run import launch
+from barlow_jax.run import config_files, launch
 from barlow_jax.training import microbatches
 
 TABLES = {table.page: table for table in (fields.PRETRAINING, fields.LINEAR, fields.FROZEN, fields.VOC07)}
@@ -28,7 +28,7 @@ ARGUMENTS = {
     "linear_tfds": ("imagenet2012", "cifar10"),
     "image_folder": ("128", "256", "512", "1024", "2048", "4096"),
     "semi_supervised": ("1", "10", "1_paper", "10_paper"),
-    "paper": tuple(published.ABLATIONS),
+    "paper": (*config_files.members("paper"), "table6:both@demo"),
     "transfer": ("places205", "inaturalist18", "places205_vissl", "inaturalist18_vissl"),
 }
 NAMES = sorted(f.stem for f in (commands.ROOT / "configs").glob("*.py") if f.stem != "__init__")
@@ -81,6 +81,8 @@ def test_the_table_has_the_names_that_the_modules_have():
     for table, name, known in (
         (fields.PRETRAINING, "arch", {*model.BACKBONES} - {"pixels"}),  # a baseline, which nobody can train
         (fields.PRETRAINING, "stem", resnet.STEMS),
+        (fields.PRETRAINING, "vit.positions", vit.POSITIONS),
+        (fields.PRETRAINING, "vit.pooling", vit.POOLINGS),
         (fields.PRETRAINING, "precision", experiment.PRECISIONS),
         (fields.PRETRAINING, "loss_form", loss.FORMS),
         (fields.PRETRAINING, "objective", objectives.OBJECTIVES),
@@ -99,6 +101,7 @@ def test_the_table_has_the_names_that_the_modules_have():
     assert {*published.READ_LAMBD} == {name for name, read in reading.items() if "lambd" in read}
     assert {name for read in reading.values() for name in read} <= fields.PRETRAINING.fields.keys()
     assert {term for chosen in objectives.OBJECTIVES.values() for term in chosen.terms} == {*results_page.TERMS}
+    assert fields.together.VITS == model.VITS
     assert {*kinds.NEED_PATH} == {*fields.together.NEED_PATH}
     for command, table in ((knn, fields.FROZEN), (probe, fields.FROZEN), (transfer, fields.VOC07)):
         assert {*command.FIELDS} <= table.fields.keys()
@@ -218,6 +221,18 @@ def test_values_that_cannot_work_are_refused(page_name):
     "page_name,change,sentence",
     [
         ("barlow_twins", {"remat": "blocks", "arch": "convnet", "image_size": 32}, "no residual blocks: take 'none'"),
+        (
+            "barlow_twins",
+            {"arch": "vit_small", "vit.patch": 15},
+            "config.vit.patch is 15 with config.image_size 224 and",
+        ),
+        ("barlow_twins", {"arch": "vit_small", "vit.patch": 1}, "more than 16,384 patches: take larger ones"),
+        ("barlow_twins", {"arch": "vit_small", "eval.crop": 192}, "positions are for images of one size"),
+        (
+            "barlow_twins",
+            {"arch": "vit_small", "stem": "cifar"},
+            "a ViT has no stem: take 'imagenet', and config.vit.pat",
+        ),
         ("barlow_twins", {"data.last": "keep", "reference_world_size": 3}, "set config.data.last='wrap'"),
         ("barlow_twins", {"data.kind": "digits", "data.path": "x"}, "built in, so leave it empty"),
         ("barlow_twins", {"data.kind": "tfds"}, "config.data.name is empty with config.data.kind 'tfds'; name a data"),

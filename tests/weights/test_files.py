@@ -14,7 +14,7 @@ from official import write_backbone
 
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import subject
-from barlow_jax.weights import files, naming, pickle_reader, pickle_writer
+from barlow_jax.weights import architecture, files, naming, pickle_reader, pickle_writer
 from barlow_jax.weights.file_arrays import Array
 
 TINY = commands.FIXTURES / "ckpt_tiny"
@@ -199,16 +199,16 @@ def test_tensors_that_reach_beyond_their_bytes(tmp_path):
 def test_wrong_architectures_are_named(tmp_path, golden):
     path = tmp_path / "x.pth"
     with pytest.raises(UserError, match=r"holds \(3, 4, 6, 3\) blocks of width 3 .* is none of resnet18"):
-        files.architecture(files.load(TINY / "resnet50.pth"), path)
+        architecture.of(files.load(TINY / "resnet50.pth"), path)
     write_backbone(golden, path, **{"layer3.1.bn2.running_var": None})
     with pytest.raises(UserError, match="layer3.1.bn2.running_var, in our layout, is absent there"):
-        files.architecture(files.load(path), path)
+        architecture.of(files.load(path), path)
     write_backbone(golden, path, **{"layer2.1.conv2.weight": np.zeros((128, 64, 3, 3), np.float32)})
     with pytest.raises(UserError, match=r"layer2.1.conv2.weight, in our layout, is \(3, 3, 64, 128\) there"):
-        files.architecture(files.load(path), path)
+        architecture.of(files.load(path), path)
     write_backbone(golden, path, **{"conv1.weight": np.zeros((64, 3), np.float32)})
     with pytest.raises(UserError, match="behind a convolution of 0 x 0"):
-        files.architecture(files.load(path), path)
+        architecture.of(files.load(path), path)
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(UserError, match="folder.pth is no file"):
         files.load(tmp_path / "folder.pth")
@@ -229,7 +229,7 @@ def test_files_of_classifiers_and_wrapped_files(tmp_path, golden):
         arrays = write_backbone(golden, tmp_path / "x.pth", wrap=wrap)
         weights = files.load(tmp_path / "x.pth")
         assert weights.kind == kind and ("fc" in weights.params) == (kind != "backbone")
-        assert files.architecture(weights, "x") == ("resnet18", "imagenet", 3)
+        assert architecture.of(weights, "x")[:3] == ("resnet18", "imagenet", 3)
         kernel = weights.params["backbone"]["layer1"]["0"]["conv1"]["kernel"]
         assert kernel.dtype == np.float32
         given = arrays["layer1.0.conv1.weight"].transpose(2, 3, 1, 0)

@@ -14,9 +14,10 @@ import numpy as np
 import official
 import pytest
 from flax import nnx
+from saved_runs import a_config, save_run
 
 from barlow_jax import export, feed, model, optim, pretrain, sharding
-from barlow_jax.weights import as_run, files, naming, pickle_writer
+from barlow_jax.weights import architecture, as_run, files, naming, pickle_writer
 from configs import barlow_twins
 
 
@@ -79,7 +80,7 @@ def test_features_of_torchvisions_networks(arch, tmp_path):
     network.fc = torch.nn.Identity()
     torch.save(network.state_dict(), tmp_path / "in.pth")
     weights = files.load(tmp_path / "in.pth")
-    assert files.architecture(weights, "x") == (arch, "imagenet", 3)
+    assert architecture.of(weights, "x")[:3] == (arch, "imagenet", 3)
     images = [np.random.default_rng(n).normal(size=(2, *size, 3)) for n, size in enumerate(SIZES)]
     with jax.enable_x64(True):
         for shown in images:
@@ -114,6 +115,92 @@ def test_ours_in_theirs(tmp_path, monkeypatch):
         for n, size in enumerate(SIZES):
             shown = np.random.default_rng(n).normal(size=(2, *size, 3))
             assert export.difference(ours("resnet50", weights, shown, jnp.float64), theirs(network, shown)) < 1e-9
+
+
+VITS = {
+    "vit_small": {},
+    "vit_base": {},
+    "vit_tiny": {"img_size": 32, "patch_size": 4, "global_pool": "avg", "in_chans": 1},
+}
+
+
+def timms_vit(arch, **options):
+    """A fresh network in double precision, shaken in all its arrays."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model(f"{arch}_patch16_224", **{"num_classes": 0} | VITS[arch] | options).double()
+    for value in network.parameters():
+        value.data += 0.05 * torch.randn(value.shape, dtype=value.dtype)
+    return network.eval()
+
+
+def our_vit(found, params, images):
+    own = {name.removeprefix("vit."): value for name, value in found.own.items()}
+    make = model.make_backbone(found.arch, channels=found.channels, dtype=jnp.float64, **own)
+    graphdef, *_ = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    return np.asarray(jax.jit(lambda p, x: model.merge(graphdef, p, {})(x, train=False))(params, images))
+
+
+@pytest.mark.parametrize("arch", VITS)
+def test_timms_vits(arch, tmp_path):
+    """In: their weights here. Out: written again by us, they load there strictly and are the same to the bit."""
+    network = timms_vit(arch)
+    torch.save(network.state_dict(), tmp_path / "in.pth")
+    weights = files.load(tmp_path / "in.pth")
+    found = architecture.of(weights, "x")
+    options = VITS[arch]
+    assert (found.arch, found.channels) == (arch, options.get("in_chans", 3)) and weights.kind == "backbone"
+    side = options.get("img_size", 224)
+    pooling = "mean" if "global_pool" in options else "token"
+    assert found.own == {"image_size": side, "vit.patch": options.get("patch_size", 16), "vit.pooling": pooling}
+    images = np.random.default_rng(0).normal(size=(2, side, side, found.channels))
+    with jax.enable_x64(True):
+        assert export.difference(our_vit(found, weights.params["backbone"], images), theirs(network, images)) < 1e-9
+    files.save(tmp_path / "out.pth", "timm", weights)
+    again = timms_vit(arch)
+    again.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
+    assert [*again.state_dict()] == [*torch.load(tmp_path / "out.pth", weights_only=True)]
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_our_vit_in_timm(tmp_path, monkeypatch):
+    """From the start: weights that were made here, features there, by the lines of the docs; with a classifier too."""
+    timms_vit("vit_tiny")  # or skip
+    monkeypatch.chdir(tmp_path)
+    make = model.make_backbone("vit_small", image_size=32, patch=4, pooling="mean", positions="fixed")
+    with jax.enable_x64(True):
+        _, params, _ = model.split(make(rngs=nnx.Rngs(3)))
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(lambda a: np.float64(a) + rng.normal(0, 0.05, a.shape), params)
+        weights = files.Weights("backbone", {"backbone": params}, {})
+        files.save("vit.pth", "timm", weights)
+        scope = {"timm": importlib.import_module("timm")}
+        torch.set_default_dtype(torch.float64)
+        exec(commands.documented("vit_small_patch16_224"), scope)
+        torch.set_default_dtype(torch.float32)
+        shown = rng.normal(size=(2, 32, 32, 3))
+        ours_ = our_vit(architecture.of(weights, "x"), params, shown)
+        assert export.difference(ours_, theirs(scope["network"].eval(), shown)) < 1e-9
+    fc = {"kernel": rng.normal(size=(384, 5)), "bias": rng.normal(size=5)}
+    files.save("head.pth", "timm", weights._replace(params={"backbone": params, "fc": fc}))
+    options = {"img_size": 32, "patch_size": 4, "global_pool": "avg"}
+    judge = timms_vit("vit_small", num_classes=5, **options)
+    judge.load_state_dict(torch.load("head.pth", weights_only=True), strict=True)
+    want = np.asarray(ours_) @ fc["kernel"] + fc["bias"]
+    assert export.difference(theirs(judge, shown), want) < 1e-9
+
+
+def test_an_exported_vit_is_verified_in_timm(tmp_path):
+    timms_vit("vit_tiny")  # or skip
+    config = a_config("vit_tiny", image_size=32)
+    config.vit.patch, config.vit.pooling = 4, "mean"
+    save_run(tmp_path / "run", config)
+    report = export.export(export.read(tmp_path / "run"), "timm", tmp_path / "x.pth")
+    [difference] = [value for name, value in report["differences"].items() if name.startswith("timm")]
+    assert 0 < difference < 1e-5
 
 
 def test_timm(tmp_path):
@@ -175,7 +262,7 @@ def test_modules_of_others_as_torch_saves_them(tmp_path):
             tree = {"state_dict": module.state_dict(), **beside}
             torch.save(tree, tmp_path / "x.ckpt", _use_new_zipfile_serialization=modern)
             found = files.load(tmp_path / "x.ckpt")
-            assert files.architecture(found, "x") == ("resnet18", "imagenet", 3)
+            assert architecture.of(found, "x")[:3] == ("resnet18", "imagenet", 3)
             for mine, theirs_ in ((found.params, wanted[0]), (found.batch_stats, wanted[1])):
                 jax.tree.map(np.testing.assert_array_equal, mine, {"backbone": theirs_})
 

@@ -1,0 +1,98 @@
+"""What network a file of weights is for, as its arrays tell: found = architecture.of(files.load(path), path)."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from barlow_jax import model
+from barlow_jax.errors import UserError
+from barlow_jax.networks import resnet
+from barlow_jax.tree import differences
+from barlow_jax.weights import files, naming
+
+
+class Architecture(NamedTuple):
+    """Of a backbone, as its arrays tell."""
+
+    arch: str  # a key of model.BACKBONES
+    stem: str  # one of resnet.STEMS
+    channels: int  # of the images
+    own: Any = {}  # of a ViT, {"image_size", "vit.patch", "vit.pooling"}: fields of its config that the arrays tell
+
+
+def of(weights, path):
+    """What network the backbone of Weights is for, every array checked.
+
+    Raises:
+      UserError: it is none of ours; the sentence names the array.
+    """
+    params, batch_stats = files.backbone(weights)
+    if "convs" in params:
+        raise UserError(f"{path} holds a convnet, which fits images of one size only; give the run that it came from.")
+    depths = tuple(len(params.get(f"layer{k}", ())) for k in (1, 2, 3, 4))
+    if "patch_embed" in params:
+        return _vit(path, params, batch_stats)
+    first = params.get("layer1", {}).get("0", {})
+    block = resnet.Bottleneck if "conv3" in first else resnet.BasicBlock
+    _, _, _, width = _kernel_shape(first)
+    side, _, channels, _ = _kernel_shape(params)
+    arch, stem = _RESNETS.get((block, depths, width)), {7: "imagenet", 3: "cifar"}.get(side)
+    if arch is None or stem is None:
+        raise UserError(
+            f"{path} holds {depths} blocks of width {width} behind a convolution of {side} x {side}, which is none of "
+            f"{', '.join(_RESNETS.values())}; give one of these."
+        )
+    found = Architecture(arch, stem, channels)
+    make = model.make_backbone(arch, image_size=32, channels=channels, stem=stem)
+    check_fit(path, arch, make, params, batch_stats)
+    return found
+
+
+def _vit(path, params, batch_stats):
+    """`of` for a ViT."""
+    kernel, positions = params["patch_embed"].get("proj", {}).get("kernel"), params.get("pos_embed")
+    patch, _, channels, width = np.shape(kernel) if np.ndim(kernel) == 4 else (0, 0, 0, 0)
+    tokens = np.shape(positions)[1] if np.ndim(positions) == 3 else 0
+    side, depth = math.isqrt(max(tokens - 1, 0)), len(params.get("blocks", ()))
+    arch = _VITS.get((width, depth))
+    if arch is None or side < 1 or 1 + side * side != tokens:
+        raise UserError(
+            f"{path} holds a ViT of {depth} blocks of width {width} with {tokens} positions, which is none of "
+            f"{', '.join(model.VITS)} with a class token and a square of patches; give one of these."
+        )
+    own = {"image_size": side * patch, "vit.patch": patch, "vit.pooling": "mean" if "fc_norm" in params else "token"}
+    options = {name.removeprefix("vit."): value for name, value in own.items()}
+    check_fit(path, arch, model.make_backbone(arch, channels=channels, **options), params, batch_stats)
+    return Architecture(arch, "imagenet", channels, own)
+
+
+def check_fit(path, arch, make, params, batch_stats):
+    """Raises UserError unless the arrays are those of a network; make: rngs -> module."""
+    _, *wanted = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    wanted, given = (
+        {naming.name_of(path): value for arrays in kinds for path, value in naming.leaves(arrays)}
+        for kinds in (wanted, (params, batch_stats))
+    )
+    wrong = differences(wanted, given)
+    if wrong:
+        name = min(wrong, key=naming.place)
+        here, there = wrong[name]
+        raise UserError(
+            f"{path} does not hold a {arch}: {name}, in our layout, is {there} there and {here} here; give another "
+            "file."
+        )
+
+
+def _kernel_shape(module):
+    shape = module.get("conv1", {}).get("kernel", np.zeros(())).shape
+    return shape if len(shape) == 4 else (0, 0, 0, 0)
+
+
+_RESNETS = {
+    (make.args[0], make.args[1], make.keywords.get("base_width", 64)): arch  # (block, depths, width of the first block)
+    for arch, make in model.BACKBONES.items()
+    if arch not in model.OF_ONE_SIZE
+}
+_VITS = {(model.BACKBONES[arch].args[0], 12): arch for arch in model.VITS}  # (width, blocks)
