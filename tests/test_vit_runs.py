@@ -132,7 +132,7 @@ def test_it_is_judged(run, tmp_path):
         linear_experiment.classifier(config, ConfigDict(subject.load(run).config), 3, 4)
 
 
-@pytest.mark.parametrize("layout", ["timm", "safetensors", "stablehlo"])
+@pytest.mark.parametrize("layout", ["timm", "safetensors", pytest.param("stablehlo", marks=pytest.mark.slow)])
 def test_it_is_exported(run, tmp_path, layout):
     source, path = export.read(run[0]), tmp_path / "x.safetensors"
     export.check(source, layout)
