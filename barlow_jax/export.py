@@ -130,7 +130,7 @@ def check(source, layout):
             f"{source.name} is a {arch} under timm's names, which {layout} does not have; take timm, safetensors or "
             "stablehlo."
         )
-    if arch in model.OF_ONE_SIZE and arch not in model.VITS and layout not in ("safetensors", "stablehlo"):
+    if arch not in {**model.RESNETS, **model.VITS} and layout not in ("safetensors", "stablehlo"):
         raise UserError(f"{source.name} is a {arch}, which {layout} does not have; take safetensors or stablehlo.")
     if layout == "official" and "projector" not in source.weights.params:
         raise UserError(

@@ -5,6 +5,7 @@ dicts, params and batch_stats; `merge` them inside the function that is jitted o
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from barlow_jax.networks import batch_norm, convnet, resnet, vit
 Backbone = Callable[..., Any]  # rngs -> module with `num_features`
 Tree = dict[str, Any]  # nested: parameters or batch statistics by name
 
-BACKBONES: dict[str, Backbone] = {
+RESNETS: dict[str, Backbone] = {
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
@@ -27,13 +28,9 @@ BACKBONES: dict[str, Backbone] = {
     "resnet152": resnet.resnet152,
     "wide_resnet50_2": resnet.wide_resnet50_2,
     "wide_resnet101_2": resnet.wide_resnet101_2,
-    "convnet": convnet.ConvNet,
-    "vit_tiny": vit.vit_tiny,
-    "vit_small": vit.vit_small,
-    "vit_base": vit.vit_base,
-    "pixels": convnet.Pixels,
 }
-VITS = ("vit_tiny", "vit_small", "vit_base")
+VITS: dict[str, Backbone] = {"vit_tiny": vit.vit_tiny, "vit_small": vit.vit_small, "vit_base": vit.vit_base}
+BACKBONES: dict[str, Backbone] = {**RESNETS, "convnet": convnet.ConvNet, **VITS, "pixels": convnet.Pixels}
 OF_ONE_SIZE = ("convnet", *VITS, "pixels")  # their parameters or features depend on the size of the images
 
 # PyTorch's nn.Linear: uniform in +-1 / sqrt(fan_in).
@@ -55,9 +52,11 @@ def make_backbone(
 ) -> Backbone:
     """A constructor of the named backbone, rngs -> module.
 
+    Every backbone takes channels and dtype, and of the others what its constructor names.
+
     Args:
       arch: a key of BACKBONES.
-      image_size: side of the images; only those of OF_ONE_SIZE depend on it.
+      image_size: side of the images.
       stem, zero_init_residual: of the ResNets; remat: of them and the ViTs.
       patch, positions, pooling: of the ViTs, see `vit.ViT`.
     """
@@ -65,13 +64,12 @@ def make_backbone(
         raise UserError(f"config.arch is {arch!r}; it is one of {', '.join(BACKBONES)}.")
     if arch in VITS:
         vit.check(image_size, patch, positions, pooling)
-        own = {"patch": patch, "positions": positions, "pooling": pooling, "remat": remat}
-        options = {"image_size": image_size, **own}
-    elif arch in OF_ONE_SIZE:
-        options = {"image_size": image_size}
-    else:
-        options = {"stem": stem, "zero_init_residual": zero_init_residual, "remat": remat}
-    return functools.partial(BACKBONES[arch], channels=channels, dtype=dtype, **options)
+    options = {"image_size": image_size, "stem": stem, "zero_init_residual": zero_init_residual, "remat": remat}
+    options |= {"patch": patch, "positions": positions, "pooling": pooling}
+    network = getattr(BACKBONES[arch], "func", BACKBONES[arch])
+    named = inspect.signature(network.__init__).parameters  # a module's own signature says nothing
+    own = {name: value for name, value in options.items() if name in named}
+    return functools.partial(BACKBONES[arch], channels=channels, dtype=dtype, **own)
 
 
 class Projector(nnx.Module):

@@ -214,7 +214,7 @@ def test_a_network_without_batch_statistics(tmp_path, monkeypatch, layout):
 
 def test_every_architecture_is_told_by_its_arrays():
     kinds = [("imagenet", 3), ("cifar", 1)]
-    for k, arch in enumerate(sorted(set(model.BACKBONES) - set(model.OF_ONE_SIZE))):
+    for k, arch in enumerate(sorted(model.RESNETS)):
         stem, channels = kinds[k % 2]
         make = model.make_backbone(arch, image_size=32, channels=channels, stem=stem)
         _, *shapes = model.split(nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0))))

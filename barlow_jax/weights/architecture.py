@@ -92,7 +92,6 @@ def _kernel_shape(module):
 
 _RESNETS = {
     (make.args[0], make.args[1], make.keywords.get("base_width", 64)): arch  # (block, depths, width of the first block)
-    for arch, make in model.BACKBONES.items()
-    if arch not in model.OF_ONE_SIZE
+    for arch, make in model.RESNETS.items()
 }
-_VITS = {(model.BACKBONES[arch].args[0], 12): arch for arch in model.VITS}  # (width, blocks)
+_VITS = {(make.args[0], 12): arch for arch, make in model.VITS.items()}  # (width, blocks)
