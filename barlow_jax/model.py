@@ -30,7 +30,12 @@ RESNETS: dict[str, Backbone] = {
     "wide_resnet101_2": resnet.wide_resnet101_2,
 }
 VITS: dict[str, Backbone] = {"vit_tiny": vit.vit_tiny, "vit_small": vit.vit_small, "vit_base": vit.vit_base}
-BACKBONES: dict[str, Backbone] = {**RESNETS, "convnet": convnet.ConvNet, **VITS, "pixels": convnet.Pixels}
+BACKBONES: dict[str, Backbone] = {
+    **RESNETS,
+    **VITS,
+    "convnet": convnet.ConvNet,
+    "pixels": convnet.Pixels,
+}
 OF_ONE_SIZE = ("convnet", *VITS, "pixels")  # their parameters or features depend on the size of the images
 
 # PyTorch's nn.Linear: uniform in +-1 / sqrt(fan_in).
