@@ -276,7 +276,7 @@ def test_members_are_those_of_the_file(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on(tmp_path):
     """Real commands, the sweep killed with -9 in the middle: the run that it leaves is waited for, not begun anew."""
-    line = ("-m", "barlow_jax.sweep", "--config=paper:table6@demo", "--only=table6:both", "--config.epochs=8")
+    line = ("-m", "barlow_jax.sweep", "--config=paper:table6@demo", "--only=table6:both", "--config.epochs=4")
     line = (*line, "--evaluate=knn", "--baselines=random", f"--workdir={tmp_path}", "--config.log_every_steps=1")
     metrics = tmp_path / "table6_both" / "seed_0" / "metrics.jsonl"
     process = commands.start(*line)

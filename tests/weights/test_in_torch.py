@@ -177,7 +177,7 @@ def test_our_vit_in_timm(tmp_path, monkeypatch):
         params = jax.tree.map(lambda a: np.float64(a) + rng.normal(0, 0.05, a.shape), params)
         weights = files.Weights("backbone", {"backbone": params}, {})
         files.save("vit.pth", "timm", weights)
-        scope = {"timm": importlib.import_module("timm")}
+        scope = {"torch": torch, "timm": importlib.import_module("timm")}
         torch.set_default_dtype(torch.float64)
         exec(commands.documented("vit_small_patch16_224"), scope)
         torch.set_default_dtype(torch.float32)
