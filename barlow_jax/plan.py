@@ -251,7 +251,7 @@ def batch_of(config, images):
     n = config.batch_size
     return {
         "canvas": jax.ShapeDtypeStruct((n, images.canvas, images.canvas, images.channels), jnp.uint8),
-        "boxes": jax.ShapeDtypeStruct((n, 2, 4), jnp.float32),
+        "boxes": jax.ShapeDtypeStruct((n, config.views.number, 4), jnp.float32),
         "index": jax.ShapeDtypeStruct((n,), jnp.int32),
         "label": jax.ShapeDtypeStruct((n,), jnp.int32),
     }

@@ -28,11 +28,11 @@ def make_views(
 ) -> Callable[[Any, Batch], Array]:
     """(step, batch) -> a view for each box of every image, float32 [B, V, S, S, C], normalised.
 
-    batch: {"canvas": uint8 [B, H, W, C], "boxes": float32 [B, V, 4]}, with V of 1 or 2, see `augment.two_views`. With
+    batch: {"canvas": uint8 [B, H, W, C], "boxes": float32 [B, V, 4]}, see `augment.random_views`. With
     micro-batches a device makes one after the other, in the memory of one.
     """
 
-    whole = functools.partial(augment.two_views, recipe=recipe)
+    whole = functools.partial(augment.random_views, recipe=recipe)
 
     def in_parts(*examples):
         rows = len(examples[0])
@@ -53,7 +53,7 @@ def make_one_view(recipe: augment.Recipe, seed: int, mesh: Mesh) -> Callable[[An
     """(step, batch) -> the view of every image, float32 [B, S, S, C], normalised; batch as in `make_views`, V of 1."""
 
     def local(keys, canvas, boxes):
-        return augment.two_views(keys, canvas, boxes, recipe)[:, 0]
+        return augment.random_views(keys, canvas, boxes, recipe)[:, 0]
 
     def view(step, batch):
         keys = example_keys(seed, step, batch["canvas"].shape[0])

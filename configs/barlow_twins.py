@@ -111,6 +111,9 @@ def get_config():
     # The two views. Pairs are (view 1, view 2).
     config.image_size = 224
     config.views = ConfigDict()
+    # More have the pairs' values in turn, and the loss is then the mean over all pairs of views, or of an objective which
+    # takes them all (docs/objectives.md). Views 1 and 2 stay what they are.
+    config.views.number = 2
     config.views.crop_scale = (0.08, 1.0)  # share of the image's area
     config.views.crop_ratio = (3 / 4, 4 / 3)  # width / height
     config.views.interpolation = "cubic"

@@ -38,17 +38,19 @@ def test_arrays_live_on_the_devices_up_to_a_size():
     assert feed.resident(arrays, size - 1, canvas=9) is arrays  # served from the host
 
 
-def test_the_box_of_one_view_is_the_first_of_two_on_the_devices():
+def test_boxes_on_the_devices_are_the_same_however_many_views():
     mesh = sharding.make_mesh(jax.devices()[:2])
     images = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 3)).astype(np.uint8)
-    one, two = (
+    one, two, five = (
         feed.ResidentSet(images, None, mesh, seed=1, scale=(0.08, 1.0), ratio=(0.75, 1.33), views=views).batch(
             np.arange(4), step=5
         )
-        for views in (1, 2)
+        for views in (1, 2, 5)
     )
-    assert one["boxes"].shape == (4, 1, 4)
+    assert one["boxes"].shape == (4, 1, 4) and five["boxes"].shape == (4, 5, 4)
     np.testing.assert_array_equal(one["boxes"][:, 0], two["boxes"][:, 0])
+    np.testing.assert_array_equal(five["boxes"][:, :2], two["boxes"])
+    assert len(np.unique(five["boxes"].reshape(20, 4), axis=0)) == 20
 
 
 def test_batches_go_ahead_and_arrive_in_order():

@@ -35,7 +35,7 @@ def test_views_are_those_of_the_keys_of_the_step(batch):
     """On two devices as by the plain function; another step gives others."""
     made = on(2, lambda mesh: views.make_views(RECIPE, 5, mesh), 3, batch)
     keys = sharding.example_keys(5, 3, 16)
-    plain = jax.jit(augment.two_views, static_argnums=3)(keys, batch["canvas"], batch["boxes"], RECIPE)
+    plain = jax.jit(augment.random_views, static_argnums=3)(keys, batch["canvas"], batch["boxes"], RECIPE)
     np.testing.assert_array_equal(made, plain)
     assert not np.array_equal(made, on(2, lambda mesh: views.make_views(RECIPE, 5, mesh), 4, batch))
 

@@ -101,6 +101,7 @@ PRETRAINING = Table(
         "data.val": path(special={"": "none"}),
         "data.last": choice("wrap", "drop", "keep"),
         "image_size": integer(8, SIDE),
+        "views.number": integer(2, 64, default=2),
         "views.crop_scale": pair(number(above=0, high=100), ascending=True),
         "views.crop_ratio": pair(RATIO, ascending=True),
         "views.interpolation": INTERPOLATION,

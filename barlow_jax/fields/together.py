@@ -90,6 +90,19 @@ PRETRAINING = (
         for name in ("predictor", "stop_gradient")
     ),
     Together(
+        ("views.number", "objective"),
+        lambda views, objective: views == 2 or objective != "mixed_barlow_twins",
+        "it makes its third view of two: take 2, or another objective",
+    ),
+    *(
+        Together(
+            ("views.number", name),
+            lambda views, asymmetric: views == 2 or not asymmetric,
+            "it tells the first view from the second, and knows no others: take 2 views, or leave it out",
+        )
+        for name in ("predictor", "stop_gradient")
+    ),
+    Together(
         ("epochs", "warmup_epochs"),
         lambda epochs, warmup: warmup < epochs,
         "the run would end inside its warm-up: train longer or set config.warmup_epochs lower",

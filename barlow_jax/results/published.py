@@ -41,6 +41,7 @@ VALUES = {
     "data.last": ("keep", None),
     "data.canvas": ("full scale", None),  # every crop is decoded at full scale; ours at 1/2 and less if it is larger
     "image_size": (224, 224),
+    "views.number": (2, 2),
     "views.crop_scale": ((0.08, 1.0), (0.08, 1.0)),
     "views.crop_ratio": ((3 / 4, 4 / 3), (3 / 4, 4 / 3)),
     "views.interpolation": ("cubic", "cubic"),

@@ -21,22 +21,23 @@ MOST_CELLS = 512  # of a side of the correlation matrix
 
 
 def views_grid(views, mean, std, path=None):
-    """The two views of n images, side by side: a look at what the augmentation really does.
+    """The views of n images, those of one side by side: a look at what the augmentation really does.
 
     Args:
-      views: float [n, 2, S, S, C], normalised with mean and std, as the network gets them.
+      views: float [n, V, S, S, C], normalised with mean and std, as the network gets them.
       mean, std: of each channel, on the scale 0 to 1.
       path: where to save it.
     """
     scaled = np.asarray(views, np.float32) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
     tiles = _tiles(np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8))
-    n, _, side = tiles.shape[:3]
+    n, number, side = tiles.shape[:3]
     gap = max(4, side // 24)
-    pairs = np.full((n, side + 2 * gap, 2 * side + 3 * gap, 3), PAPER, np.uint8)
-    pairs[:, gap : gap + side, gap : gap + side] = tiles[:, 0]
-    pairs[:, gap : gap + side, 2 * gap + side : 2 * (gap + side)] = tiles[:, 1]
-    # About as wide as high, with a wider gap between pairs than inside them.
-    return _save(_arrange(pairs, columns=math.ceil(math.sqrt(n / 2)), gap=3 * gap), path)
+    rows = np.full((n, side + 2 * gap, number * (side + gap) + gap, 3), PAPER, np.uint8)
+    for view in range(number):
+        left = gap + view * (side + gap)
+        rows[:, gap : gap + side, left : left + side] = tiles[:, view]
+    # About as wide as high, with a wider gap between images than between their views.
+    return _save(_arrange(rows, columns=math.ceil(math.sqrt(n / number)), gap=3 * gap), path)
 
 
 def neighbours_grid(queries, neighbours, correct=None, path=None):

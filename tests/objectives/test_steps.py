@@ -85,6 +85,34 @@ def two_steps(devices, changes):
     return jax.device_get(state), found
 
 
+def test_a_step_of_three_views_is_the_mean_over_pairs_in_micro_batches_too():
+    """Loss and what is watched against numpy in float64, on one device and on eight."""
+    for devices, parts in ((1, 1), (1, 4), (8, 2)):
+        views, changes = {"number": 3}, {"projector": (6,), "microbatches": parts, "reference_world_size": 1}
+        config, method, state = of_pixels(devices, changes | {"views": views})
+        method = dataclasses.replace(method, views_of=lambda step, batch: batch["views"])
+        images = np.random.default_rng(0).normal(size=(ROWS, 3, SIDE, SIDE, 3)).astype(np.float32)
+        kernel = np.asarray(state.params["projector"]["linears"]["0"]["kernel"], np.float64)
+        given = feed.put({"views": images, "label": np.arange(ROWS, dtype=np.int32) % 10}, method.mesh)
+        state = jax.device_put(state, method.state_sharding)
+        after, metrics = jax.device_get(pretrain.make_train_step(method)(state, given))
+        z = images.reshape(ROWS, 3, -1).astype(np.float64) @ kernel
+        u = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
+        on, off = np.mean(
+            [
+                (((1 - np.diag(c)) ** 2).sum(), (c[~np.eye(6, dtype=bool)] ** 2).sum())
+                for c in (u[:, i].T @ u[:, k] / ROWS for i, k in ((0, 1), (0, 2), (1, 2)))
+            ],
+            axis=0,
+        )
+        np.testing.assert_allclose([metrics["on_diag"], metrics["off_diag"]], [on, off], rtol=1e-4)
+        np.testing.assert_allclose(metrics["loss"], on + config.lambd * off, rtol=1e-4)
+        np.testing.assert_allclose(metrics["z_std"], z[:, :2].std(0).mean(), rtol=1e-4)
+        # The running statistics of the loss's own BatchNorm move for one view after the other.
+        mean = 0.1 * (0.81 * z[:, 0] + 0.9 * z[:, 1] + z[:, 2]).mean(0)
+        np.testing.assert_allclose(after.batch_stats["bn"]["mean"], mean, rtol=1e-3, atol=1e-5)
+
+
 def test_steps_on_four_devices_are_those_of_one():
     """With a third view, its draw of each step, micro-batches and float16's loss scale."""
     changes = {"objective": "mixed_barlow_twins", "microbatches": 2, "precision": "float16"}
