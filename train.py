@@ -163,7 +163,7 @@ def draw_views(look, config, workdir, writer):
     """What the network is shown: 8 images, all views of each, in views.png."""
     if jax.process_index() == 0:
         scale = config.views.mean, config.views.std
-        picture = pictures.views_grid(np.asarray(look["views"]), *scale, workdir / "views.png")
+        picture = pictures.views_grid(jax.device_get(look["views"]), *scale, workdir / "views.png")
         writer.image(0, "views", picture)
 
 

@@ -18,8 +18,9 @@ from barlow_jax.ops import color as color_ops
 from barlow_jax.ops import image as image_ops
 
 # What is folded into an example's key for its boxes; 0 and 1 are for its first two views, what comes after for further
-# pairs of views. So all may be given the same key.
+# pairs of views, and _SMALL for the key of its small views. So all may be given the same key.
 _BOXES = 2
+_SMALL = 2**16
 
 _TRIES = 10  # of RandomResizedCrop, before it falls back to a central crop
 
@@ -229,6 +230,11 @@ def _keys_of_pairs(keys, number):
     """Keys [B] of examples -> [B, number], of their views: the same for both of a pair."""
     pairs = [jax.vmap(lambda key, k=k: jax.random.fold_in(key, _BOXES + k))(keys) for k in range(1, (number + 1) // 2)]
     return jnp.stack([[keys, *pairs][view // 2] for view in range(number)], axis=1)
+
+
+def keys_of_small(keys: Array) -> Array:
+    """Keys [B] of examples -> those of their small views, which have draws and boxes of their own."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, _SMALL))(keys)
 
 
 def eval_views(

@@ -149,8 +149,8 @@ def train_batches(config, source, start_step, mesh, **options):
 
 
 def pretraining_batches(config, source, start_step, mesh):
-    """`train_batches` as pre-training ends its epochs and crops its views."""
-    return train_batches(
+    """`train_batches` as pre-training ends its epochs, crops its views, and lets their size grow."""
+    batches = train_batches(
         config,
         source,
         start_step,
@@ -159,6 +159,10 @@ def pretraining_batches(config, source, start_step, mesh):
         reference_world_size=config.reference_world_size,
         **viewing.boxes(config),
     )
+    if not config.views.ramp_sizes:
+        return batches
+    steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.last)
+    return viewing.ramped(batches, config, start_step, steps_per_epoch)
 
 
 def eval_batches(config, source, mesh, *, fit="crop"):
@@ -215,8 +219,11 @@ def objective(config):
     chosen = objectives.OBJECTIVES[config.objective]
     own = {argument: _field(config, name) for argument, name in chosen.reads.items()}
     loss = functools.partial(chosen.loss, **own, batch_size=config.batch_size)
-    if chosen.pairwise and config.views.number > 2:
-        loss = objectives.over_pairs(loss)
+    sizes = {"large": config.views.number} if config.views.small else {}
+    if chosen.pairwise and config.views.number + config.views.small > 2:
+        loss = objectives.over_pairs(loss, **sizes)
+    elif sizes:
+        loss = functools.partial(loss, **sizes)
     if config.stop_gradient:
         loss = objectives.stopped(loss)
     return loss, functools.partial(_drawn, config.seed) if chosen.draws else _nothing
@@ -253,7 +260,8 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
     Returns:
       pretrain.Method; TrainState, not yet on the mesh: `method.state_sharding` says how it lies there.
     """
-    views_of = views.make_views(viewing.recipe(config, channels), config.seed, mesh, microbatches=config.microbatches)
+    recipe, small = viewing.recipe(config, channels), viewing.small_recipe(config, channels)
+    views_of = views.make_views(recipe, config.seed, mesh, microbatches=config.microbatches, small=small)
     loss, draw = objective(config)
     with_more = objectives.OBJECTIVES[config.objective].views_of
     if with_more:

@@ -358,6 +358,13 @@ def batch():
     return (keys, canvas, boxes), np.asarray(views)
 
 
+def test_more_numbers_leave_those_before_them_as_they_are():
+    """So an augmentation that is added changes no draw of the others, and a further box none of those before it."""
+    key = jax.random.key(5)
+    few, more = (jax.random.uniform(key, (count,)) for count in (16, 19))
+    np.testing.assert_array_equal(few, more[:16])
+
+
 def test_further_views_are_those_of_other_keys(batch):
     """Views 1 and 2 stay what they are; 3 and 4 are the two views of a key made of the example's."""
     (keys, canvas, boxes), _ = batch

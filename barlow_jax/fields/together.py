@@ -65,6 +65,10 @@ OF_FORMS = (
     "vicreg",
 )
 
+OF_ONE_SIZE = ("convnet",)  # networks whose parameters depend on the size of the images
+
+NUMBERS = {"views.number": 2, "views.small": 0}  # of views, and what the paper has
+
 PRETRAINING = (
     Together(
         ("loss_form", "objective"),
@@ -89,18 +93,57 @@ PRETRAINING = (
         )
         for name in ("predictor", "stop_gradient")
     ),
-    Together(
-        ("views.number", "objective"),
-        lambda views, objective: views == 2 or objective != "mixed_barlow_twins",
-        "it makes its third view of two: take 2, or another objective",
+    *(
+        Together(
+            (name, "objective"),
+            lambda views, objective, usual=usual: views == usual or objective != "mixed_barlow_twins",
+            f"it makes its third view of two: take {usual}, or another objective",
+        )
+        for name, usual in NUMBERS.items()
     ),
     *(
         Together(
-            ("views.number", name),
-            lambda views, asymmetric: views == 2 or not asymmetric,
-            "it tells the first view from the second, and knows no others: take 2 views, or leave it out",
+            (name, asymmetric),
+            lambda views, value, usual=usual: views == usual or not value,
+            f"it tells the first view from the second, and knows no others: take {usual}, or leave it out",
         )
-        for name in ("predictor", "stop_gradient")
+        for name, usual in NUMBERS.items()
+        for asymmetric in ("predictor", "stop_gradient")
+    ),
+    Together(
+        ("views.small", "microbatches", "microbatch_statistics"),
+        lambda small, parts, statistics: not small or parts == 1 or statistics == "micro",
+        "statistics of the whole batch are of views of one size: take 'micro'",
+    ),
+    Together(
+        ("views.ramp_epochs", "views.ramp_sizes"),
+        lambda epochs, sizes: len(epochs) == len(sizes) and len({*epochs}) == len(epochs),
+        "each size has an epoch of its own in which it ends",
+    ),
+    Together(
+        ("views.ramp_epochs", "epochs"),
+        lambda ends, epochs: not ends or ends[-1] < epochs,
+        "the run would end on the ramp: train longer or let it end earlier",
+    ),
+    Together(
+        ("views.ramp_sizes", "image_size"),
+        lambda sizes, size: not sizes or sizes[-1] < size,
+        "the ramp rises to config.image_size, so its sizes are below",
+    ),
+    Together(
+        ("arch", "views.ramp_sizes"),
+        lambda arch, sizes: arch not in OF_ONE_SIZE or not sizes,
+        "this network is for images of one size: take a resnet, or ()",
+    ),
+    Together(
+        ("arch", "views.small"),
+        lambda arch, small: arch not in OF_ONE_SIZE or not small,
+        "this network is for images of one size: take a resnet, or 0",
+    ),
+    Together(
+        ("data.canvas", "views.small_size", "data.kind", "views.small"),
+        lambda canvas, size, kind, small: not small or kind not in OF_FILES or size <= canvas,
+        "images are put on the canvas before they are cropped, so it must not be smaller than the crop",
     ),
     Together(
         ("epochs", "warmup_epochs"),

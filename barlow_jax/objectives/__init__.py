@@ -89,16 +89,28 @@ OBJECTIVES = {
 }
 
 
-def over_pairs(objective: Loss) -> Loss:
+def over_pairs(objective: Loss, large: int | None = None) -> Loss:
     """The mean of a pairwise objective, and of each of its terms, over all pairs of two views or more.
 
-    A mean and not a sum, so that rates and weights mean what they mean for one pair. All objectives here are symmetric
-    in their two views, so that a pair counts once.
+    A mean and not a sum, so that rates and weights mean what they mean for one pair.
+
+    Args:
+      large: so many of the views, the first, are of full size, and the others small. Each large view is then compared
+        with every other view, as in SwAV (Caron et al. 2020, arXiv 2006.09882, multi-crop): two small ones are no pair,
+        and two large ones, each of which is compared with the other, count twice. All objectives here are symmetric in
+        their two views, so that both times are computed as one.
     """
 
     def mean(*z, **options):
-        found = [objective(one, other, **options) for one, other in itertools.combinations(z, 2)]
-        return jax.tree.map(lambda *values: jnp.stack(values).mean(), *found)
+        first = len(z) if large is None else large
+        pairs = [(one, other) for one, other in itertools.combinations(range(len(z)), 2) if one < first]
+        weights = [2 if other < first else 1 for _, other in pairs]
+        found = [objective(z[one], z[other], **options) for one, other in pairs]
+
+        def mean_of(*values):
+            return sum((w * value for w, value in zip(weights, values, strict=True)), jnp.zeros([])) / sum(weights)
+
+        return jax.tree.map(mean_of, *found)
 
     return mean
 

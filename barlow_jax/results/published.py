@@ -42,6 +42,8 @@ VALUES = {
     "data.canvas": ("full scale", None),  # every crop is decoded at full scale; ours at 1/2 and less if it is larger
     "image_size": (224, 224),
     "views.number": (2, 2),
+    "views.small": (0, 0),
+    "views.ramp_sizes": ((), ()),
     "views.crop_scale": ((0.08, 1.0), (0.08, 1.0)),
     "views.crop_ratio": ((3 / 4, 4 / 3), (3 / 4, 4 / 3)),
     "views.interpolation": ("cubic", "cubic"),
@@ -89,6 +91,9 @@ NO_COUNTERPART = (
     "data.threads",
     "data.max_bad_fraction",
     "data.max_pixels",
+    "views.small_size",
+    "views.small_scale",
+    "views.ramp_epochs",
     "eval",
     "log_every_steps",
     "picture_every_epochs",
