@@ -95,16 +95,7 @@ def train(config, workdir, stop, init=""):
         workdir, jax.process_index(), wandb=config.wandb, resume_step=start_step or None, config=config.to_dict()
     )
     progress = Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
-    batches = experiment.train_batches(
-        config,
-        source,
-        start_step,
-        mesh,
-        last=config.data.last,
-        reference_world_size=config.reference_world_size,
-        crop_scale=tuple(config.views.crop_scale),
-        crop_ratio=tuple(config.views.crop_ratio),
-    )
+    batches = experiment.pretraining_batches(config, source, start_step, mesh)
     if start_step < total_steps:
         log.info("compiling the train step: seconds for a small network, minutes for a ResNet-50")
     profile = Profile(workdir / "profile", config.profile_steps)
@@ -169,10 +160,10 @@ def log_epoch(epoch, metrics, terms, scores):
 
 
 def draw_views(look, config, workdir, writer):
-    """What the network is shown: 8 images, 2 views each, in views.png."""
+    """What the network is shown: 8 images, all views of each, in views.png."""
     if jax.process_index() == 0:
         scale = config.views.mean, config.views.std
-        picture = pictures.views_grid(np.asarray(look["views"]), *scale, workdir / "views.png")
+        picture = pictures.views_grid(jax.device_get(look["views"]), *scale, workdir / "views.png")
         writer.image(0, "views", picture)
 
 

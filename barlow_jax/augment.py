@@ -1,7 +1,7 @@
 """Random views of images, on the device: the Barlow Twins recipe as one function for jit.
 
 The host hands over uint8 canvases and crop boxes; everything else happens here. `draw` draws the random numbers of one
-view of one example from the example's own key, `apply` makes the view from them, and `two_views` maps both over a
+view of one example from the example's own key, `apply` makes the view from them, and `random_views` maps both over a
 batch. So the views of an example depend on its key, canvas and boxes alone: not on its place in the batch, nor on the
 number of devices. The operations, equal to Pillow's 8-bit arithmetic, are in ops/image.py and ops/color.py.
 """
@@ -17,8 +17,10 @@ from barlow_jax.errors import UserError
 from barlow_jax.ops import color as color_ops
 from barlow_jax.ops import image as image_ops
 
-# What is folded into an example's key for its boxes; 0 and 1 are for its views. So both may be given the same key.
+# What is folded into an example's key for its boxes; 0 and 1 are for its first two views, what comes after for further
+# pairs of views, and _SMALL for the key of its small views. So all may be given the same key.
 _BOXES = 2
+_SMALL = 2**16
 
 _TRIES = 10  # of RandomResizedCrop, before it falls back to a central crop
 
@@ -28,7 +30,7 @@ class Recipe:
     """How views are made of crops; the defaults are the official recipe of Barlow Twins.
 
     facebookresearch/barlowtwins, main.py, class Transform. Operations act in the order of the fields, each with draws
-    of its own for each view. Pairs are (view 1, view 2).
+    of its own for each view. Pairs are (view 1, view 2); further views take turns.
 
     Attributes:
       size: side of a view in pixels.
@@ -186,18 +188,20 @@ def apply(image: Array, box: Array, numbers: Draw, recipe: Recipe) -> Array:
     return image
 
 
-def two_views(keys: Array, canvas: Array, boxes: Array, recipe: Recipe) -> Array:
-    """Makes the two views of every example of a batch.
+def random_views(keys: Array, canvas: Array, boxes: Array, recipe: Recipe) -> Array:
+    """Makes the views of every example of a batch, one for each box.
+
+    The third view and the fourth are the two views of another key, made of the example's, and so on: odd views have the
+    first of the recipe's two distributions, even ones the second, and no view changes when there are more of them.
 
     Args:
       keys: typed PRNG keys [B], one for each example.
       canvas: uint8 [B, H, W, C]; content at the top left.
-      boxes: float32 [B, 2, 4], a crop box for each view: (top, left, height, width) in pixels of the canvas. With
-        [B, 1, 4] only the first view is made, and is the same.
+      boxes: float32 [B, V, 4], a crop box for each view: (top, left, height, width) in pixels of the canvas.
       recipe: see Recipe.
 
     Returns:
-      float32 [B, 2, size, size, C] ([B, 1, ...] for one box), normalised.
+      float32 [B, V, size, size, C], normalised.
 
     Raises:
       UserError: if the recipe is for another number of channels.
@@ -208,16 +212,29 @@ def two_views(keys: Array, canvas: Array, boxes: Array, recipe: Recipe) -> Array
             f"The images have {canvas.shape[-1]} channels, but Recipe.mean and Recipe.std have "
             f"{len(recipe.mean)} values; give one for each channel."
         )
-    if boxes.shape not in ((len(canvas), 2, 4), (len(canvas), 1, 4)):
-        raise ValueError(f"boxes must have shape {(len(canvas), 2, 4)}; got {boxes.shape}.")
+    if boxes.ndim != 3 or (boxes.shape[0], boxes.shape[2]) != (len(canvas), 4):
+        raise ValueError(f"boxes must have shape ({len(canvas)}, views, 4); got {boxes.shape}.")
 
     def one_view(key, image, box, view):
         levels = apply(image, box, draw(key, recipe, view), recipe)
         return color_ops.normalize(levels, recipe.mean, recipe.std)
 
-    views = jax.vmap(one_view, in_axes=(None, None, 0, 0))
+    number = boxes.shape[1]
+    distribution = jnp.arange(number) if number <= 2 else jnp.arange(number) % 2
+    views = jax.vmap(one_view, in_axes=(None if number <= 2 else 0, None, 0, 0))
     examples = jax.vmap(views, in_axes=(0, 0, 0, None))
-    return examples(keys, canvas, boxes, jnp.arange(boxes.shape[1]))
+    return examples(keys if number <= 2 else _keys_of_pairs(keys, number), canvas, boxes, distribution)
+
+
+def _keys_of_pairs(keys, number):
+    """Keys [B] of examples -> [B, number], of their views: the same for both of a pair."""
+    pairs = [jax.vmap(lambda key, k=k: jax.random.fold_in(key, _BOXES + k))(keys) for k in range(1, (number + 1) // 2)]
+    return jnp.stack([[keys, *pairs][view // 2] for view in range(number)], axis=1)
+
+
+def keys_of_small(keys: Array) -> Array:
+    """Keys [B] of examples -> those of their small views, which have draws and boxes of their own."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, _SMALL))(keys)
 
 
 def eval_views(
@@ -272,9 +289,9 @@ def random_boxes(
     nothing rounded, the place uniform between the two aligned positions, also where the box is the larger.
 
     Args:
-      keys: typed PRNG keys [B]; may be the keys that two_views gets.
+      keys: typed PRNG keys [B]; may be the keys that random_views gets.
       height, width: of the images in pixels, whole numbers or integer arrays [B].
-      views: boxes per example.
+      views: boxes per example; the first of them are those that fewer views have.
       scale: (lowest, highest) share of the image's area.
       ratio: (lowest, highest) width / height.
 

@@ -18,7 +18,7 @@ import warnings
 import numpy as np
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, metrics, model, sharding
+from barlow_jax import experiment, metrics, model, sharding, viewing
 from barlow_jax.data import order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import features
@@ -46,7 +46,7 @@ def main(wanted):
         "raw pixels, mean colour off": [pixels(source, centred=True) for source in (train, test)],
     }
     mesh = sharding.make_mesh()
-    recipe = experiment.recipe(config, train.channels)
+    recipe = viewing.recipe(config, train.channels)
     graphdef, *untrained = model.split(experiment.network(config, train.channels))
     step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
     for name, weights in (("random network", untrained), ("Barlow Twins", (params, batch_stats))):

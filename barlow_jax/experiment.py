@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import augment, feed, fields, metrics, model, objectives, optim, pretrain, sharding, views
+from barlow_jax import feed, fields, metrics, model, objectives, optim, pretrain, sharding, viewing, views
 from barlow_jax.data import open_source, order, pixels
 from barlow_jax.errors import UserError
 from barlow_jax.training import microbatches
@@ -148,6 +148,23 @@ def train_batches(config, source, start_step, mesh, **options):
     )
 
 
+def pretraining_batches(config, source, start_step, mesh):
+    """`train_batches` as pre-training ends its epochs, crops its views, and lets their size grow."""
+    batches = train_batches(
+        config,
+        source,
+        start_step,
+        mesh,
+        last=config.data.last,
+        reference_world_size=config.reference_world_size,
+        **viewing.boxes(config),
+    )
+    if not config.views.ramp_sizes:
+        return batches
+    steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.last)
+    return viewing.ramped(batches, config, start_step, steps_per_epoch)
+
+
 def eval_batches(config, source, mesh, *, fit="crop"):
     """`feed.eval_batches` as config.eval says; fit: see `pipeline.eval_batches`."""
     return feed.eval_batches(
@@ -167,20 +184,6 @@ def _reading(config, source):
         "threads": config.data.threads or None,
         "max_bad_fraction": config.data.max_bad_fraction,
     }
-
-
-def recipe(config, channels):
-    """The two views as an augment.Recipe."""
-    values = dict(config.views)
-    del values["crop_scale"], values["crop_ratio"]  # of the boxes
-    if channels != len(values["mean"]):
-        raise UserError(
-            f"The images have {channels} channels and config.views.mean {len(values['mean'])} values; "
-            "give config.views.mean and config.views.std one value for each channel."
-        )
-    if channels != 3:
-        log.info("images of %d channels: saturation, hue and grayscale are for 3 and are left out", channels)
-    return augment.Recipe(size=config.image_size, **values)
 
 
 def backbone(config, channels, *, remat=False):
@@ -217,6 +220,11 @@ def objective(config):
     chosen = objectives.OBJECTIVES[config.objective]
     own = {argument: _field(config, name) for argument, name in chosen.reads.items()}
     loss = functools.partial(chosen.loss, **own, batch_size=config.batch_size)
+    sizes = {"large": config.views.number} if config.views.small else {}
+    if chosen.pairwise and config.views.number + config.views.small > 2:
+        loss = objectives.over_pairs(loss, **sizes)
+    elif sizes:
+        loss = functools.partial(loss, **sizes)
     if config.stop_gradient:
         loss = objectives.stopped(loss)
     return loss, functools.partial(_drawn, config.seed) if chosen.draws else _nothing
@@ -253,7 +261,8 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
     Returns:
       pretrain.Method; TrainState, not yet on the mesh: `method.state_sharding` says how it lies there.
     """
-    views_of = views.make_views(recipe(config, channels), config.seed, mesh, microbatches=config.microbatches)
+    recipe, small = viewing.recipe(config, channels), viewing.small_recipe(config, channels)
+    views_of = views.make_views(recipe, config.seed, mesh, microbatches=config.microbatches, small=small)
     loss, draw = objective(config)
     with_more = objectives.OBJECTIVES[config.objective].views_of
     if with_more:

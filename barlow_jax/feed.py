@@ -51,10 +51,12 @@ class ResidentSet:
 
     Args:
       images: uint8 [n, H, W, C]; labels: int32 [n] or None; sizes: int32 [n, 2] or None, as those of data.Arrays.
-      seed, scale, ratio, views: of the random boxes, which are drawn on the device.
+      seed, scale, ratio, views, small, small_scale: of the random boxes, which are drawn on the device.
     """
 
-    def __init__(self, images, labels, mesh, *, seed, scale, ratio, views=2, sizes=None):
+    def __init__(
+        self, images, labels, mesh, *, seed, scale, ratio, views=2, small=0, small_scale=(0.05, 0.14), sizes=None
+    ):
         self.mesh = mesh
         n, height, width, _ = images.shape
         held = {
@@ -67,8 +69,11 @@ class ResidentSet:
         def gather(held, index, step):
             keys = example_keys(seed, step, len(index))  # those of the views: `augment` keeps the two apart
             height, width = jnp.moveaxis(held["sizes"][index], -1, 0)
-            boxes = augment.random_boxes(keys, height, width, views=views, scale=scale, ratio=ratio)
-            return {"canvas": held["images"][index], "boxes": boxes, "index": index, "label": held["labels"][index]}
+            boxes = {"boxes": augment.random_boxes(keys, height, width, views=views, scale=scale, ratio=ratio)}
+            if small:
+                options = {"views": small, "scale": small_scale, "ratio": ratio}
+                boxes["small_boxes"] = augment.random_boxes(augment.keys_of_small(keys), height, width, **options)
+            return {"canvas": held["images"][index], **boxes, "index": index, "label": held["labels"][index]}
 
         self._gather = jax.jit(gather, out_shardings=by_example(mesh))
 
@@ -122,6 +127,8 @@ def train_batches(
     crop_scale: tuple[float, float],
     crop_ratio: tuple[float, float],
     views: int = 2,
+    small: int = 0,
+    small_scale: tuple[float, float] = (0.05, 0.14),
     canvas: int,
     resident_bytes: int = 0,
     threads: int | None = None,
@@ -134,14 +141,16 @@ def train_batches(
       seed: of the order and the boxes.
       last, reference_world_size: how an epoch ends, see `order.steps_per_epoch` and `order.last_batch_size`.
       crop_scale, crop_ratio, views: of the random boxes, and how many an image gets.
+      small, small_scale: how many small ones it gets beside them, and their share of the area.
       resident_bytes: a source of Arrays that takes no more lives on the devices.
       canvas, threads, max_bad_fraction: of reading on the host, see `pipeline.train_batches`.
     Yields:
       {"canvas" uint8 [B, S, S, C], "boxes" float32 [B, views, 4], "index", "label" [B]}, global arrays split by
-      example; an epoch's last batch may have fewer rows.
+      example, and "small_boxes" [B, small, 4] where there are any; an epoch's last batch may have fewer rows.
     """
     order_of = {"last": last, "reference_world_size": reference_world_size, **_process()}
     boxes_of = {"seed": seed, "scale": crop_scale, "ratio": crop_ratio, "views": views}
+    boxes_of |= {"small": small, "small_scale": small_scale}
     if fits_on_devices(source, resident_bytes):
         held = ResidentSet(source.images, source.labels, mesh, sizes=source.sizes, **boxes_of)
         for step in itertools.count(start_step):

@@ -153,6 +153,17 @@ class BarlowTwins(nnx.Module):
         return features, z
 
 
+def embed_views(network: BarlowTwins, views: Array | tuple[Array, ...]) -> tuple[Array, Array]:
+    """Features [B, V, F] and embeddings [B, V, D] in training, of views of one size or, in a tuple, of several.
+
+    Each size is one pass, and the running statistics move for its views after those of the sizes before it.
+    """
+    if not isinstance(views, tuple):
+        return network(views, train=True)
+    features, z = zip(*(network(of_one_size, train=True) for of_one_size in views), strict=True)
+    return jnp.concatenate(features, 1), jnp.concatenate(z, 1)
+
+
 class Classifier(nnx.Module):
     """Backbone and one linear layer, `fc`, initialised as the official evaluate.py does: normal(0, 0.01), bias 0."""
 

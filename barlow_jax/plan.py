@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from barlow_jax import experiment, fields, model, optim, pretrain, sharding
+from barlow_jax import experiment, fields, model, optim, pretrain, sharding, viewing
 from barlow_jax.data import open_source, order
 from barlow_jax.errors import UserError
 from barlow_jax.planning import compiled, forecast, machines
@@ -157,6 +157,7 @@ def meaning(config, images):
         f"images        {images.count:,} ({images.origin})",
         f"steps         {steps:,} an epoch, {steps * config.epochs:,} in {config.epochs} epochs; warm-up "
         f"{steps * config.warmup_epochs:,}, from {float(method.schedules['learning_rate_weights'](0)):.4g}",
+        f"views         {viewing.described(config)}",
         at_init,
         f"checkpoint    {size(nbytes(state))} each, {config.keep_checkpoints} kept and the best by kNN",
         "",
@@ -204,7 +205,7 @@ def _departures(config):
         if value is None:
             return "does not say"
         if isinstance(value, tuple):
-            return ", ".join(map(said, value))
+            return ", ".join(map(said, value)) or "none"
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     shown = [(field, *map(said, values)) for field, *values in rows]
@@ -250,9 +251,10 @@ def lowered(config, method, state, images, platform="cpu"):
 def batch_of(config, images):
     """The shapes of a batch."""
     n = config.batch_size
-    return {
+    more = {"small_boxes": jax.ShapeDtypeStruct((n, config.views.small, 4), jnp.float32)} if config.views.small else {}
+    return more | {
         "canvas": jax.ShapeDtypeStruct((n, images.canvas, images.canvas, images.channels), jnp.uint8),
-        "boxes": jax.ShapeDtypeStruct((n, 2, 4), jnp.float32),
+        "boxes": jax.ShapeDtypeStruct((n, config.views.number, 4), jnp.float32),
         "index": jax.ShapeDtypeStruct((n,), jnp.int32),
         "label": jax.ShapeDtypeStruct((n,), jnp.int32),
     }

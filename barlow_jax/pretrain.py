@@ -53,8 +53,9 @@ class Method:
     Attributes:
       graphdef: of the network, from `create_state`.
       tx: its optimiser.
-      views_of: (step, batch) -> [B, 2, S, S, C]; `views.make_views` gives one. Views after the second are the loss's.
-      loss: (z1, z2, mesh=mesh) -> loss, {name: term}, of embeddings [B, D]: `loss.barlow_twins_loss` with its lambd.
+      views_of: (step, batch) -> [B, V, S, S, C], two views or more; `views.make_views` gives one. Of several sizes, a
+        tuple of them, the first ones first.
+      loss: (z1, z2, ..., mesh=mesh) -> loss, {name: term}, of embeddings [B, D]: `loss.barlow_twins_loss` with lambd.
       mesh: the devices.
       draw: step -> {argument: array}, what the loss draws anew in each step.
       forward: the network there and back, see `microbatches`.
@@ -159,7 +160,7 @@ def train_step(method: Method, state: TrainState, batch: Any) -> tuple[TrainStat
     Returns:
       The state after the step, and its metrics, scalars on the device.
     """
-    # Two views of every image, their features and embeddings.
+    # The views of every image, their features and embeddings. Of more than two, what is watched is the first two.
     with jax.named_scope("views"):  # by which profiles and plans tell their share
         views = method.views_of(state.step, batch)
     features, z, batch_stats, pull_back = method.forward(method.graphdef, state.params, state.batch_stats, views)
@@ -186,7 +187,7 @@ def objective(method, z, head, features, label, drawn):
     """What is differentiated: the loss at the embeddings of the whole batch, and the probe's.
 
     Args:
-      z: [B, V, D]; features: [B, 2, F]; label: int32 [B].
+      z: [B, V, D]; features: [B, 2, F], of the first two views; label: int32 [B].
       head: of the probe, see `linear_probe`, or None.
       drawn: of `method.draw`.
     Returns:
@@ -270,13 +271,16 @@ def make_inspect_step(method: Method) -> Callable[[TrainState, Any], dict[str, j
     """A look at a batch without learning from it: the views and embeddings that the train step would see.
 
     Returns:
-      (state, batch) -> {"views" [<= 8, 2, S, S, C], "c" [D, D]}, c of the first 8192 dimensions where there are more,
-      and divided by the rows that the batch has.
+      (state, batch) -> {"views" [<= 8, V, S, S, C] or a tuple of such, "c" [D, D]}, c of the first two views and the
+      first 8192 dimensions where there are more, divided by the rows that the batch has.
     """
 
     def inspect(state, batch):
         views = method.views_of(state.step, batch)
         _, z, _, _ = method.forward(method.graphdef, state.params, state.batch_stats, views)
-        return {"views": views[:8], "c": cross_correlation(z[:, 0, :8192], z[:, 1, :8192])}
+        return {
+            "views": jax.tree.map(lambda one: one[:8], views),
+            "c": cross_correlation(z[:, 0, :8192], z[:, 1, :8192]),
+        }
 
     return jax.jit(inspect, in_shardings=(None, by_example(method.mesh)), out_shardings=replicated(method.mesh))

@@ -87,6 +87,18 @@ KNOWN = [  # (module, text, what takes its place, the test that holds it): what 
         )
     ),
     (
+        "viewing",
+        "bisect.bisect_right",
+        "bisect.bisect_left",
+        "test_experiment.py::test_a_ramp_is_a_function_of_the_step",
+    ),
+    (
+        "objectives.__init__",
+        "2 if other < first else 1",
+        "1 if other < first else 1",
+        "objectives/test_objectives.py::test_of_more_views_the_mean_over_pairs_or_all_at_once",
+    ),
+    (
         "ops.image",
         "scale = divide(length, size)",
         "scale = length / size",

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from barlow_jax import augment, experiment, feed, pretrain, sharding, views
+from barlow_jax import augment, experiment, feed, pretrain, sharding, viewing, views
 from configs import cifar10, demo
 
 
@@ -96,8 +96,8 @@ def main(_):
     )
     print(f"{'':44}{'wall ms':>10}{'CPU ms':>10}{'images/s':>12}{'images/CPU-s':>16}")
     time_help()
-    time_views("views, demo, 24 px, batch 256", experiment.recipe(demo.get_config(), 3), 24, 256)
-    time_views("views, cifar10, 32 px, batch 256", experiment.recipe(cifar10.get_config(), 3), 32, 256)
+    time_views("views, demo, 24 px, batch 256", viewing.recipe(demo.get_config(), 3), 24, 256)
+    time_views("views, cifar10, 32 px, batch 256", viewing.recipe(cifar10.get_config(), 3), 32, 256)
     time_views("views, ImageNet, 224 px, canvas 512, batch 8", augment.Recipe(), 512, 8)
     time_step("train step, demo, batch 256", demo.get_config())
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from barlow_jax import experiment, pretrain, sharding, views
+from barlow_jax import experiment, pretrain, sharding, viewing, views
 from configs import barlow_twins
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images in a step.")
@@ -57,7 +57,7 @@ def main(_):
     method, state = experiment.method(
         config, channels=3, num_classes=None, steps_per_epoch=STEPS_PER_EPOCH, mesh=mesh, abstract=True
     )
-    recipe = experiment.recipe(config, 3)
+    recipe = viewing.recipe(config, 3)
 
     def views_of(recipe):
         return views.make_views(recipe, config.seed, mesh)

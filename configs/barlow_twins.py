@@ -119,6 +119,18 @@ def get_config():
     # The two views. Pairs are (view 1, view 2).
     config.image_size = 224
     config.views = ConfigDict()
+    # More have the pairs' values in turn, and the loss is then the mean over all pairs of views, or that of an
+    # objective of all views (docs/objectives.md). Views 1 and 2 stay what they are.
+    config.views.number = 2
+    # So many small views beside them (multi-crop), of which each is compared with the large ones alone, as in SwAV. Its
+    # authors take 2 and 6 of ImageNet, and then views.crop_scale=(0.14, 1.0) for the large ones.
+    config.views.small = 0
+    config.views.small_size = 96  # pixels
+    config.views.small_scale = (0.05, 0.14)  # share of the image's area
+    # The first epochs at smaller sizes, which rise to image_size: (160, 192) with (10, 20) is 160 pixels until epoch
+    # 10, 192 until epoch 20, and image_size from there on. Small views keep theirs. Each size has a program of its own.
+    config.views.ramp_sizes = ()
+    config.views.ramp_epochs = ()  # in which each size ends
     config.views.crop_scale = (0.08, 1.0)  # share of the image's area
     config.views.crop_ratio = (3 / 4, 4 / 3)  # width / height
     config.views.interpolation = "cubic"

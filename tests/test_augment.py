@@ -22,7 +22,7 @@ from barlow_jax.ops import color as color_ops
 # Compiled once for all tests of the same shapes.
 apply = jax.jit(augment.apply, static_argnums=3)
 draw = jax.jit(jax.vmap(jax.vmap(augment.draw, (0, None, None)), (None, None, 0)), static_argnums=1)
-two_views = jax.jit(augment.two_views, static_argnums=3)
+random_views = jax.jit(augment.random_views, static_argnums=3)
 eval_views = jax.jit(augment.eval_views, static_argnames=("size", "mean", "std"))
 random_boxes = jax.jit(augment.random_boxes, static_argnames=("views", "scale", "ratio"))
 
@@ -354,11 +354,32 @@ def batch():
     keys = jax.random.split(jax.random.key(7), 8)
     canvas = np.random.RandomState(0).randint(0, 256, (8, 28, 28, 3), np.uint8)
     boxes = np.random.RandomState(1).uniform([0, 0, 8, 8], [8, 8, 20, 20], (8, 2, 4)).astype(np.float32)
-    views = two_views(keys, canvas, boxes, RECIPE)
+    views = random_views(keys, canvas, boxes, RECIPE)
     return (keys, canvas, boxes), np.asarray(views)
 
 
-def test_two_views_are_draw_apply_normalize(batch):
+def test_more_numbers_leave_those_before_them_as_they_are():
+    """So an augmentation that is added changes no draw of the others, and a further box none of those before it."""
+    key = jax.random.key(5)
+    few, more = (jax.random.uniform(key, (count,)) for count in (16, 19))
+    np.testing.assert_array_equal(few, more[:16])
+
+
+def test_further_views_are_those_of_other_keys(batch):
+    """Views 1 and 2 stay what they are; 3 and 4 are the two views of a key made of the example's."""
+    (keys, canvas, boxes), _ = batch
+    recipe = augment.Recipe(size=16, jitter=0, grayscale=0, blur=(0, 0), solarize=(0, 1))
+    views = random_views(keys, canvas, boxes, recipe)
+    four = np.asarray(random_views(keys, canvas, np.concatenate([boxes, boxes], axis=1), recipe))
+    assert four.shape == (8, 4, *views.shape[2:])
+    np.testing.assert_array_equal(four[:, :2], views)
+    others = jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys)
+    np.testing.assert_array_equal(four[:, 2:], random_views(others, canvas, boxes, recipe))
+    differs = ~(four[:, 2:] == views).all((2, 3, 4))
+    assert differs.any(0).all() and not differs.all()  # half of the flips fall alike, and nothing else is drawn
+
+
+def test_random_views_are_draw_apply_normalize(batch):
     (keys, canvas, boxes), views = batch
     assert views.shape == (8, 2, 16, 16, 3) and views.dtype == np.float32
 
@@ -375,16 +396,16 @@ def test_two_views_are_draw_apply_normalize(batch):
 def test_views_do_not_depend_on_the_batch(batch):
     (keys, canvas, boxes), views = batch
     order = np.array([3, 1, 7, 0, 2, 6, 5, 4])
-    np.testing.assert_array_equal(two_views(keys[order], canvas[order], boxes[order], RECIPE), views[order])
+    np.testing.assert_array_equal(random_views(keys[order], canvas[order], boxes[order], RECIPE), views[order])
     some = np.array([5, 2, 6])  # another batch size, and the first view alone
-    np.testing.assert_array_equal(two_views(keys[some], canvas[some], boxes[some, :1], RECIPE), views[some, :1])
+    np.testing.assert_array_equal(random_views(keys[some], canvas[some], boxes[some, :1], RECIPE), views[some, :1])
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["jit", "shard_map"])
 def test_views_do_not_depend_on_the_devices(batch, mapped):
     inputs, views = batch
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    make = functools.partial(augment.two_views, recipe=RECIPE)
+    make = functools.partial(augment.random_views, recipe=RECIPE)
     if mapped:
         make = jax.shard_map(make, mesh=mesh, in_specs=(P("data"),) * 3, out_specs=P("data"))
     sharding = NamedSharding(mesh, P("data"))
@@ -393,9 +414,9 @@ def test_views_do_not_depend_on_the_devices(batch, mapped):
     np.testing.assert_array_equal(sharded, views)
 
 
-def test_two_views_refuse_other_channels_and_shapes(batch):
+def test_random_views_refuse_other_channels_and_shapes(batch):
     (keys, canvas, boxes), _ = batch
     with pytest.raises(UserError, match="images have 1 channels, but Recipe.mean and Recipe.std have 3 values"):
-        augment.two_views(keys, canvas[..., :1], boxes, RECIPE)
-    with pytest.raises(ValueError, match=r"boxes must have shape \(8, 2, 4\); got \(8, 4\)"):
-        augment.two_views(keys, canvas, boxes[:, 0], RECIPE)
+        augment.random_views(keys, canvas[..., :1], boxes, RECIPE)
+    with pytest.raises(ValueError, match=r"boxes must have shape \(8, views, 4\); got \(8, 4\)"):
+        augment.random_views(keys, canvas, boxes[:, 0], RECIPE)

@@ -38,17 +38,42 @@ def test_arrays_live_on_the_devices_up_to_a_size():
     assert feed.resident(arrays, size - 1, canvas=9) is arrays  # served from the host
 
 
-def test_the_box_of_one_view_is_the_first_of_two_on_the_devices():
+def test_boxes_on_the_devices_are_the_same_however_many_views():
     mesh = sharding.make_mesh(jax.devices()[:2])
     images = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 3)).astype(np.uint8)
-    one, two = (
+    one, two, five = (
         feed.ResidentSet(images, None, mesh, seed=1, scale=(0.08, 1.0), ratio=(0.75, 1.33), views=views).batch(
             np.arange(4), step=5
         )
-        for views in (1, 2)
+        for views in (1, 2, 5)
     )
-    assert one["boxes"].shape == (4, 1, 4)
+    assert one["boxes"].shape == (4, 1, 4) and five["boxes"].shape == (4, 5, 4)
     np.testing.assert_array_equal(one["boxes"][:, 0], two["boxes"][:, 0])
+    np.testing.assert_array_equal(five["boxes"][:, :2], two["boxes"])
+    assert len(np.unique(five["boxes"].reshape(20, 4), axis=0)) == 20
+
+
+@pytest.mark.parametrize("resident_bytes", [0, 2**30])
+def test_small_boxes_stand_beside_the_others(resident_bytes):
+    """Those of the full views stay what they are, and the first small ones too, however many there are."""
+    images = np.random.default_rng(0).integers(0, 255, (21, 40, 40, 3), np.uint8)
+    arrays, mesh = Arrays(images, np.arange(21, dtype=np.int32)), sharding.make_mesh()
+
+    def first(**more):
+        options = OPTIONS | {"canvas": 40, "last": "wrap", "resident_bytes": resident_bytes} | more
+        batches = feed.train_batches(arrays, 1, mesh, **options)
+        batch = next(batches)
+        batches.close()
+        return batch
+
+    none, two, three = first(), first(small=2), first(small=3, views=4)
+    assert "small_boxes" not in none and two["small_boxes"].shape == (16, 2, 4)
+    np.testing.assert_array_equal(none["boxes"], two["boxes"])
+    np.testing.assert_array_equal(three["boxes"][:, :2], two["boxes"])
+    np.testing.assert_array_equal(three["small_boxes"][:, :2], two["small_boxes"])
+    share = np.asarray(three["small_boxes"])[..., 2:].prod(-1) / 1600
+    assert 0.04 < share.min() < 0.08 and 0.11 < share.max() < 0.15
+    assert len(np.unique(np.asarray(three["small_boxes"]).reshape(48, 4), axis=0)) > 40
 
 
 def test_batches_go_ahead_and_arrive_in_order():

@@ -12,7 +12,7 @@ import commands
 import jax
 import pytest
 
-from barlow_jax import experiment, model
+from barlow_jax import experiment, model, viewing
 
 CONFIGS = sorted(p.stem for p in (commands.ROOT / "configs").glob("*.py") if p.stem != "__init__")
 FROZEN = {"frozen": "-m barlow_jax.knn", "voc07": "-m barlow_jax.transfer"}  # by the command that its page shows
@@ -72,7 +72,7 @@ def test_every_config_builds(name):
     with config.unlocked():
         config.data.path = config.data.path or ("" if config.data.kind == "digits" else "somewhere")
     experiment.check(config)
-    recipe = experiment.recipe(config, 3)
+    recipe = viewing.recipe(config, 3)
     assert recipe.size == config.image_size
     tx, rates = experiment.optimizer(config, 100)
     shapes = jax.eval_shape(lambda: model.split(experiment.network(config, 3))[1])

@@ -89,6 +89,42 @@ def test_sigterm_saves_and_exits_with_status_0(photographs, undisturbed, tmp_pat
     assert_same_run(tmp_path / "run", undisturbed[0])
 
 
+OF_SIZES = {
+    "multi-crop": ("--config.views.number=3", "--config.views.small=2", "--config.views.small_size=16"),
+    "ramp": ("--config.views.ramp_sizes=(16,)", "--config.views.ramp_epochs=(4,)"),
+}
+OF_ANY_SIZE = """
+import functools, sys
+sys.path.insert(0, {tests!r})
+import barlow_jax, pooled
+from barlow_jax import model
+
+def get_config():
+    model.BACKBONES["resnet18"] = functools.partial(pooled.Pooled, layers=3)
+    return barlow_jax.config("image_folder")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_SIZES)
+def test_views_of_several_sizes_killed_and_started_again(photographs, tmp_path, name):
+    """Killed after step 10, two steps before the ramp ends, of 3 steps an epoch; the network takes any size."""
+    (tmp_path / "config.py").write_text(OF_ANY_SIZE.format(tests=str(commands.ROOT / "tests")))
+    more = (*OF_SIZES[name], f"--config={tmp_path / 'config.py'}", "--config.arch=resnet18")
+    more += (f"--config.compilation_cache={tmp_path / 'programs'}",)
+    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "whole", *more))
+    assert status == 0, output
+    process = commands.start("train.py", *arguments(photographs, tmp_path / "run", *more))
+    commands.wait_for(process, lambda: list((tmp_path / "run" / "checkpoints").glob("10/manifest.json")))
+    process.end()
+    status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run", *more))
+    assert status == 0 and "going on from step 1" in output, output
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    if name == "ramp":
+        told = (tmp_path / "whole" / "log.txt").read_text()
+        assert "views of 16 pixels from step 0 on" in told and "views of 24 pixels from step 12 on" in told
+
+
 def test_a_finished_run_started_again_does_nothing(photographs, undisturbed):
     before = commands.lines(undisturbed[0])
     status, output = commands.run("train.py", *arguments(photographs, undisturbed[0]))

@@ -1,5 +1,7 @@
 """Views on the devices against `augment` called plainly."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -35,9 +37,25 @@ def test_views_are_those_of_the_keys_of_the_step(batch):
     """On two devices as by the plain function; another step gives others."""
     made = on(2, lambda mesh: views.make_views(RECIPE, 5, mesh), 3, batch)
     keys = sharding.example_keys(5, 3, 16)
-    plain = jax.jit(augment.two_views, static_argnums=3)(keys, batch["canvas"], batch["boxes"], RECIPE)
+    plain = jax.jit(augment.random_views, static_argnums=3)(keys, batch["canvas"], batch["boxes"], RECIPE)
     np.testing.assert_array_equal(made, plain)
     assert not np.array_equal(made, on(2, lambda mesh: views.make_views(RECIPE, 5, mesh), 4, batch))
+
+
+def test_small_views_and_another_size_leave_the_rest_as_it_is(batch):
+    """Small ones are the views of a key of their own; a batch's own size is another program of the same draws."""
+    recipe = augment.Recipe(size=16, jitter=0, grayscale=0, blur=(0, 0), solarize=(0, 1))
+    both = batch | {"small_boxes": batch["boxes"][:, ::-1]}
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    given = jax.device_put(both, sharding.by_example(mesh))
+    large, few = jax.jit(views.make_views(recipe, 5, mesh, microbatches=2, small=recipe))(3, given)
+    keys, plain = sharding.example_keys(5, 3, 16), jax.jit(augment.random_views, static_argnums=3)
+    np.testing.assert_array_equal(large, plain(keys, both["canvas"], both["boxes"], recipe))
+    keys = augment.keys_of_small(keys)
+    np.testing.assert_array_equal(few, plain(keys, both["canvas"], both["small_boxes"], recipe))
+    made = views.make_views(recipe, 5, mesh, small=dataclasses.replace(recipe, size=8))
+    large, few = jax.eval_shape(made, 3, given | {"size": views.Size(12)})
+    assert large.shape == (16, 2, 12, 12, 3) and few.shape == (16, 2, 8, 8, 3)
 
 
 def test_the_one_view_is_the_first_of_two(batch):

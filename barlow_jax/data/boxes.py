@@ -13,6 +13,7 @@ from barlow_jax.data.order import uniforms
 from barlow_jax.errors import UserError
 
 TRIES = 10  # torchvision's
+SMALL = 2**16  # number of the first small view; others are counted from 0
 
 
 def check_crop(scale, ratio):
@@ -26,19 +27,28 @@ def check_crop(scale, ratio):
         raise UserError(f"crop_ratio is {tuple(ratio)}, but must be (smallest, largest) width / height, both > 0.")
 
 
-def crop_draws(seed, epoch, indices, *, views=2, scale, ratio):
+def crop_draws(seed, epoch, indices, *, views=2, first=0, scale, ratio):
     """The random numbers of RandomResizedCrop: float64 [b, views, 22], a function of (seed, epoch, index, view).
 
     Per view 10 tries of (share of the image's area, uniform in `scale`) and of (width / height, log-uniform in
-    `ratio`), stored as 10 + 10, then the two uniforms in [0, 1) that place the box.
+    `ratio`), stored as 10 + 10, then the two uniforms in [0, 1) that place the box. first: number of the first view.
     """
     check_crop(scale, ratio)
-    draws = uniforms(seed, epoch, indices, views, 2 * TRIES + 2)
+    draws = uniforms(seed, epoch, indices, views, 2 * TRIES + 2, first)
     area, aspect = draws[..., :TRIES], draws[..., TRIES : 2 * TRIES]
     area[...] = scale[0] + (scale[1] - scale[0]) * area
     low, high = np.log(ratio)
     aspect[...] = np.exp(low + (high - low) * aspect)
     return draws
+
+
+def draws_of_sizes(seed, epoch, indices, *, views, scale, small, small_scale, ratio):
+    """`crop_draws` of the views of each image, and behind them of its small ones: float64 [b, views + small, 22]."""
+    draws = crop_draws(seed, epoch, indices, views=views, scale=scale, ratio=ratio)
+    if not small:
+        return draws
+    of_small = crop_draws(seed, epoch, indices, views=small, first=SMALL, scale=small_scale, ratio=ratio)
+    return np.concatenate([draws, of_small], axis=1)
 
 
 def random_crop(draws, height, width, ratio, xp=np):

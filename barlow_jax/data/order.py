@@ -141,18 +141,19 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-def uniforms(seed, epoch, indices, views, count):
+def uniforms(seed, epoch, indices, views, count, first=0):
     """Uniform numbers of [0, 1) that depend on (seed, epoch, index, view) alone: float64 [b, views, count].
 
-    indices: integers [b]. One SplitMix64 stream per (seed, epoch, index, view), so that an example's crop does
-    not depend on the batch or the process it is read in. Vectorised: 2,048 rows of 2 x 22 take 3 ms.
+    indices: integers [b]. first: number of the first of these views. One SplitMix64 stream per (seed, epoch, index,
+    view), so that an example's crop does not depend on the batch or the process it is read in. Vectorised: 2,048 rows
+    of 2 x 22 take 3 ms.
     """
     golden = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step, 2**64 / golden ratio
     stream = _mix(np.full((1, 1, 1), seed, np.uint64) + golden)
     for key in (
         np.full((1, 1, 1), epoch, np.uint64),
         np.asarray(indices).astype(np.uint64).reshape(-1, 1, 1),
-        np.arange(views, dtype=np.uint64).reshape(1, -1, 1),
+        np.arange(first, first + views, dtype=np.uint64).reshape(1, -1, 1),
     ):
         stream = _mix((stream ^ key) + golden)
     steps = np.arange(1, count + 1, dtype=np.uint64) * golden

@@ -115,6 +115,8 @@ def train_batches(
     scale=(0.08, 1.0),
     ratio=(3 / 4, 4 / 3),
     views=2,
+    small=0,
+    small_scale=(0.05, 0.14),
     start_step=0,
     last="drop",
     process_index=0,
@@ -134,6 +136,7 @@ def train_batches(
     last: "drop", "wrap" or "keep", see order.steps_per_epoch; with "keep" an epoch's last batch has fewer rows, see
     order.last_batch_size, which reference_world_size is for.
     views: boxes of an image; the first of them are those that fewer views have.
+    small, small_scale: so many boxes beside them, of this share of the area: small_boxes float32 [b, small, 4].
     canvas: its side S in pixels. Where the union of the boxes is larger it is decoded at 1/2, 1/4 or 1/8
     and the boxes with it; arrays must fit. ImageNet (mean 400 x 350) loses next to nothing at 512.
     An unreadable image is replaced by the next one (index + 1), logged and counted; UserError once more than
@@ -142,7 +145,7 @@ def train_batches(
     Returns a Batches iterator. UserError names any impossible argument.
     """
     _check(source, canvas, max_bad_fraction)
-    boxes.check_crop(scale, ratio)
+    cropped = {"views": views, "scale": scale, "small": small, "small_scale": small_scale, "ratio": ratio}
 
     def plan(step):
         epoch, index = order.batch_indices(
@@ -150,19 +153,25 @@ def train_batches(
         )
         # The readers' batches are all of one shape: a smaller one ends in blank rows, which Batches cuts off.
         index = np.pad(index, (0, batch_size // process_count - len(index)), constant_values=-1)
-        return index, boxes.crop_draws(seed, epoch, index, views=views, scale=scale, ratio=ratio)
+        return index, boxes.draws_of_sizes(seed, epoch, index, **cropped)
 
     def boxes_of(draws, height, width, xp):
         return boxes.random_crop(draws, height, width, ratio, xp)
 
     def finish(raw, index):
-        return {"canvas": raw["canvas"], "boxes": raw["boxes"], "index": index, "label": raw["label"]}
+        return {"canvas": raw["canvas"], **_of_sizes(raw["boxes"], views), "index": index, "label": raw["label"]}
 
     plan(start_step)  # an impossible argument should end here, not in a reading thread
     steps, workers = range(start_step, 2**62), threads or _default_threads()
     tries = min(len(source), TRIES)
-    job = Job(plan, steps, boxes_of, boxes.no_margin, canvas, views, tries, workers, prefetch, cut=True)
+    job = Job(plan, steps, boxes_of, boxes.no_margin, canvas, views + small, tries, workers, prefetch, cut=True)
     return Batches(source, job, finish, max_bad_fraction)
+
+
+def _of_sizes(found, views):
+    """The boxes of an image's views, and those behind them, of small ones, under a name of their own."""
+    small = {"small_boxes": found[:, views:]} if found.shape[1] > views else {}
+    return {"boxes": found[:, :views]} | small
 
 
 def eval_batches(

@@ -1,5 +1,6 @@
 """The tables, asked about a config: UserError at the first value that cannot work."""
 
+import contextlib
 import difflib
 
 from barlow_jax.errors import UserError
@@ -63,12 +64,17 @@ def fill_in(config, table):
         group = config
         for part in groups:
             if hasattr(group, "keys") and part not in group:
-                with config.unlocked():
+                with _unlocked(config):
                     group[part] = {}
             group = group[part] if hasattr(group, "keys") else None
         if hasattr(group, "keys") and last not in group:
-            with config.unlocked():
+            with _unlocked(config):
                 group[last] = rule.default
+
+
+def _unlocked(config):
+    """A ConfigDict may get new fields inside; dicts may at any time."""
+    return config.unlocked() if hasattr(config, "unlocked") else contextlib.nullcontext()
 
 
 def _together(values, together):

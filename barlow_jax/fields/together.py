@@ -6,6 +6,7 @@ NEED_PATH = ("folder", "npz")
 OF_FILES = ("folder", "tfds")  # whose images are decoded onto the canvas; arrays are put on it whole
 
 VITS = ("vit_tiny", "vit_small", "vit_base")
+OF_ONE_SIZE = ("convnet", *VITS)  # networks whose parameters depend on the size of the images
 LONGEST = 2**14  # tokens of an image: as many squared are computed in each head
 
 # What the fields of the images agree on, when all that is as in the pre-training run is filled in.
@@ -68,6 +69,9 @@ OF_FORMS = (
     "vicreg",
 )
 
+
+NUMBERS = {"views.number": 2, "views.small": 0}  # of views, and what the paper has
+
 PRETRAINING = (
     Together(
         ("loss_form", "objective"),
@@ -91,6 +95,58 @@ PRETRAINING = (
             "its third view has neither: leave it out, or take another objective",
         )
         for name in ("predictor", "stop_gradient")
+    ),
+    *(
+        Together(
+            (name, "objective"),
+            lambda views, objective, usual=usual: views == usual or objective != "mixed_barlow_twins",
+            f"it makes its third view of two: take {usual}, or another objective",
+        )
+        for name, usual in NUMBERS.items()
+    ),
+    *(
+        Together(
+            (name, asymmetric),
+            lambda views, value, usual=usual: views == usual or not value,
+            f"it tells the first view from the second, and knows no others: take {usual}, or leave it out",
+        )
+        for name, usual in NUMBERS.items()
+        for asymmetric in ("predictor", "stop_gradient")
+    ),
+    Together(
+        ("views.small", "microbatches", "microbatch_statistics"),
+        lambda small, parts, statistics: not small or parts == 1 or statistics == "micro",
+        "statistics of the whole batch are of views of one size: take 'micro'",
+    ),
+    Together(
+        ("views.ramp_epochs", "views.ramp_sizes"),
+        lambda epochs, sizes: len(epochs) == len(sizes) and len({*epochs}) == len(epochs),
+        "each size has an epoch of its own in which it ends",
+    ),
+    Together(
+        ("views.ramp_epochs", "epochs"),
+        lambda ends, epochs: not ends or ends[-1] < epochs,
+        "the run would end on the ramp: train longer or let it end earlier",
+    ),
+    Together(
+        ("views.ramp_sizes", "image_size"),
+        lambda sizes, size: not sizes or sizes[-1] < size,
+        "the ramp rises to config.image_size, so its sizes are below",
+    ),
+    Together(
+        ("arch", "views.ramp_sizes"),
+        lambda arch, sizes: arch not in OF_ONE_SIZE or not sizes,
+        "this network is for images of one size: take a resnet, or ()",
+    ),
+    Together(
+        ("arch", "views.small"),
+        lambda arch, small: arch not in OF_ONE_SIZE or not small,
+        "this network is for images of one size: take a resnet, or 0",
+    ),
+    Together(
+        ("data.canvas", "views.small_size", "data.kind", "views.small"),
+        lambda canvas, size, kind, small: not small or kind not in OF_FILES or size <= canvas,
+        "images are put on the canvas before they are cropped, so it must not be smaller than the crop",
     ),
     Together(
         ("epochs", "warmup_epochs"),

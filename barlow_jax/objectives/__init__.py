@@ -4,20 +4,23 @@ All have one signature, that of `loss.barlow_twins_loss`:
 
     objective(z1, z2, *, mesh=None, batch_size=None, own...) -> loss, {name: term}
 
-    z1, z2      [N, D] embeddings of the two views of N images, N the global batch; sharded along N under `jax.jit`
+    z1, z2      [N, D] embeddings of two views of N images, N the global batch; sharded along N under `jax.jit`
     mesh        the device mesh whose axis "data" shards N, or None on one device
     batch_size  what sums over the batch are divided by where the official code divides by the nominal batch size; N if
                 None
     own         numbers from the config, see `Objective.reads`
 
 Each is computed in float32 or wider, and gives the value and the gradient of the global batch on any number of devices.
-`OBJECTIVES` has them by the name that config.objective gives; `stopped` is Table 6's stop-gradient, of any of them.
+`OBJECTIVES` has them by the name that config.objective gives. Of more than two views a pairwise objective is its mean
+over all pairs, by `over_pairs`; others take all views. `stopped` is Table 6's stop-gradient, of any of them.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from barlow_jax import loss
@@ -35,6 +38,7 @@ class Objective(NamedTuple):
       reads: {argument: field of the config}.
       draws: whether it takes `key`, a PRNG key of its own for each step.
       views_of: (views_of, keys) -> views_of, where it wants more than the two views; keys: step -> key.
+      pairwise: whether it is of two views, and of more the mean over their pairs; else it takes all that there are.
     """
 
     loss: Loss
@@ -42,6 +46,7 @@ class Objective(NamedTuple):
     reads: Mapping[str, str]
     draws: bool = False
     views_of: Callable[..., Any] | None = None
+    pairwise: bool = True
 
 
 _FORM = {"form": "loss_form"}
@@ -66,6 +71,7 @@ OBJECTIVES = {
         {**_BARLOW, "weight": "mixed.weight"},
         draws=True,
         views_of=mixed.with_mixture,
+        pairwise=False,
     ),
     "vicreg": Objective(
         vicreg.vicreg,
@@ -78,8 +84,35 @@ OBJECTIVES = {
         ("invariance", "sigreg"),
         {"lambd": "lejepa.lambd", "slices": "lejepa.slices"},
         draws=True,
+        pairwise=False,
     ),
 }
+
+
+def over_pairs(objective: Loss, large: int | None = None) -> Loss:
+    """The mean of a pairwise objective, and of each of its terms, over all pairs of two views or more.
+
+    A mean and not a sum, so that rates and weights mean what they mean for one pair.
+
+    Args:
+      large: so many of the views, the first, are of full size, and the others small. Each large view is then compared
+        with every other view, as in SwAV (Caron et al. 2020, arXiv 2006.09882, multi-crop): two small ones are no pair,
+        and two large ones, each of which is compared with the other, count twice. All objectives here are symmetric in
+        their two views, so that both times are computed as one.
+    """
+
+    def mean(*z, **options):
+        first = len(z) if large is None else large
+        pairs = [(one, other) for one, other in itertools.combinations(range(len(z)), 2) if one < first]
+        weights = [2 if other < first else 1 for _, other in pairs]
+        found = [objective(z[one], z[other], **options) for one, other in pairs]
+
+        def mean_of(*values):
+            return sum((w * value for w, value in zip(weights, values, strict=True)), jnp.zeros([])) / sum(weights)
+
+        return jax.tree.map(mean_of, *found)
+
+    return mean
 
 
 def stopped(objective: Loss) -> Loss:

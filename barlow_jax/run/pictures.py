@@ -21,22 +21,28 @@ MOST_CELLS = 512  # of a side of the correlation matrix
 
 
 def views_grid(views, mean, std, path=None):
-    """The two views of n images, side by side: a look at what the augmentation really does.
+    """The views of n images, those of one side by side: a look at what the augmentation really does.
 
     Args:
-      views: float [n, 2, S, S, C], normalised with mean and std, as the network gets them.
+      views: float [n, V, S, S, C], normalised with mean and std, as the network gets them; of several sizes a tuple of
+        such, the largest first.
       mean, std: of each channel, on the scale 0 to 1.
       path: where to save it.
     """
-    scaled = np.asarray(views, np.float32) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
-    tiles = _tiles(np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8))
-    n, _, side = tiles.shape[:3]
+    sizes, tiles = views if isinstance(views, tuple) else (views,), []
+    for of_one_size in sizes:
+        scaled = np.asarray(of_one_size, np.float32) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+        levels = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+        tiles.extend(_tiles(levels, like=sizes[0].shape[-2]).swapaxes(0, 1))
+    n, side = tiles[0].shape[:2]
     gap = max(4, side // 24)
-    pairs = np.full((n, side + 2 * gap, 2 * side + 3 * gap, 3), PAPER, np.uint8)
-    pairs[:, gap : gap + side, gap : gap + side] = tiles[:, 0]
-    pairs[:, gap : gap + side, 2 * gap + side : 2 * (gap + side)] = tiles[:, 1]
-    # About as wide as high, with a wider gap between pairs than inside them.
-    return _save(_arrange(pairs, columns=math.ceil(math.sqrt(n / 2)), gap=3 * gap), path)
+    width = sum(tile.shape[2] for tile in tiles)
+    rows, left = np.full((n, side + 2 * gap, width + (len(tiles) + 1) * gap, 3), PAPER, np.uint8), gap
+    for tile in tiles:
+        rows[:, gap : gap + tile.shape[1], left : left + tile.shape[2]] = tile
+        left += tile.shape[2] + gap
+    # About as wide as high, with a wider gap between images than between their views.
+    return _save(_arrange(rows, columns=math.ceil(math.sqrt(n * side / width)), gap=3 * gap), path)
 
 
 def neighbours_grid(queries, neighbours, correct=None, path=None):
@@ -208,15 +214,18 @@ def _strongest(c):
     return np.where(-low > high, low, high), block
 
 
-def _tiles(images):
-    """uint8 [..., S, S, C] -> [..., S', S', 3], S' = S or the first multiple of it from SMALLEST on."""
+def _tiles(images, like=None):
+    """uint8 [..., S, S, C] -> [..., S', S', 3], S' = S or the first multiple of it from SMALLEST on.
+
+    like: side of larger images, beside which these are enlarged by the same factor.
+    """
     channels = images.shape[-1]
     if channels == 1:
         images = np.repeat(images, 3, -1)
     elif channels == 2:
         images = np.concatenate([images, np.zeros_like(images[..., :1])], -1)
     images = images[..., :3]
-    zoom = max(1, math.ceil(SMALLEST / images.shape[-2]))
+    zoom = max(1, math.ceil(SMALLEST / (like or images.shape[-2])))
     return images.repeat(zoom, -3).repeat(zoom, -2)
 
 

@@ -13,7 +13,8 @@ The functions below that do so, `whole`, `own_statistics` and `shared_statistics
 
     (graphdef, params, batch_stats, views [B, V, H, W, C]) -> features [B, V, F], z [B, V, D], batch_stats, pull_back
 
-where pull_back(dz [B, V, D]) is the gradient with respect to the parameters.
+where pull_back(dz [B, V, D]) is the gradient with respect to the parameters. Views of several sizes come as a tuple,
+see `model.embed_views`, and V is their number in all; `shared_statistics` takes one size.
 """
 
 import functools
@@ -40,19 +41,22 @@ def make_forward(microbatches: int = 1, statistics: str = "micro") -> Callable[.
     return functools.partial({"micro": own_statistics, "batch": shared_statistics}[statistics], microbatches)
 
 
-def whole(graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, views: Array) -> Embedded:
+Views = Array | tuple[Array, ...]
+
+
+def whole(graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, views: Views) -> Embedded:
     """The whole batch at once."""
 
     def encode(params):
         network = model.merge(graphdef, params, batch_stats)
-        features, z = network(views, train=True)
+        features, z = model.embed_views(network, views)
         return z, (features, model.batch_stats_of(network))
 
     z, pull_back, (features, batch_stats) = jax.vjp(encode, params, has_aux=True)
     return features, z, batch_stats, lambda dz: pull_back(dz)[0]
 
 
-def own_statistics(n: int, graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, views: Array) -> Embedded:
+def own_statistics(n: int, graphdef: nnx.GraphDef, params: Tree, batch_stats: Tree, views: Views) -> Embedded:
     """Micro-batches with batch statistics of their own.
 
     The running statistics move once a step, by the mean of the micro-batches' statistics: with the momentum of an
@@ -62,7 +66,7 @@ def own_statistics(n: int, graphdef: nnx.GraphDef, params: Tree, batch_stats: Tr
 
     def encode(params, k):
         network = model.merge(graphdef, params, batch_stats)
-        features, z = network(part(views, n, k), train=True)
+        features, z = model.embed_views(network, jax.tree.map(lambda one: part(one, n, k), views))
         return z, (features, model.batch_stats_of(network))
 
     z, (features, moved) = jax.lax.map(lambda k: encode(params, k), jnp.arange(n))

@@ -85,7 +85,7 @@ def test_a_box_depends_on_seed_epoch_index_and_view_alone():
 
     base = at()[0]
     assert np.array_equal(at(index=(9, 5))[1], base)
-    assert np.array_equal(at(views=1)[0], base[:1])
+    assert np.array_equal(at(views=1)[0], base[:1]) and np.array_equal(at(views=5)[0, :2], base)
     others = [base[1], at(seed=2)[0, 0], at(epoch=3)[0, 0], at(index=(6,))[0, 0]]
     assert all(not np.array_equal(base[0], other) for other in others)
 

@@ -14,7 +14,7 @@ from barlow_jax import experiment, fields, knn, loss, model, objectives, optim, 
 from barlow_jax.data import kinds, order, pipeline
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify
-from barlow_jax.fields import page
+from barlow_jax.fields import page, together
 from barlow_jax.networks import resnet, vit
 from barlow_jax.ops import image
 from barlow_jax.results import page as results_page
@@ -105,6 +105,7 @@ def test_the_table_has_the_names_that_the_modules_have():
     assert {*kinds.NEED_PATH} == {*fields.together.NEED_PATH}
     for command, table in ((knn, fields.FROZEN), (probe, fields.FROZEN), (transfer, fields.VOC07)):
         assert {*command.FIELDS} <= table.fields.keys()
+    assert {*together.OF_ONE_SIZE} == {*model.OF_ONE_SIZE} - {"pixels"}
 
 
 def test_the_page_is_printed_from_the_table():
@@ -190,6 +191,8 @@ SENSELESS = {
         views.hue=.6 views.rotation=181 views.mean=(.5,.5) views.std=(0.,.5,.5) views.flip=-.1 data.channels=2
         data.max_bad_fraction=1.1 data.path='' data.file_list='/a'*3000 warmup_epochs=1000 eval.crop=300
         eval.knn_k=60_000
+        views.number=1 views.number=2.5 views.small=-1 views.small=65 views.small_size=4 views.small_scale=(.1,1.2)
+        views.ramp_sizes=(16,) views.ramp_sizes=(32,16) views.ramp_epochs=(0,) views.ramp_epochs=(5,)
         microbatches=3 microbatches=2048 reference_world_size=0 data.canvas=200 wandb=1 wandb='no' log_every_steps=0
         keep_checkpoints=0 profile_steps=(5,) profile_steps=(4,3) max_skipped=0 arch='pixels' arch='convnet'
         optimizer='lars' data=None views={} seed={'a':1}""",
@@ -245,6 +248,34 @@ def test_values_that_cannot_work_are_refused(page_name):
         ("barlow_twins", {"predictor": (64, 32)}, "both end in the same width"),
         ("barlow_twins", {"predictor": (64, 32), "projector": ()}, "a predictor stands behind a projector"),
         ("barlow_twins", {"objective": "mixed_barlow_twins", "stop_gradient": True}, "its third view has neither"),
+        (
+            "barlow_twins",
+            {"objective": "mixed_barlow_twins", "views.number": 3},
+            "third view of two: take 2, or another",
+        ),
+        (
+            "barlow_twins",
+            {"objective": "mixed_barlow_twins", "views.small": 1},
+            "third view of two: take 0, or another",
+        ),
+        ("barlow_twins", {"predictor": (64, 8192), "views.number": 4}, "knows no others: take 2, or leave it out"),
+        ("barlow_twins", {"stop_gradient": True, "views.small": 6}, "knows no others: take 0, or leave it out"),
+        (
+            "barlow_twins",
+            {"views.small": 6, "microbatches": 2, "microbatch_statistics": "batch"},
+            "are of views of one size: take 'micro'",
+        ),
+        ("barlow_twins", {"views.small": 6, "views.small_size": 600}, "it must not be smaller than the crop"),
+        ("demo", {"views.small": 2}, "config.arch is 'convnet' with config.views.small 2; .* take a resnet, or 0"),
+        (
+            "barlow_twins",
+            {"views.ramp_sizes": (160, 192), "views.ramp_epochs": (5,)},
+            "config.views.ramp_epochs is .5,. with config.views.ramp_sizes .160, 192.; each size has an epoch",
+        ),
+        ("barlow_twins", {"views.ramp_sizes": (64, 96), "views.ramp_epochs": (5, 5)}, "an epoch of its own"),
+        ("barlow_twins", {"views.ramp_sizes": (64,), "views.ramp_epochs": (1000,)}, "would end on the ramp"),
+        ("barlow_twins", {"views.ramp_sizes": (224,), "views.ramp_epochs": (5,)}, "rises to config.image_size"),
+        ("demo", {"views.ramp_sizes": (16,), "views.ramp_epochs": (5,)}, r"images of one size: take a resnet, or \(\)"),
         ("linear", {"seed": 2**32 - 1, "seeds": 2}, "config.seed is 4294967295 with config.seeds 2; the last seed"),
         ("linear", {"optimizer.schedule": "steps", "optimizer.milestones": (3, 3)}, "rising and below config.epochs"),
         ("frozen", {"bank": 5, "k": (10, 20)}, "config.k is .10, 20. with config.bank 5"),
@@ -257,7 +288,7 @@ def test_fields_that_do_not_go_together(page_name, change, sentence):
     for name, value in change.items():
         plain = changed(plain, name, value)
     with pytest.raises(UserError, match=sentence):
-        fields.check(plain, TABLES[page_name])
+        fields.check(plain, table_of(page_name))
 
 
 def test_a_config_from_before_a_whole_group_gets_it():

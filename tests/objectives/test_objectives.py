@@ -1,6 +1,7 @@
 """Every objective against formulas written down once more in numpy, float64: values, and gradients by differences."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from programs import precisions
 
 from barlow_jax import sharding
 from barlow_jax.loss import barlow_twins_loss
-from barlow_jax.objectives import OBJECTIVES, lejepa, mixed, stopped
+from barlow_jax.objectives import OBJECTIVES, lejepa, mixed, over_pairs, stopped
 from barlow_jax.planning import compiled, hlo
 
 N, D = 12, 7
@@ -90,12 +91,12 @@ def nt_xent(z1, z2, n=None, *, temperature):
     return -np.mean(np.log(s[i, (i + len(z1)) % (2 * len(z1))] / (s.sum(1) - s[i, i])))
 
 
-def sigreg(z1, z2, n=None, *, lambd, slices):
-    a = np.asarray(lejepa.directions(KEY, z1.shape[1], slices, jnp.float64))
-    centre, t = (z1 + z2) / 2, np.linspace(-5, 5, 17)
-    invariance = np.stack([(z - centre) ** 2 for z in (z1, z2)]).mean()
+def sigreg(*views, n=None, large=None, lambd, slices):
+    a = np.asarray(lejepa.directions(KEY, views[0].shape[1], slices, jnp.float64))
+    centre, t = np.mean(views[:large], axis=0), np.linspace(-5, 5, 17)
+    invariance = np.stack([(z - centre) ** 2 for z in views]).mean()
     window, tests = np.exp(-(t**2) / 2), []
-    for z in (z1, z2):
+    for z in views:
         phi = np.exp(1j * (z @ a)[:, :, None] * t).mean(0)
         tests.append(len(z) * np.trapezoid(np.abs(phi - window) ** 2 * window, t))
     return (1 - lambd) * invariance + lambd * np.mean(tests)
@@ -118,11 +119,11 @@ CASES = {
 }
 
 
-def embeddings(name, n=N, d=D, seed=0):
+def embeddings(name, n=N, d=D, seed=0, more=0):
     """Views that are alike, of dimensions that are correlated and of unequal scales."""
     rng = np.random.default_rng(seed)
     base, mix = rng.normal(size=(1, n, d)), np.eye(d) + 0.4 * rng.normal(size=(d, d))
-    z = (base + 0.6 * rng.normal(size=(2 + (name == "mixed_barlow_twins"), n, d))) @ mix
+    z = (base + 0.6 * rng.normal(size=(2 + (name == "mixed_barlow_twins") + more, n, d))) @ mix
     return [*(0.3 + 0.7 * z * np.linspace(0.4, 1.3, d))]
 
 
@@ -262,6 +263,52 @@ def test_the_test_of_epps_and_pulley_tells_a_normal_sample(x64):
     few, many = jax.jit(lejepa.epps_pulley)(np.stack([normal, uniform]))[:, 0]
     assert few < 1 < 5 < many
     np.testing.assert_allclose(jnp.linalg.norm(lejepa.directions(KEY, 6, 9, jnp.float64), axis=0), 1, rtol=1e-12)
+
+
+# More than two views.
+
+
+def barlow_twins(z1, z2, *, lambd):
+    on, off = diagonals(correlation(z1, z2))
+    return on + lambd * (off**2).sum()
+
+
+@pytest.mark.parametrize(("devices", "number", "large"), [(8, 3, None), (1, 4, None), (1, 4, 2)])
+def test_of_more_views_the_mean_over_pairs_or_all_at_once(x64, devices, number, large):
+    """Value, and gradient along a direction, against numpy; what is pairwise of each pair, LeJEPA of all views.
+
+    With small views: each large one with every other view, in a plain loop, and LeJEPA's centre of the large ones.
+    """
+    references = {"lejepa": CASES["lejepa"], "barlow_twins": (barlow_twins, LAMBD)}
+    mesh, z = sharding.make_mesh(jax.devices()[:devices]), embeddings("", 16, 8, more=number - 2)
+
+    def ours(name):
+        draws = {"key": KEY} if OBJECTIVES[name].draws else {}
+        one = functools.partial(OBJECTIVES[name].loss, **references[name][1], **draws, mesh=mesh)
+        return over_pairs(one, large) if OBJECTIVES[name].pairwise else functools.partial(one, large=large)
+
+    def numpys(name, *z):
+        reference = functools.partial(references[name][0], **references[name][1])
+        if name == "lejepa":
+            return reference(*z, large=large)
+        if large is None:
+            return np.mean([reference(one, other) for one, other in itertools.combinations(z, 2)])
+        return np.mean([reference(z[i], z[k]) for i in range(large) for k in range(number) if i != k])
+
+    @jax.jit
+    def all_of_them(z):
+        return {name: jax.value_and_grad(lambda z, n=name: ours(n)(*z), has_aux=True)(z) for name in references}
+
+    assert [name for name, one in OBJECTIVES.items() if not one.pairwise] == ["mixed_barlow_twins", "lejepa"]
+    towards = [np.random.default_rng(k).normal(size=one.shape) for k, one in enumerate(z)]
+    found = all_of_them(jax.device_put(z, NamedSharding(mesh, P("data"))))
+    for name, ((value, terms), gradient) in found.items():
+        np.testing.assert_allclose(value, numpys(name, *z), rtol=1e-11)
+        ahead, back = ([one + h * way for one, way in zip(z, towards, strict=True)] for h in (1e-6, -1e-6))
+        want = (numpys(name, *ahead) - numpys(name, *back)) / 2e-6
+        along = sum((np.asarray(one) * way).sum() for one, way in zip(gradient, towards, strict=True))
+        np.testing.assert_allclose(along, want, rtol=1e-6)
+        assert {*terms} == {*OBJECTIVES[name].terms}
 
 
 # Table 6.

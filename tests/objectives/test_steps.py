@@ -8,12 +8,15 @@ import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from pooled import Pooled
 
 import barlow_jax
 from barlow_jax import experiment, export, feed, model, objectives, pretrain, sharding
 from barlow_jax.errors import UserError
+from barlow_jax.loss import barlow_twins_loss
 from barlow_jax.objectives import mixed
 from barlow_jax.results import published
 from barlow_jax.weights import files, naming
@@ -83,6 +86,74 @@ def two_steps(devices, changes):
         state, metrics = step(state, given)
         found.append(jax.device_get(metrics))
     return jax.device_get(state), found
+
+
+def test_a_step_of_three_views_is_the_mean_over_pairs_in_micro_batches_too():
+    """Loss and what is watched against numpy in float64."""
+    views, changes = {"number": 3}, {"projector": (6,), "microbatches": 2, "reference_world_size": 1}
+    config, method, state = of_pixels(8, changes | {"views": views})
+    method = dataclasses.replace(method, views_of=lambda step, batch: batch["views"])
+    images = np.random.default_rng(0).normal(size=(ROWS, 3, SIDE, SIDE, 3)).astype(np.float32)
+    kernel = np.asarray(state.params["projector"]["linears"]["0"]["kernel"], np.float64)
+    given = feed.put({"views": images, "label": np.arange(ROWS, dtype=np.int32) % 10}, method.mesh)
+    state = jax.device_put(state, method.state_sharding)
+    after, metrics = jax.device_get(pretrain.make_train_step(method)(state, given))
+    z = images.reshape(ROWS, 3, -1).astype(np.float64) @ kernel
+    u = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
+    on, off = np.mean(
+        [
+            (((1 - np.diag(c)) ** 2).sum(), (c[~np.eye(6, dtype=bool)] ** 2).sum())
+            for c in (u[:, i].T @ u[:, k] / ROWS for i, k in ((0, 1), (0, 2), (1, 2)))
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose([metrics["on_diag"], metrics["off_diag"]], [on, off], rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], on + config.lambd * off, rtol=1e-4)
+    np.testing.assert_allclose(metrics["z_std"], z[:, :2].std(0).mean(), rtol=1e-4)
+    # The running statistics of the loss's own BatchNorm move for one view after the other.
+    mean = 0.1 * (0.81 * z[:, 0] + 0.9 * z[:, 1] + z[:, 2]).mean(0)
+    np.testing.assert_allclose(after.batch_stats["bn"]["mean"], mean, rtol=1e-3, atol=1e-5)
+
+
+def in_a_plain_loop(method, state, large, small, parts, lambd):
+    """Loss, its gradient, and running statistics of a step whose views pass the network one by one."""
+    rows = [np.arange(k, ROWS, parts) for k in range(parts)]
+    images = [*large.swapaxes(0, 1), *small.swapaxes(0, 1)]
+
+    def loss(params):
+        z, moved = [jnp.zeros((ROWS, 6)) for _ in images], []
+        for of_part in rows:
+            network = model.merge(method.graphdef, params, state.batch_stats)
+            for view, one in enumerate(images):
+                z[view] = z[view].at[of_part].set(network(one[of_part, None], train=True)[1][:, 0])
+            moved.append(model.batch_stats_of(network)["backbone"]["norms"]["0"])
+        total = [barlow_twins_loss(z[i], z[k], lambd=lambd)[0] for i in range(2) for k in range(len(z)) if i != k]
+        return sum(total) / len(total), jax.tree.map(lambda *several: sum(several) / parts, *moved)
+
+    (value, moved), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+    return value, moved, optax.tree.norm(gradient)
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(4, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
+def test_a_multi_crop_step_is_a_plain_loop_over_views_and_pairs(monkeypatch, devices, parts):
+    """Two views and two small ones; in micro-batches, which have batch statistics of their own."""
+    monkeypatch.setitem(model.BACKBONES, "pooled", Pooled)
+    config = config_of(projector=(6,), microbatches=parts, views={"small": 2, "small_size": 8}, arch="resnet18")
+    with config.unlocked():
+        config.arch = "pooled"
+    method, state = made(config, devices)
+    method = dataclasses.replace(method, views_of=lambda step, batch: (batch["large"], batch["small"]))
+    rng = np.random.default_rng(0)
+    large = rng.normal(size=(ROWS, 2, SIDE, SIDE, 3)).astype(np.float32)
+    small = rng.normal(size=(ROWS, 2, 8, 8, 3)).astype(np.float32)
+    want, moved, norm = in_a_plain_loop(method, state, large, small, parts, config.lambd)
+    given = feed.put({"large": large, "small": small, "label": np.arange(ROWS, dtype=np.int32) % 10}, method.mesh)
+    state = jax.device_put(state, method.state_sharding)
+    after, metrics = jax.device_get(pretrain.make_train_step(method)(state, given))
+    np.testing.assert_allclose(metrics["loss"], want, rtol=1e-4)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-3)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(after.batch_stats["backbone"]["norms"]["0"][name], moved[name], rtol=1e-4, atol=1e-6)
 
 
 def test_steps_on_four_devices_are_those_of_one():

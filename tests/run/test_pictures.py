@@ -49,6 +49,24 @@ def test_views_stand_side_by_side_as_they_were_before_normalisation(tmp_path):
     assert (picture != 255).all(-1).sum() == covered  # nothing else is on the paper
 
 
+def test_all_views_of_an_image_stand_in_one_row():
+    images = photos(3, 4, 100, 100, 3)
+    picture = pictures.views_grid(((images / 255 - MEAN) / STD).astype(np.float32), MEAN, STD)
+    for row in images:
+        ((y, x),) = find(picture, row[0])
+        assert [find(picture, image) for image in row] == [[(y, x + 104 * k)] for k in range(4)]
+
+
+def test_small_views_stand_behind_the_large_ones_enlarged_alike():
+    large, small = photos(2, 2, 50, 50, 3), photos(2, 3, 20, 20, 3, seed=1)
+    given = tuple(((one / 255 - MEAN) / STD).astype(np.float32) for one in (large, small))
+    picture = pictures.views_grid(given, MEAN, STD)
+    for row, behind in zip(large, small, strict=True):
+        ((y, x),) = find(picture, row[0].repeat(2, 0).repeat(2, 1))
+        found = [find(picture, image.repeat(2, 0).repeat(2, 1)) for image in behind]
+        assert found == [[(y, x + 208 + 44 * k)] for k in range(3)]
+
+
 def test_views_out_of_range_are_clipped():
     views = np.stack([np.full((1, 100, 100, 3), -9.0), np.full((1, 100, 100, 3), 9.0)], axis=1)
     picture = pictures.views_grid(views, MEAN, STD)
