@@ -18,12 +18,13 @@ import warnings
 import numpy as np
 from ml_collections import ConfigDict
 
-from barlow_jax import experiment, metrics, model, sharding, viewing
+from barlow_jax import experiment, metrics, model, sharding
 from barlow_jax.data import order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import features
 from barlow_jax.run import config_files, launch, metric_writers, pictures
 from barlow_jax.run.checkpoint import newest_step, restore_params
+from barlow_jax.training import viewing
 
 CURVES = ("loss", "on_diag", "off_diag", "knn", "probe_accuracy", "effective_rank")
 

@@ -16,13 +16,14 @@ import math
 import jax
 import jax.numpy as jnp
 
-from barlow_jax import experiment, fields, model, optim, pretrain, sharding, viewing
+from barlow_jax import experiment, fields, model, optim, pretrain, sharding
 from barlow_jax.data import open_source, order
 from barlow_jax.errors import UserError
 from barlow_jax.planning import compiled, forecast, machines
 from barlow_jax.planning.tables import size, table
 from barlow_jax.results import published
 from barlow_jax.run import launch
+from barlow_jax.training import viewing
 
 IMAGENET = 1_281_167  # training images of ILSVRC 2012
 

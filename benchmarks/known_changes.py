@@ -87,7 +87,7 @@ KNOWN = [  # (module, text, what takes its place, the test that holds it): what 
         )
     ),
     (
-        "viewing",
+        "training.viewing",
         "bisect.bisect_right",
         "bisect.bisect_left",
         "test_experiment.py::test_a_ramp_is_a_function_of_the_step",

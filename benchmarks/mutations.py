@@ -49,6 +49,7 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
     "training.microbatches": ["training/test_microbatches.py"],
     "training.nonfinite": ["training/test_nonfinite.py"],
     "training.loss_scale": ["training/test_nonfinite.py"],
+    "training.viewing": ["test_experiment.py", "test_feed.py"],
     "evaluation.heads": ["evaluation/test_heads.py"],
     "evaluation.classify": ["evaluation/test_classify.py", "evaluation/test_classify_official.py"],
     "evaluation.svm": ["test_transfer.py"],

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from barlow_jax import experiment, pretrain, sharding, viewing, views
+from barlow_jax import experiment, pretrain, sharding, views
+from barlow_jax.training import viewing
 from configs import barlow_twins
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images in a step.")

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from barlow_jax import experiment, sharding, tree, viewing, views
+from barlow_jax import experiment, sharding, tree, views
 from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
 from barlow_jax.run import workdir
+from barlow_jax.training import viewing
 from configs import cifar10, demo
 
 

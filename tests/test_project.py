@@ -12,7 +12,8 @@ import commands
 import jax
 import pytest
 
-from barlow_jax import experiment, model, viewing
+from barlow_jax import experiment, model
+from barlow_jax.training import viewing
 
 CONFIGS = sorted(p.stem for p in (commands.ROOT / "configs").glob("*.py") if p.stem != "__init__")
 FROZEN = {"frozen": "-m barlow_jax.knn", "voc07": "-m barlow_jax.transfer"}  # by the command that its page shows

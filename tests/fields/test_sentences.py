@@ -19,7 +19,8 @@ def texts(file):
 
 def flags():
     """The names of the flags of all commands."""
-    found = {"config", "help", "helpfull", "version", "requeue"}  # the last one is sbatch's
+    of_slurm = {"requeue", "signal", "array", "open", "kill", "ntasks"}  # sbatch's and srun's, up to a hyphen
+    found = {"config", "help", "helpfull", "version"} | of_slurm
     for name in cli.COMMANDS.keys() - {"configs"}:
         flag = launch.Flags()
         cli.program(name)[1](flag)

@@ -1,6 +1,6 @@
 """From config.views to what makes the views: recipes of their augmentation, boxes, and the ramp of their size.
 
-A part of `experiment`, for its length; nothing else of a config is read but the sides of images.
+Nothing of a config is read but config.views and the sides of images.
 """
 
 import bisect
