@@ -101,6 +101,7 @@ def test_on_several_devices(judged, alone, tmp_path, devices):
     assert_same(scores(tmp_path), alone)
 
 
+@pytest.mark.slow
 def test_on_two_processes_of_two_devices(judged, alone, tmp_path):
     address = f"localhost:{commands.free_port()}"
     variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}

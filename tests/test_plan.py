@@ -273,6 +273,7 @@ def test_a_state_that_is_too_large_is_not_even_compiled():
         plan.compile_step(config, plan.images_of(config, 0), machine, machines.simulated(machine, "this is a test"))
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_1_where_it_does_not_fit():
     flags = ["--config=configs/demo.py", "--config.projector=(8,8)", "--config.image_size=12", "--config.batch_size=64"]
     status, output = commands.run("-m", "barlow_jax.plan", *flags, "--topology=gpu:2xV100", "--memory=0.004")

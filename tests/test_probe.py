@@ -67,6 +67,7 @@ def test_augmented_passes_show_every_image_once_and_never_alike(alone):
     assert (np.abs(one - other).max(1) > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_the_same_on_devices_and_processes(run, alone, tmp_path):
     """83 and 45 images, 6 heads: on 2 and 8 devices, and on two processes of 2, what one device finds."""
     expected = frozen_runs.lines(alone[0])

@@ -188,6 +188,7 @@ def test_two_processes_have_the_losses_of_one(photographs, undisturbed, tmp_path
     np.testing.assert_allclose(got, want[: len(got)], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_end_where_one_of_eight_does(tmp_path):
     """Three steps in float64 with micro-batches: views bit for bit, all else to 1e-9; the two split their state."""
     port, script = commands.free_port(), "tests/steps_on_devices.py"

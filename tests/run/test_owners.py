@@ -30,6 +30,7 @@ def everyones():
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.slow
 def test_a_user_without_a_name_saves_resumes_and_is_read(everyones):
     setpriv = shutil.which("setpriv")
     if setpriv is None:

@@ -40,7 +40,7 @@ def two(workdir, *more, **environment):
     ], address
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_one_is_killed_the_other_ends_with_a_sentence(tmp_path, killed):
     processes, address = two(tmp_path)
     metrics = tmp_path / "metrics.jsonl"

@@ -145,6 +145,7 @@ def test_a_log_that_cannot_be_written_does_not_end_a_run(tmp_path, full_disk, ca
 ELSEWHERE = {
     "run/manifest.py": 1,  # into the folder that Orbax gives its name
     "run/last_words.py": 1,  # the standard error
+    "run/stages.py": 1,  # what a command prints, as it comes
     "run/metric_writers.py": 1,  # line by line, as they come
     "evaluation/embedding_files.py": 1,  # a part of an archive
     "weights/files.py": 1,

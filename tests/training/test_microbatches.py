@@ -137,6 +137,7 @@ def test_micro_statistics_are_those_of_a_plain_loop(x64):
     assert abs(got["loss"] / results(microbatches.whole, *args)["loss"] - 1) > 1e-3
 
 
+@pytest.mark.slow
 def test_shared_statistics_make_the_undivided_step(x64):
     """All of it: loss, gradients through the statistics, running statistics."""
     args = setup("residual")

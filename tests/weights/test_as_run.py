@@ -41,6 +41,7 @@ def minitrain_config(described):
     return config
 
 
+@pytest.mark.slow
 def test_ten_official_steps_through_two_checkpoints(golden, x64, tmp_path):
     """Five steps from an official checkpoint, a full checkpoint written, and five more from that one."""
     described, config = minitrain_file(golden, tmp_path / "0.pth")
