@@ -34,14 +34,23 @@ _FAULTS = [  # of a file whose tests wait for reading threads
     "data/test_faults.py::test_unreadable_images_are_replaced_by_the_next",
     "data/test_faults.py::test_evaluation_masks_what_it_cannot_read",
 ]
+_STEPS = "objectives/test_steps.py::"
 TESTS = {  # module: the test files that stand for it, the cheapest first
     "loss": ["test_loss.py"],
     "optim": ["test_optim.py", "test_pretrain.py"],
     "metrics": ["test_metrics.py"],
     "augment": ["test_augment.py", "test_views.py"],
     "sharding": ["test_sharding.py", "test_views.py", "test_pretrain.py"],
-    "pretrain": ["training/test_nonfinite.py", "test_pretrain.py", "objectives/test_steps.py"],
-    "model": ["networks/test_resnet.py", "test_pretrain.py", "objectives/test_steps.py"],
+    "pretrain": [
+        "training/test_nonfinite.py",
+        "test_pretrain.py",
+        f"{_STEPS}test_a_step_shows_the_terms_of_its_objective",
+    ],
+    "model": [
+        "networks/test_resnet.py",
+        "test_pretrain.py",
+        f"{_STEPS}test_a_predictor_is_of_the_first_view_and_of_training_alone",
+    ],
     "ops.color": ["ops/test_ops.py", "test_augment.py"],
     "ops.image": ["ops/test_ops.py", "test_augment.py"],
     "networks.resnet": ["networks/test_resnet.py"],
