@@ -159,7 +159,8 @@ def check(source, layout):
             f"{source.name} has no norm behind its projector, which the official code has; take --format=torchvision."
         )
     if layout in ("stablehlo", hub.FORMAT) and _bad(source):
-        raise UserError(f"{source.name} holds values that are not finite, of which no {layout} is made; take another.")
+        what = "program" if layout == "stablehlo" else "folder for the Hub"
+        raise UserError(f"{source.name} holds values that are not finite, of which no {what} is made; take another.")
 
 
 def _bad(source):
