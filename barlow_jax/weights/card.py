@@ -9,7 +9,7 @@ import barlow_jax
 from barlow_jax import model, results
 from barlow_jax.data import order
 from barlow_jax.results import page, published
-from barlow_jax.weights import files, hub
+from barlow_jax.weights import as_run, files, hub
 
 # The Hub's names of sets, by those of tensorflow-datasets.
 _ON_THE_HUB = {
@@ -47,10 +47,10 @@ def text(weights, config, channels, meta, lines, report):
       report: of the export, with file, of, sha256 and differences.
     """
     name = pathlib.Path(report["file"]).name
-    told = bool(meta) or "config" in weights.about
+    told = _told(weights, meta)
     shown = hub.public(config)
     parts = [
-        _header(shown, meta),
+        _header(shown, meta, told),
         f"# {page.printable(name)}",
         _what(weights, shown, channels, meta, told),
         *(_training(weights, shown, meta) if told else ()),
@@ -64,11 +64,19 @@ def text(weights, config, channels, meta, lines, report):
     return "\n\n".join(parts) + "\n"
 
 
-def _header(config, meta):
+def _told(weights, meta):
+    """Whether the config is that of the training, and not what is taken for granted of the files of others."""
+    judged = meta.get("origin", {}).get("path")
+    return "config" in weights.about or bool(meta) and not (judged and as_run.is_file(judged))
+
+
+def _header(config, meta, told):
     task = "image-classification" if "classifier" in meta else "image-feature-extraction"
-    data = config["data"]
-    known = _ON_THE_HUB.get(data["name"]) if data["kind"] == "tfds" else None
-    tags = ("timm", "barlow-jax", "self-supervised-learning", config["objective"].replace("_", "-"))
+    tags, known = ["timm", "barlow-jax"], None
+    if told:
+        data = config["data"]
+        tags += ["self-supervised-learning", _objective(config).replace("_", "-")]
+        known = _ON_THE_HUB.get(data["name"]) if data["kind"] == "tfds" else None
     return "\n".join(
         [
             "---",
@@ -83,28 +91,32 @@ def _header(config, meta):
     )
 
 
+def _objective(config):
+    return config.get("objective", "barlow_twins")  # absent: of older runs, which had no other
+
+
 def _what(weights, config, channels, meta, told):
     """What it is, in a paragraph."""
-    arch, width = config["arch"], hub.width(weights)
-    network = f"A `{arch}` that maps images of {channels} channels to {width} features"
-    if not told:
-        return (
-            f"{network}. The file it was made of does not say how it was trained; that its images are normalised and "
+    network = f"A `{config['arch']}` that maps images of {channels} channels to {hub.width(weights)} features"
+    objective, origin = _objective(config), meta.get("origin", {})
+    if origin.get("baseline") == "random":
+        sentences = [f"{network}, as it was initialised: nothing was trained but what follows."]
+    elif not told:
+        sentences = [
+            f"{network}. The file of its weights did not say how they were trained; that its images are normalised and "
             f"sized as {hub.CONFIG} says is taken for granted."
-        )
-    objective = config["objective"]
-    by = "Barlow Twins" if objective == "barlow_twins" else f"the objective `{objective}` of barlow-jax"
-    origin, init = meta.get("origin", {}), meta.get("init", "")
-    sentences = [
-        f"{network}, as it was initialised: nothing was trained but what follows."
-        if origin.get("baseline") == "random"
-        else f"{network}, trained without labels by {by} ([Barlow Twins](https://arxiv.org/abs/2103.03230))."
-    ]
-    if init:
-        sentences.append(f"Training began with the weights of `{pathlib.PurePath(init).name}`.")
+        ]
+    elif objective == "barlow_twins":
+        sentences = [f"{network}, trained without labels by [Barlow Twins](https://arxiv.org/abs/2103.03230)."]
+    else:
+        sentences = [
+            f"{network}, trained without labels by the objective `{objective}` of barlow-jax, whose docs/objectives.md "
+            "has its formula and source."
+        ]
+    if meta.get("init"):
+        sentences.append(f"Training began with the weights of `{pathlib.PurePath(meta['init']).name}`.")
     if "classifier" in meta:
-        how = meta["classifier"]["config"].get("weights", "freeze")
-        classes = meta["classifier"]["num_classes"]
+        classes, how = meta["classifier"]["num_classes"], meta["classifier"]["config"]["weights"]
         sentences.append(
             f"On its frozen features a linear classifier of {classes} classes was trained, which is included."
             if how == "freeze"
@@ -117,7 +129,7 @@ def _training(weights, config, meta):
     """The section on how it was trained: the main numbers, and what departs from the published ones."""
     flat = published.flat(config)
     data, shown = config["data"], [("architecture", _architecture(config))]
-    images = data["name"] or data["path"] or data["kind"]
+    images = data.get("name") or data["path"] or data["kind"]
     step, count = weights.step, None
     if "classifier" in meta:
         step = meta["origin"]["step"]

@@ -180,7 +180,11 @@ def test_of_a_file_of_others_nothing_is_claimed(tmp_path):
     weights, config, _ = classifier()
     report = {"file": "x", "of": "a.pth", "sha256": "0", "differences": {"read back": 0.0}}
     text = card.text(weights, config, 3, {}, [], report)
-    assert "does not say how it was trained" in text and "## Training" not in text
+    assert "did not say how they were trained" in text and "## Training" not in text and "barlow-twins" not in text
+    _, _, judged = classifier()
+    judged["origin"]["path"] = "resnet50.pth"
+    assert "did not say how they were trained" in (text := card.text(weights, config, 3, judged, [], report))
+    assert "a linear classifier of 2 classes was trained" in text and "## Training" not in text
     config["data"] |= {"kind": "tfds", "name": "imagenet2012"}
     told = weights._replace(about={"config": "{}"})
     assert "## Training" in (text := card.text(told, config, 3, {}, [], report))
