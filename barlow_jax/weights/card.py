@@ -9,6 +9,7 @@ import barlow_jax
 from barlow_jax import model, results
 from barlow_jax.data import order
 from barlow_jax.results import page, published
+from barlow_jax.run.checkpoint import FOLDER
 from barlow_jax.weights import as_run, files, hub
 
 # The Hub's names of sets, by those of tensorflow-datasets.
@@ -211,7 +212,8 @@ features = barlow_jax.load("{name}").features(images)  # uint8 [n, height, width
 
 
 def _export(name, report):
-    run = pathlib.PurePath(report["of"]).name
+    of = pathlib.PurePath(report["of"])
+    run = pathlib.PurePath(*of.parts[-3:]) if of.parent.name == FOLDER else of.name
     found = ", ".join(f"{reader} {value:.1e}" for reader, value in report["differences"].items())
     line = f"python -m barlow_jax.export {run} --format={hub.FORMAT} --out={name}"
     return f"""\

@@ -121,6 +121,7 @@ def test_the_card_tells_what_the_run_tells(made):
     assert "(1) not as linear has it: epochs=5|6" in body
     assert "50.00 %" not in body and "60.00 %" not in body and "lambd" not in body
     assert "read back 0.0e+00" in body and json.loads((made[1].parent / "pets.json").read_text())["sha256"] in body
+    assert f"barlow_jax.export run/checkpoints/{STEP} --format=huggingface --out=pets`" in body
     assert "@inproceedings{zbontar2021barlow" in body and '"local-dir:pets"' in body
     for file in made[1].iterdir():
         assert b"secret" not in file.read_bytes(), file.name
