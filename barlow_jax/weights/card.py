@@ -1,6 +1,6 @@
 """The model card of a folder for the Hugging Face Hub: Markdown behind a header of YAML, of what the run itself tells.
 
-    text(weights, config, channels, meta, lines, report)
+text(weights, config, channels, meta, lines, report)
 """
 
 import pathlib
@@ -58,8 +58,8 @@ def text(weights, config, channels, meta, lines, report):
         *_measured(lines),
         _use(name, weights, config, channels, meta),
         _export(name, report),
-        "## License\n\nNone is set. Whoever publishes this folder chooses one, which the training images may restrict, and "
-        "writes it into the header of this file.",
+        "## License\n\nNone is set. Whoever publishes this folder chooses one, which the training images may restrict, "
+        "and writes it into the header of this file.",
         _CITATION,
     ]
     return "\n\n".join(parts) + "\n"
@@ -192,8 +192,8 @@ def _use(name, weights, config, channels, meta):
     return f"""\
 ## Use
 
-Images are resized to {resize} pixels on their short side (bilinear), the central {crop} x {crop} are taken, and values between 0
-and 1 are normalised by mean {mean} and standard deviation {std}; {hub.CONFIG} says the same to timm.
+Images are resized to {resize} pixels on their short side (bilinear), the central {crop} x {crop} are taken, and values
+between 0 and 1 are normalised by mean {mean} and standard deviation {std}; {hub.CONFIG} says the same to timm.
 
 ```python
 import timm
@@ -207,7 +207,8 @@ preprocess = timm.data.create_transform(**timm.data.resolve_model_data_config(ne
 ```python
 import barlow_jax
 
-features = barlow_jax.load("{name}").features(images)  # uint8 [n, height, width, {channels}] -> float32 [n, {hub.width(weights)}]
+# uint8 [n, height, width, {channels}] -> float32 [n, {hub.width(weights)}]
+features = barlow_jax.load("{name}").features(images)
 ```"""
 
 
@@ -219,9 +220,9 @@ def _export(name, report):
     return f"""\
 ## Export
 
-By barlow-jax {barlow_jax.__version__}, `{page.printable(line)}`. Every array was read back and is the run's to the bit. The
-largest relative difference of the features of fixed images, by who computed them: {found}. SHA-256 of
-{files.HUB_FILE}: `{report["sha256"]}`."""
+By barlow-jax {barlow_jax.__version__}, `{page.printable(line)}`.
+Every array was read back and is the run's to the bit. The largest relative difference of the features of fixed images,
+by who computed them: {found}. SHA-256 of {files.HUB_FILE}: `{report["sha256"]}`."""
 
 
 def _table(head, rows):

@@ -1,6 +1,6 @@
 """A folder as the Hugging Face Hub has them: model.safetensors, config.json as timm writes it, README.md (`card`).
 
-    timm.create_model("local-dir:r50", pretrained=True)
+timm.create_model("local-dir:r50", pretrained=True)
 """
 
 import json

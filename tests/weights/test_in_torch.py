@@ -226,7 +226,7 @@ def test_a_folder_for_the_hub_in_timm(arch, tmp_path):
         rng = np.random.default_rng(0)
         trees = jax.tree.map(lambda a: np.float64(a) + (a.ndim < 2) * rng.uniform(0.1, 0.2, a.shape), trees)
         shown = rng.normal(size=(2, 32, 32, 1))
-        features = jax.jit(lambda trees, x: model.merge(graphdef, *trees)(x, train=False))(trees, shown)
+        features = np.asarray(jax.jit(lambda trees, x: model.merge(graphdef, *trees)(x, train=False))(trees, shown))
     fc = {"kernel": rng.normal(size=(features.shape[1], 5)), "bias": rng.normal(size=5)}
     weights = files.Weights("classifier", {"backbone": trees[0], "fc": fc}, {"backbone": trees[1]}, step=3)
     config["views"] |= {"mean": (0.4,), "std": (0.2,)}
