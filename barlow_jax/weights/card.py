@@ -175,6 +175,8 @@ def _measured(lines):
         unit = "" if metric in results.lines.NOT_SHARES else " %"
         rows.append((_BASELINES.get(line["baseline"], "") + evaluation, images, metric, value + unit))
     yield "## Results\n\n" + _table(("evaluation", "test images", "metric", "value"), rows)
+    if any(line["spread"] is not None for line in lines):
+        yield "Behind +- is the standard deviation over the seeds."
     for (protocol, departures), mark in noted.items():
         yield page.printable(f"{mark.strip()} not as {protocol} has it: {', '.join(departures)}")
 

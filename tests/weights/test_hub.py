@@ -132,6 +132,7 @@ def test_the_card_tells_what_the_run_tells(made):
         "| effective rank, x | pets/val, 1000 images of 10 classes | effective_rank | 37.25 |",
     ):
         assert line in body, line
+    assert "the standard deviation over the seeds" in body
     assert "(1) not as linear has it: epochs=5|6" in body
     assert "50.00 %" not in body and "60.00 %" not in body and "lambd" not in body
     assert "read back 0.0e+00" in body and json.loads((made[1].parent / "pets.json").read_text())["sha256"] in body
