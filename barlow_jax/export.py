@@ -9,6 +9,7 @@ weights. The formats, and how each is loaded there, are in docs/pytorch.md:
     detectron2           a pickle that its C4 models load
     official             the full checkpoint, with projector, momentum and epoch, that the official main.py goes on from
     safetensors          the backbone, with architecture, normalisation, step and config beside the arrays
+    huggingface          a folder for the Hugging Face Hub: model.safetensors, config.json for timm, a model card
     stablehlo            the encoder as a program: uint8 images of any size in, features out; for jax and flatbuffers
 
 Every file is read back and run on fixed images before it gets its name; FILE.json beside it says how far its features
@@ -25,15 +26,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from barlow_jax import augment, model
+from barlow_jax import augment, model, results
 from barlow_jax.data import boxes, order
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import encoder
+from barlow_jax.evaluation import encoder, frozen
 from barlow_jax.run import launch, writing
 from barlow_jax.run.checkpoint import restore_all, restore_params
-from barlow_jax.weights import as_run, files, finite, in_torch, naming
+from barlow_jax.weights import as_run, card, files, finite, hub, in_torch, naming
 
-FORMATS = (*files.LAYOUTS, "stablehlo")
+FORMATS = (*files.LAYOUTS, hub.FORMAT, "stablehlo")
 BOUND = 1e-4  # largest |a - b| / |b| of the features of any image, in float32
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that a StableHLO file runs on
 
@@ -47,12 +48,13 @@ class Source(NamedTuple):
     weights: files.Weights
     config: dict  # of the pre-training run
     channels: int
+    meta: dict = {}  # what a checkpoint remembers besides; empty of a file
 
 
 def define_flags(flag):
     flag.arguments("RUN")
     flag.choice("format", FORMATS, "What to write.")
-    flag.text("out", "The file to write.")
+    flag.text("out", "The file to write; of huggingface the folder.")
     flag.choice("nonfinite", ("refuse", "keep"), "Values that are nan or infinite, in files.", default="refuse")
 
 
@@ -106,7 +108,7 @@ def read(given, *, whole=False, only_finite=True):
         if whole and rest:
             log.warning("step %d is inside epoch %d, which the official code begins again", meta["step"], epoch)
     weights = files.Weights(kind, params, batch_stats, momentum, epoch, meta["step"])
-    return Source(str(path), weights, config, meta["channels"])
+    return Source(str(path), weights, config, meta["channels"], meta)
 
 
 def steps_per_epoch(config, images):
@@ -125,12 +127,14 @@ def _trace(opt_state):
 def check(source, layout):
     """Raises UserError if the source cannot be written in this layout."""
     arch = source.config["arch"]
-    if arch in model.VITS and layout not in ("timm", "safetensors", "stablehlo"):
+    if layout == hub.FORMAT:
+        hub.check(source.name, source.config)
+    elif arch in model.VITS and layout not in ("timm", "safetensors", "stablehlo"):
         raise UserError(
-            f"{source.name} is a {arch} under timm's names, which {layout} does not have; take timm, safetensors or "
-            "stablehlo."
+            f"{source.name} is a {arch} under timm's names, which {layout} does not have; take timm, safetensors, "
+            f"{hub.FORMAT} or stablehlo."
         )
-    if arch not in {**model.RESNETS, **model.VITS} and layout not in ("safetensors", "stablehlo"):
+    elif arch not in {**model.RESNETS, **model.VITS} and layout not in ("safetensors", "stablehlo"):
         raise UserError(f"{source.name} is a {arch}, which {layout} does not have; take safetensors or stablehlo.")
     if layout == "official" and "projector" not in source.weights.params:
         raise UserError(
@@ -154,8 +158,9 @@ def check(source, layout):
         raise UserError(
             f"{source.name} has no norm behind its projector, which the official code has; take --format=torchvision."
         )
-    if layout == "stablehlo" and _bad(source):
-        raise UserError(f"{source.name} holds values that are not finite, of which no program is made; take another.")
+    if layout in ("stablehlo", hub.FORMAT) and _bad(source):
+        what = "program" if layout == "stablehlo" else "folder for the Hub"
+        raise UserError(f"{source.name} holds values that are not finite, of which no {what} is made; take another.")
 
 
 def _bad(source):
@@ -165,14 +170,18 @@ def _bad(source):
 
 
 def export(source, layout, out):
-    """Writes the file, verifies it, and then gives it its name; the report is returned and stands in OUT.json.
+    """Writes the file or folder, verifies it, then gives it its name; the report is returned and stands in OUT.json.
 
     Raises:
-      UserError: the file gives other features than the source, or cannot be written; then there is none.
+      UserError: it gives other features than the source, or cannot be written; then there is none.
     """
-    with writing.whole(out) as unverified:
+    whole = writing.whole_folder if layout == hub.FORMAT else writing.whole
+    with whole(out) as unverified:
         write(source, layout, unverified)
         report = {"file": str(out)} | _verified(source, layout, unverified)
+        if layout == hub.FORMAT:
+            told = card.text(*source[1:], measured(source), report)
+            writing.text(unverified / hub.CARD, told)
         writing.text(out.with_name(f"{out.name}.json"), json.dumps(report, indent=1) + "\n")
     return report
 
@@ -192,8 +201,8 @@ def _verified(source, layout, unverified):
         "image_size": config["eval"]["crop"],
         "mean": list(config["views"]["mean"]),
         "std": list(config["views"]["std"]),
-        "bytes": unverified.stat().st_size,
-        "sha256": hashlib.sha256(unverified.read_bytes()).hexdigest(),
+        "bytes": files.file_of(unverified).stat().st_size,
+        "sha256": hashlib.sha256(files.file_of(unverified).read_bytes()).hexdigest(),
         "differences": differences,
         "bound": BOUND,
         "shapes": {name: " x ".join(map(str, shape)) for name, shape in shapes.items()},
@@ -214,27 +223,27 @@ def write(source, layout, path):
         exported = jax.export.export(encode_of(source), platforms=PLATFORMS)(image_shape(source))
         path.write_bytes(exported.serialize())
         return
+    if layout == hub.FORMAT:
+        hub.save(path, weights, config, source.channels, source.meta)
+        return
     about = files.about_of(config, source.channels, weights.step, weights.epoch)
-    files.save(path, layout, weights, groups=groups(config), about=about)
+    files.save(path, layout, weights, groups=files.groups_of(config), about=about)
 
 
-def groups(config):
-    """The official optimiser's two parameter groups, without the parameters.
-
-    lr is the highest of the run; the official code sets it anew at every step.
-    """
-    optimizer = config["optimizer"]
-    return tuple(
-        {
-            "lr": optimizer[f"learning_rate_{group}"] * config["batch_size"] / 256,
-            "weight_decay": optimizer["weight_decay"],
-            "momentum": optimizer["momentum"],
-            "eta": optimizer["eta"],
-            "weight_decay_filter": True,
-            "lars_adaptation_filter": True,
-        }
-        for group in ("weights", "biases")
-    )
+def measured(source):
+    """The lines of results below the folder of a run, or in that of an evaluation, that judge what is exported."""
+    if not source.meta:
+        return []
+    folder = frozen.run_folder(source.name)
+    origin = source.meta.get("origin", {"path": source.name, "step": source.weights.step})
+    run = frozen.run_folder(pathlib.Path(origin["path"]).resolve()).name
+    lines = [line for file in sorted(folder.rglob(results.FILE)) for line in results.read(file)]
+    return [
+        line
+        for line in lines
+        if line["checkpoint_step"] in (origin["step"], 0 if line["baseline"] else None)
+        and frozen.run_folder(line["checkpoint"]).name in (run, "")
+    ]
 
 
 def features_of(source):

@@ -17,7 +17,6 @@ from barlow_jax.run import launch, writing
 
 NUMBERS = ("value", "paper", "README")
 HEAD = ("evaluation", "test images", "metric", "judged", *NUMBERS)
-NOT_SHARES = ("effective_rank",)  # metrics that are no percentages
 
 
 def define_flags(flag):
@@ -61,7 +60,7 @@ def table(lines):
     notes say in what.
     """
     rows, noted = [], {}
-    lines = sorted(newest(lines), key=lambda line: (line["protocol"], line["metric"], line["dataset"]))
+    lines = sorted(results.newest(lines), key=lambda line: (line["protocol"], line["metric"], line["dataset"]))
     for beside in (*published.RESULTS, None):
         mine = [line for line in lines if stands_beside(line) is beside]
         for line in mine:
@@ -78,22 +77,6 @@ def table(lines):
     return rows, notes
 
 
-def newest(lines):
-    """One line for each number: the last one written, and of seeds alone and together those together."""
-    numbers = {}
-    for line in lines:
-        settings = {k: v for k, v in line["settings"].items() if not isinstance(v, list) or k == "departures"}
-        told_by = ("protocol", "dataset", "n", "classes", "metric", "checkpoint", "checkpoint_step", "baseline")
-        key = repr([line[name] for name in told_by] + sorted(settings.items()))
-        numbers.setdefault(key, {})[frozenset(line["seeds"])] = line
-    return [
-        line
-        for by_seeds in numbers.values()
-        for seeds, line in by_seeds.items()
-        if not any(seeds < others for others in by_seeds)
-    ]
-
-
 def stands_beside(line):
     """The `published.Result` that a line is to be held against, or None."""
     for result in published.RESULTS:
@@ -106,28 +89,15 @@ def stands_beside(line):
 
 def ours(line, mark):
     """The cells of a line, but for those of the paper."""
-    shown = {k: v for k, v in line["settings"].items() if isinstance(v, str | int | float) and "train" not in k}
-    kind = shown.pop("result", "")
-    details = [*([kind] if kind else []), *(f"{name} {value}" for name, value in shown.items())]
-    seeds = [f"{len(line['seeds'])} seeds"] if len(line["seeds"]) > 1 else []
-    evaluation = ", ".join([line["protocol"], *details, *seeds]) + mark
-    classes = f" of {line['classes']} classes" if line["classes"] else ""
+    evaluation, images, metric, value = results.cells(line, mark)
     judged = f"{line['checkpoint']}, {line['baseline'] or 'step ' + str(line['checkpoint_step'])}"
-    value = number(line["value"], line["metric"])
-    if line["spread"] is not None:
-        value += f" +- {number(line['spread'], line['metric'])}"
-    return evaluation, f"{line['dataset']}, {line['n']} images{classes}", line["metric"], judged, value
+    return evaluation, images, metric, judged, value
 
 
 def theirs(result, metric):
     """The cells of the paper and of the README."""
     values = (result.paper, result.code) if result else (None, None)
-    return tuple("" if value is None else number(value, metric, digits=1) for value in values)
-
-
-def number(value, metric, digits=2):
-    """Shares in percent, anything else as it is."""
-    return f"{value:.{digits}f}" if metric in NOT_SHARES else f"{100 * value:.{digits}f}"
+    return tuple("" if value is None else results.number(value, metric, digits=1) for value in values)
 
 
 def text_of(rows):

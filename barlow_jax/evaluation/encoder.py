@@ -1,6 +1,6 @@
 """A trained network, ready to use: images of any size in, features or classes out.
 
-    network = encoder.load("runs/photos")           # a run, one of its checkpoints, a file of weights, an evaluation
+    network = encoder.load("runs/photos")           # a run, a checkpoint, weights, an evaluation
     features = network.features(images)             # uint8 [n, h, w, C] -> float32 [n, F]
     shares = network.classify(images)               # of an evaluation of linear_eval.py: float32 [n, classes]
 
@@ -158,7 +158,8 @@ def load(path, *, step: int | None = None) -> Network:
     """The network of a run, of an evaluation by linear_eval.py, or in a file of weights.
 
     Args:
-      path: work folder, one of its checkpoints, or a file (.pth, .pkl, .safetensors).
+      path: work folder, one of its checkpoints, a file (.pth, .pkl, .safetensors), or a folder with model.safetensors
+        as the Hugging Face Hub has them, of which the backbone is taken.
       step: of an evaluation, which of the checkpoints kept; None is the last one.
     Raises:
       UserError: there is no such thing.

@@ -21,6 +21,7 @@ from barlow_jax.run import writing
 
 FILE = "results.jsonl"
 NUMBER = (int, float)
+NOT_SHARES = ("effective_rank",)  # metrics that are no percentages
 KEYS = {  # of what type the value of each is
     "protocol": (str,),
     "dataset": (str,),
@@ -118,6 +119,45 @@ def _departures(line):
 
 def _without_command(line):
     return {name: value for name, value in line.items() if name != "command"}
+
+
+def newest(lines):
+    """One line for each number: the last one written, and of seeds alone and together those together."""
+    numbers = {}
+    for line in lines:
+        settings = {k: v for k, v in line["settings"].items() if not isinstance(v, list) or k == "departures"}
+        told_by = ("protocol", "dataset", "n", "classes", "metric", "checkpoint", "checkpoint_step", "baseline")
+        key = repr([line[name] for name in told_by] + sorted(settings.items()))
+        numbers.setdefault(key, {})[frozenset(line["seeds"])] = line
+    return [
+        line
+        for by_seeds in numbers.values()
+        for seeds, line in by_seeds.items()
+        if not any(seeds < others for others in by_seeds)
+    ]
+
+
+def cells(line, mark=""):
+    """(evaluation, test images, metric, value) of a line as texts, the value with its spread, shares in percent.
+
+    Args:
+      mark: of a note, behind the evaluation.
+    """
+    shown = {k: v for k, v in line["settings"].items() if isinstance(v, str | int | float) and "train" not in k}
+    kind = shown.pop("result", "")
+    details = [*([kind] if kind else []), *(f"{name} {value}" for name, value in shown.items())]
+    seeds = [f"{len(line['seeds'])} seeds"] if len(line["seeds"]) > 1 else []
+    evaluation = ", ".join([line["protocol"], *details, *seeds]) + mark
+    classes = f" of {line['classes']} classes" if line["classes"] else ""
+    value = number(line["value"], line["metric"])
+    if line["spread"] is not None:
+        value += f" +- {number(line['spread'], line['metric'])}"
+    return evaluation, f"{line['dataset']}, {line['n']} images{classes}", line["metric"], value
+
+
+def number(value, metric, digits=2):
+    """Shares in percent, anything else as it is."""
+    return f"{value:.{digits}f}" if metric in NOT_SHARES else f"{100 * value:.{digits}f}"
 
 
 _told = []  # by `commanded`

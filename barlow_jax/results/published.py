@@ -209,7 +209,7 @@ def deviations(config):
     fields = flat(config)
     rows = []
     for field, (code, paper) in VALUES.items():
-        if field not in fields or not _in_use(field, fields):
+        if field not in fields or not in_use(field, fields):
             continue
         here = fields[field]
         here = tuple(here) if isinstance(here, list) else here
@@ -227,7 +227,8 @@ def unknown_fields(config):
     ]
 
 
-def _in_use(field, fields):
+def in_use(field, fields):
+    """Whether a run with these fields, {dotted name: value}, reads one of VALUES."""
     if field == "lambd":
         return fields.get("objective", "barlow_twins") in READ_LAMBD
     if field == "data.canvas":

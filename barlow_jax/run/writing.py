@@ -3,13 +3,15 @@
     with writing.whole("features.npz") as unfinished:     # the name of a file beside it
         np.save(unfinished, features)                     # which takes its name at the end
 
-A kill leaves what was there before, and so does a full disk, which leaves no half-written file either.
+A kill leaves what was there before, and so does a full disk, which leaves no half-written file either. Folders the
+same way: `whole_folder`.
 """
 
 import contextlib
 import errno
 import os
 import pathlib
+import shutil
 import zipfile
 
 import numpy as np
@@ -39,6 +41,28 @@ def whole(path):
         finally:
             if unfinished != real:
                 unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path):
+    """As `whole`, the name of a folder to fill. What is there already may have been worked on, and is never replaced.
+
+    Raises:
+      UserError: there is something of this name, other than an empty folder, or it cannot be written.
+    """
+    path = pathlib.Path(path)
+    real = pathlib.Path(os.path.realpath(path))
+    unfinished = real.with_name(f".{real.name}.unfinished")
+    with told(path):
+        if os.path.lexists(real) and (not real.is_dir() or any(real.iterdir())):
+            raise UserError(f"{path} is there already; remove it, or take another name.")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a command that was killed
+        try:
+            unfinished.mkdir()
+            yield unfinished
+            os.replace(unfinished, real)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager

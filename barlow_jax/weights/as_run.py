@@ -15,6 +15,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.networks import resnet
 from barlow_jax.results.published import flat
 from barlow_jax.run import config_files
+from barlow_jax.run.checkpoint import FOLDER
 from barlow_jax.weights import architecture, files, peers
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def restore(path, *, whole=False, only_finite=True):
     stem is the one for small images or a ViT is for at most 64 pixels. Of a ViT for another size than 224 it is that.
 
     Args:
-      path: .pth, .pkl or .safetensors.
+      path: .pth, .pkl or .safetensors, or a folder with model.safetensors.
       whole: with projector and momentum, where the file has them.
       only_finite: False takes values that are nan or infinite too.
     Returns:
@@ -205,9 +206,11 @@ def begin(path, state, config, channels, steps_per_epoch):
 
 
 def is_file(checkpoint):
-    """Whether --checkpoint names a file of weights and not the folder of a run."""
+    """Whether --checkpoint names a file of weights, or a folder with one (`files.file_of`), and not that of a run."""
     path = pathlib.Path(checkpoint).expanduser()
-    return path.is_file() or (path.suffix in (".pth", ".pt", ".pkl", ".safetensors") and not path.is_dir())
+    if path.is_dir():
+        return files.file_of(path) != path and not (path / FOLDER).is_dir()
+    return path.is_file() or path.suffix in (".pth", ".pt", ".pkl", ".safetensors")
 
 
 def single(tree):

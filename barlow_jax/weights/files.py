@@ -26,6 +26,7 @@ KINDS = {
     "backbone": "a backbone",
 }
 LAYOUTS = ("torchvision", "timm", "detectron2", "official", "safetensors")
+HUB_FILE = "model.safetensors"  # in a folder as the Hugging Face Hub has them
 
 
 class Weights(NamedTuple):
@@ -48,8 +49,14 @@ def backbone(weights):
 # Reading.
 
 
+def file_of(path):
+    """The file of weights that a path means: itself, or the one in a folder as the Hugging Face Hub has them."""
+    path = pathlib.Path(path).expanduser()
+    return path / HUB_FILE if (path / HUB_FILE).is_file() else path
+
+
 def load(path, *, whole=True, only_finite=True):
-    """The weights in a file, .pth, .pkl or .safetensors, whatever its name.
+    """The weights in a file, .pth, .pkl or .safetensors, whatever its name, or in a folder that `file_of` knows.
 
     Of the files of others the backbone is taken (`peers`); a line of the log says from where, and what was left aside.
 
@@ -59,7 +66,7 @@ def load(path, *, whole=True, only_finite=True):
     Raises:
       UserError: there is no such file, it is damaged, holds something else, or values that are not finite.
     """
-    path = pathlib.Path(path).expanduser()
+    path = file_of(path)
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file; give a file of weights.")
     if _is_safetensors(path):
@@ -263,3 +270,22 @@ def about_of(config, channels, step, epoch):
         "epoch": str(epoch),
         "config": json.dumps(config),
     }
+
+
+def groups_of(config):
+    """The official optimiser's two parameter groups, without the parameters.
+
+    lr is the highest of the run; the official code sets it anew at every step.
+    """
+    optimizer = config["optimizer"]
+    return tuple(
+        {
+            "lr": optimizer[f"learning_rate_{group}"] * config["batch_size"] / 256,
+            "weight_decay": optimizer["weight_decay"],
+            "momentum": optimizer["momentum"],
+            "eta": optimizer["eta"],
+            "weight_decay_filter": True,
+            "lars_adaptation_filter": True,
+        }
+        for group in ("weights", "biases")
+    )

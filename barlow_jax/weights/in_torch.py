@@ -7,6 +7,7 @@ import importlib
 import logging
 
 from barlow_jax import model
+from barlow_jax.weights import hub
 
 log = logging.getLogger(__name__)
 
@@ -16,28 +17,47 @@ def features(config, channels, layout, path, images):
 
     Args:
       config: of the pre-training run, a plain nested dict; channels: of the images.
-      layout: of `files.LAYOUTS`. Those that neither library reads, and a library that is not here, give {}.
+      layout: of `files.LAYOUTS`, or `hub.FORMAT`. Those that neither library reads, and a library that is not here or
+        too old, give {}.
       images: normalised, arrays [b, H, W, C].
     """
-    if layout not in ("torchvision", "timm", "official"):
+    if layout not in ("torchvision", "timm", "official", hub.FORMAT):
         return {}
-    library = "timm" if layout == "timm" else "torchvision"
+    library = "timm" if layout in ("timm", hub.FORMAT) else "torchvision"
     try:
         torch, theirs = importlib.import_module("torch"), importlib.import_module(library)
     except (ImportError, RuntimeError) as error:  # RuntimeError: one that was built for another torch
         log.info("not tried in %s, which cannot be imported here (%s)", library, error)
         return {}
-    network = (_vit if config["arch"] in model.VITS else _resnet)(config, channels, torch, theirs)
-    arrays = torch.load(path, weights_only=True)
-    if layout == "official":
-        prefix = "module.backbone."
-        arrays = {name.removeprefix(prefix): v for name, v in arrays["model"].items() if name.startswith(prefix)}
-    arrays = {name: value for name, value in arrays.items() if not name.startswith(("fc.", "head."))}
-    network.load_state_dict(arrays, strict=True)
+    if layout == hub.FORMAT:
+        network = _from_folder(path, theirs)
+        if network is None:
+            return {}
+    else:
+        network = (_vit if config["arch"] in model.VITS else _resnet)(config, channels, torch, theirs)
+        arrays = torch.load(path, weights_only=True)
+        if layout == "official":
+            prefix = "module.backbone."
+            arrays = {name.removeprefix(prefix): v for name, v in arrays["model"].items() if name.startswith(prefix)}
+        arrays = {name: value for name, value in arrays.items() if not name.startswith(("fc.", "head."))}
+        network.load_state_dict(arrays, strict=True)
     network.eval()
     with torch.no_grad():
         found = [network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy() for x in images]
     return {f"{library} {theirs.__version__}": found}
+
+
+def _from_folder(path, timm):
+    """timm's, made of what stands in a folder alone, and without its classifier; None from a timm too old for it."""
+    name = f"local-dir:{path}"
+    try:
+        timm.models.parse_model_name(name)
+    except (AssertionError, ValueError):
+        log.info("not tried in timm %s, which does not know local-dir:", timm.__version__)
+        return None
+    network = timm.create_model(name, pretrained=True)
+    network.reset_classifier(0)
+    return network
 
 
 def _resnet(config, channels, torch, library):
@@ -53,11 +73,4 @@ def _resnet(config, channels, torch, library):
 def _vit(config, channels, torch, timm):
     """timm's, without its classifier."""
     del torch
-    return timm.create_model(
-        f"{config['arch']}_patch16_224",
-        num_classes=0,
-        in_chans=channels,
-        img_size=config["image_size"],
-        patch_size=config["vit"]["patch"],
-        global_pool={"token": "token", "mean": "avg"}[config["vit"]["pooling"]],
-    )
+    return timm.create_model(hub.architecture(config), num_classes=0, **hub.arguments(config, channels))

@@ -114,6 +114,30 @@ def test_an_error_leaves_what_was_there(tmp_path):
         assert written(tmp_path) == {"x": b"before"}
 
 
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    folder, half = tmp_path / "x", tmp_path / ".x.unfinished"
+    half.mkdir()
+    (half / "old").write_text("of a command that was killed")
+    with pytest.raises(KeyboardInterrupt), writing.whole_folder(folder) as unfinished:
+        (unfinished / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert not [*tmp_path.iterdir()]
+    folder.mkdir()
+    with writing.whole_folder(folder) as unfinished:
+        (unfinished / "a").write_text("all")
+        assert not [*folder.iterdir()]
+    assert written(tmp_path) == {"x/a": b"all"}
+    for there in (folder, folder / "a"):
+        with pytest.raises(UserError, match=rf"^{there} is there already; remove it"), writing.whole_folder(there):
+            raise AssertionError("nobody writes")
+    with (
+        pytest.raises(UserError, match=r"gone/x cannot be written \(No such file or directory\); see to it"),
+        writing.whole_folder(tmp_path / "gone" / "x"),
+    ):
+        raise AssertionError("nobody writes")
+    assert written(tmp_path) == {"x/a": b"all"}
+
+
 def test_links_are_followed_and_devices_written_to(tmp_path):
     (tmp_path / "real").write_text("before")
     (tmp_path / "link").symlink_to("real")

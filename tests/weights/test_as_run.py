@@ -143,7 +143,7 @@ def test_train_begins_with_a_file_and_goes_on_from_its_own_checkpoint(tmp_path):
     save_run(tmp_path / "run", config)
     source = export.read(tmp_path / "run", whole=True)
     assert source.weights.epoch == 2
-    files.save(tmp_path / "checkpoint.pth", "official", source.weights, groups=export.groups(source.config))
+    files.save(tmp_path / "checkpoint.pth", "official", source.weights, groups=files.groups_of(source.config))
     images = np.random.default_rng(0).integers(0, 256, (40, 24, 24, 3)).astype(np.uint8)
     np.savez(tmp_path / "set.npz", x_train=images)
     plain = ("jitter=0.0", "grayscale=0.0", "solarize=(0.0,0.0)")  # of what there is no need to compile

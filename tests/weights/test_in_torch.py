@@ -3,6 +3,7 @@
 import argparse
 import collections
 import importlib
+import json
 import re
 import sys
 import warnings
@@ -14,10 +15,11 @@ import numpy as np
 import official
 import pytest
 from flax import nnx
+from PIL import Image
 from saved_runs import a_config, save_run
 
 from barlow_jax import export, feed, model, optim, pretrain, sharding
-from barlow_jax.weights import architecture, as_run, files, naming, pickle_writer
+from barlow_jax.weights import architecture, as_run, files, hub, in_torch, naming, pickle_writer
 from configs import barlow_twins
 
 
@@ -201,6 +203,68 @@ def test_an_exported_vit_is_verified_in_timm(tmp_path):
     report = export.export(export.read(tmp_path / "run"), "timm", tmp_path / "x.pth")
     [difference] = [value for name, value in report["differences"].items() if name.startswith("timm")]
     assert 0 < difference < 1e-5
+
+
+def timm_or_skip():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("timm")
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "wide_resnet50_2", "vit_tiny"])
+def test_a_folder_for_the_hub_in_timm(arch, tmp_path):
+    """Made of the folder alone, the head with it; and config.json is what timm itself writes of such a network."""
+    timm = timm_or_skip()
+    config = a_config(arch, image_size=32).to_dict()
+    config["eval"] |= {"resize": 36, "crop": 32}
+    config["vit"] |= {"patch": 8, "pooling": "mean"}
+    own = {"patch": 8, "pooling": "mean"} if arch == "vit_tiny" else {"zero_init_residual": False}
+    (tmp_path / "ours").mkdir()
+    with jax.enable_x64(True):
+        make = model.make_backbone(arch, image_size=32, channels=1, dtype=jnp.float64, **own)
+        graphdef, *trees = model.split(make(rngs=nnx.Rngs(3)))
+        rng = np.random.default_rng(0)
+        trees = jax.tree.map(lambda a: np.float64(a) + (a.ndim < 2) * rng.uniform(0.1, 0.2, a.shape), trees)
+        shown = rng.normal(size=(2, 32, 32, 1))
+        features = np.asarray(jax.jit(lambda trees, x: model.merge(graphdef, *trees)(x, train=False))(trees, shown))
+    fc = {"kernel": rng.normal(size=(features.shape[1], 5)), "bias": rng.normal(size=5)}
+    weights = files.Weights("classifier", {"backbone": trees[0], "fc": fc}, {"backbone": trees[1]}, step=3)
+    config["views"] |= {"mean": (0.4,), "std": (0.2,)}
+    hub.save(tmp_path / "ours", weights, config, 1, {})
+    torch.set_default_dtype(torch.float64)
+    network = timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).eval()
+    torch.set_default_dtype(torch.float32)
+    assert export.difference(theirs(network, shown), features @ fc["kernel"] + fc["bias"]) < 1e-9
+    timm.models.save_for_hf(network, str(tmp_path / "theirs"), safe_serialization=True)
+    mine, other = (json.loads((tmp_path / name / hub.CONFIG).read_text()) for name in ("ours", "theirs"))
+    given, all_ = mine.pop("model_args"), other.pop("model_args")  # theirs have what the rest of the file says too
+    assert mine == other and all_ | {k: [v] * 2 if k == "img_size" else v for k, v in given.items()} == all_
+    arrays = [files.load(tmp_path / name) for name in ("ours", "theirs")]
+    jax.tree.map(np.testing.assert_array_equal, arrays[0].params, arrays[1].params)
+    network.reset_classifier(0)
+    assert export.difference(theirs(network, shown), features) < 1e-9
+
+
+def test_an_exported_folder_by_the_lines_of_its_card(tmp_path, monkeypatch):
+    """A photograph gives the same features by both, up to what two ways of resampling make of it."""
+    timm = timm_or_skip()
+    monkeypatch.chdir(tmp_path)
+    config = a_config()
+    config.eval.resize, config.eval.crop = 72, 64
+    save_run(tmp_path / "run", config)
+    report = export.export(export.read(tmp_path / "run"), "huggingface", tmp_path / "pets")
+    [difference] = [value for name, value in report["differences"].items() if name.startswith("timm")]
+    assert 0 < difference < 1e-5
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize((150, 120), Image.BICUBIC).save("photo.jpg", quality=95)
+    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "pets" / "README.md").read_text(), re.S)
+    scopes = {}, {"images": np.asarray(Image.open("photo.jpg"))[None]}
+    for block, scope in zip(blocks, scopes, strict=True):
+        exec(block, scope)
+    found = [scopes[0]["features"].detach().numpy(), scopes[1]["features"]]
+    assert found[0].shape == (1, 512) and export.difference(*found) < 0.01
+    monkeypatch.setattr(timm.models, "parse_model_name", lambda name: int(name))  # of before there was local-dir:
+    assert in_torch.features(config.to_dict(), 3, "huggingface", tmp_path / "pets", []) == {}
 
 
 def test_timm(tmp_path):
