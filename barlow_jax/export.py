@@ -125,12 +125,12 @@ def _trace(opt_state):
 def check(source, layout):
     """Raises UserError if the source cannot be written in this layout."""
     arch = source.config["arch"]
-    if arch in model.VITS and layout not in ("timm", "safetensors", "stablehlo"):
+    if arch in {**model.VITS, **model.CONVNEXTS} and layout not in ("timm", "safetensors", "stablehlo"):
         raise UserError(
             f"{source.name} is a {arch} under timm's names, which {layout} does not have; take timm, safetensors or "
             "stablehlo."
         )
-    if arch not in {**model.RESNETS, **model.VITS} and layout not in ("safetensors", "stablehlo"):
+    if arch not in {**model.RESNETS, **model.VITS, **model.CONVNEXTS} and layout not in ("safetensors", "stablehlo"):
         raise UserError(f"{source.name} is a {arch}, which {layout} does not have; take safetensors or stablehlo.")
     if layout == "official" and "projector" not in source.weights.params:
         raise UserError(

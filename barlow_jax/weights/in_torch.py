@@ -10,6 +10,8 @@ from barlow_jax import model
 
 log = logging.getLogger(__name__)
 
+_CLASSIFIERS = ("fc.", "head.weight", "head.bias", "head.fc.")  # of a ResNet, a ViT, a ConvNeXt
+
 
 def features(config, channels, layout, path, images):
     """{"timm 1.0.0": features of each batch [b, F]} of a file in torchvision's or timm's own network.
@@ -27,12 +29,13 @@ def features(config, channels, layout, path, images):
     except (ImportError, RuntimeError) as error:  # RuntimeError: one that was built for another torch
         log.info("not tried in %s, which cannot be imported here (%s)", library, error)
         return {}
-    network = (_vit if config["arch"] in model.VITS else _resnet)(config, channels, torch, theirs)
+    make = _vit if config["arch"] in model.VITS else _convnext if config["arch"] in model.CONVNEXTS else _resnet
+    network = make(config, channels, torch, theirs)
     arrays = torch.load(path, weights_only=True)
     if layout == "official":
         prefix = "module.backbone."
         arrays = {name.removeprefix(prefix): v for name, v in arrays["model"].items() if name.startswith(prefix)}
-    arrays = {name: value for name, value in arrays.items() if not name.startswith(("fc.", "head."))}
+    arrays = {name: value for name, value in arrays.items() if not name.startswith(_CLASSIFIERS)}
     network.load_state_dict(arrays, strict=True)
     network.eval()
     with torch.no_grad():
@@ -61,3 +64,9 @@ def _vit(config, channels, torch, timm):
         patch_size=config["vit"]["patch"],
         global_pool={"token": "token", "mean": "avg"}[config["vit"]["pooling"]],
     )
+
+
+def _convnext(config, channels, torch, timm):
+    """timm's, without its classifier."""
+    del torch
+    return timm.create_model(config["arch"], num_classes=0, in_chans=channels)
