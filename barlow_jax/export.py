@@ -129,12 +129,12 @@ def check(source, layout):
     arch = source.config["arch"]
     if layout == hub.FORMAT:
         hub.check(source.name, source.config)
-    elif arch in model.VITS and layout not in ("timm", "safetensors", "stablehlo"):
+    elif arch in {**model.VITS, **model.CONVNEXTS} and layout not in ("timm", "safetensors", "stablehlo"):
         raise UserError(
             f"{source.name} is a {arch} under timm's names, which {layout} does not have; take timm, safetensors, "
             f"{hub.FORMAT} or stablehlo."
         )
-    elif arch not in {**model.RESNETS, **model.VITS} and layout not in ("safetensors", "stablehlo"):
+    elif arch not in {**model.RESNETS, **model.VITS, **model.CONVNEXTS} and layout not in ("safetensors", "stablehlo"):
         raise UserError(f"{source.name} is a {arch}, which {layout} does not have; take safetensors or stablehlo.")
     if layout == "official" and "projector" not in source.weights.params:
         raise UserError(

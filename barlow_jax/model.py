@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from barlow_jax.errors import UserError
-from barlow_jax.networks import batch_norm, convnet, resnet, vit
+from barlow_jax.networks import batch_norm, convnet, convnext, resnet, vit
 
 Backbone = Callable[..., Any]  # rngs -> module with `num_features`
 Tree = dict[str, Any]  # nested: parameters or batch statistics by name
@@ -30,9 +30,15 @@ RESNETS: dict[str, Backbone] = {
     "wide_resnet101_2": resnet.wide_resnet101_2,
 }
 VITS: dict[str, Backbone] = {"vit_tiny": vit.vit_tiny, "vit_small": vit.vit_small, "vit_base": vit.vit_base}
+CONVNEXTS: dict[str, Backbone] = {
+    "convnext_tiny": convnext.convnext_tiny,
+    "convnext_small": convnext.convnext_small,
+    "convnext_base": convnext.convnext_base,
+}
 BACKBONES: dict[str, Backbone] = {
     **RESNETS,
     **VITS,
+    **CONVNEXTS,
     "convnet": convnet.ConvNet,
     "pixels": convnet.Pixels,
 }
@@ -62,7 +68,7 @@ def make_backbone(
     Args:
       arch: a key of BACKBONES.
       image_size: side of the images.
-      stem, zero_init_residual: of the ResNets; remat: of them and the ViTs.
+      stem, zero_init_residual: of the ResNets; remat: of them, the ViTs and the ConvNeXts.
       patch, positions, pooling: of the ViTs, see `vit.ViT`.
     """
     if arch not in BACKBONES:

@@ -18,7 +18,8 @@ def get_config():
     config.seed = 0  # of the initial weights, the order of the data and the views
 
     # The network.
-    # resnet18, 34, 50, 101, 152, wide_resnet50_2, wide_resnet101_2, vit_tiny, vit_small, vit_base; tiny images: convnet
+    # resnet18, 34, 50, 101, 152, wide_resnet50_2, wide_resnet101_2, vit_tiny, vit_small, vit_base,
+    # convnext_tiny, convnext_small, convnext_base; tiny images: convnet
     config.arch = "resnet50"
     config.stem = "imagenet"  # "cifar" for images of about 32 pixels: 3x3 stride 1, no pooling
     config.zero_init_residual = True

@@ -6,6 +6,7 @@ NEED_PATH = ("folder", "npz")
 OF_FILES = ("folder", "tfds")  # whose images are decoded onto the canvas; arrays are put on it whole
 
 VITS = ("vit_tiny", "vit_small", "vit_base")
+CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base")
 OF_ONE_SIZE = ("convnet", *VITS)  # networks whose parameters depend on the size of the images
 LONGEST = 2**14  # tokens of an image: as many squared are computed in each head
 
@@ -182,6 +183,24 @@ PRETRAINING = (
         ("stem", "arch"),
         lambda stem, arch: arch not in VITS or stem == "imagenet",
         "a ViT has no stem: take 'imagenet', and config.vit.patch for small images",
+    ),
+    Together(
+        ("stem", "arch"),
+        lambda stem, arch: arch not in CONVNEXTS or stem == "imagenet",
+        "a ConvNeXt has a stem of its own, for large images: take 'imagenet'",
+    ),
+    *(
+        Together(
+            (name, "arch", *needs),
+            lambda size, arch, *used: arch not in CONVNEXTS or not all(used) or size >= 32,
+            "its maps are 32 times smaller than the images: take 32 pixels or more",
+        )
+        for name, *needs in (("image_size",), ("eval.crop",), ("views.small_size", "views.small"))
+    ),
+    Together(
+        ("views.ramp_sizes", "arch"),
+        lambda sizes, arch: arch not in CONVNEXTS or not sizes or sizes[0] >= 32,
+        "its maps are 32 times smaller than the images: take 32 pixels or more",
     ),
     Together(
         ("batch_size", "microbatches"),

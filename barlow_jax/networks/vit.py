@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from barlow_jax.errors import UserError
+from barlow_jax.networks import windows
 from barlow_jax.networks.resnet import precision_of
 
 POSITIONS = ("learned", "fixed")
@@ -86,12 +87,9 @@ class Patches(nnx.Module):
 
     def __call__(self, images: Array) -> Array:
         """[..., H, W, C] -> [..., H W / patch^2, width], row by row."""
-        *leading, height, width, channels = images.shape
-        p = self.patch
-        x = images.astype(self.dtype).reshape(*leading, height // p, p, width // p, p, channels)
-        # A product of matrices on every backend: as a convolution, CPUs and its weight gradient do worse.
-        x = x.swapaxes(-4, -3).reshape(*leading, (height // p) * (width // p), p * p * channels)
-        kernel = self.proj.kernel[...].astype(self.dtype).reshape(p * p * channels, -1)
+        x = windows.patches(images.astype(self.dtype), self.patch)
+        x = x.reshape(*x.shape[:-3], -1, x.shape[-1])
+        kernel = self.proj.kernel[...].astype(self.dtype).reshape(x.shape[-1], -1)
         return jnp.matmul(x, kernel, precision=precision_of(self.dtype)) + self.proj.bias[...].astype(self.dtype)
 
 
@@ -126,9 +124,9 @@ class Block(nnx.Module):
     """Attention and an MLP, each behind a LayerNorm and beside a shortcut."""
 
     def __init__(self, width: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.norm1 = _layer_norm(width, dtype, rngs)
+        self.norm1 = layer_norm(width, dtype, rngs)
         self.attn = Attention(width, heads, dtype=dtype, rngs=rngs)
-        self.norm2 = _layer_norm(width, dtype, rngs)
+        self.norm2 = layer_norm(width, dtype, rngs)
         self.mlp = MLP(width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -180,9 +178,9 @@ class ViT(nnx.Module):
         self.patch_embed = Patches(patch, channels, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(width, heads, dtype=dtype, rngs=rngs) for _ in range(depth)])
         if pooling == "token":
-            self.norm = _layer_norm(width, dtype, rngs)
+            self.norm = layer_norm(width, dtype, rngs)
         else:
-            self.fc_norm = _layer_norm(width, dtype, rngs)
+            self.fc_norm = layer_norm(width, dtype, rngs)
 
     def __call__(self, images: Array, *, train: bool) -> Array:
         """Features.
@@ -230,7 +228,8 @@ def _linear(in_features, features, dtype, rngs):
     return nnx.Linear(in_features, features, kernel_init=linear_init, dtype=dtype, precision=precision, rngs=rngs)
 
 
-def _layer_norm(width, dtype, rngs):
+def layer_norm(width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Of the last axis, computed in float32 or wider."""
     # The variance in two passes: E[x^2] - E[x]^2 cancels where the mean is large.
     return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, rngs=rngs)
 

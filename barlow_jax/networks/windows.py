@@ -8,10 +8,12 @@ has the figures of what was tried.
 
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 BY_WINNER = ("cpu", "cuda", "rocm")  # the platforms whose max-pool notes the winning tap
@@ -126,6 +128,94 @@ def _convolve_by_taps(x, kernel, *, stride, padding):
         around = [(tap.first, side - tap.last) for tap, side in zip((row, column), out, strict=True)]
         parts.append(jnp.pad(part.reshape(*met.shape[:-1], features), ((0, 0), *around, (0, 0))))
     return functools.reduce(jnp.add, parts).astype(x.dtype)
+
+
+def patches(x: Array, side: int) -> Array:
+    """Windows side by side: [..., H, W, C] -> [..., H // side, W // side, side * side * C].
+
+    For a product of matrices on every backend: as a convolution, CPUs and its weight gradient do worse. What is left at
+    the far edges is cut off.
+    """
+    *leading, height, width, channels = x.shape
+    rows, columns = height // side, width // side
+    x = x[..., : rows * side, : columns * side, :].reshape(*leading, rows, side, columns, side, channels)
+    return x.swapaxes(-4, -3).reshape(*leading, rows, columns, side * side * channels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise(x: Array, kernel: Array, precision: str | None = None) -> Array:
+    """Convolution of each channel of maps x [N, H, W, C] with a window of its own, kernel [k, k, 1, C], k odd.
+
+    Padded by k // 2 zeros on every side, so that the maps keep their size.
+
+    Args:
+      precision: as of `convolve`.
+    """
+    usual = functools.partial(_depthwise, precision=precision)
+    return lax.platform_dependent(x, kernel, cpu=_depthwise_by_taps, default=usual)
+
+
+def _depthwise_forward(x, kernel, precision):
+    return depthwise(x, kernel, precision), (x, kernel)
+
+
+def _depthwise_backward(precision, kept, dy):
+    usual = _gradients_of(functools.partial(_depthwise, precision=precision))
+    return lax.platform_dependent(*kept, dy, cpu=_depthwise_gradients_by_taps, default=usual)
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _depthwise(x, kernel, *, precision):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((kernel.shape[0] // 2,) * 2,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+        precision=precision,
+    )
+
+
+def _depthwise_by_taps(x, kernel):
+    """A sum over the places of the window: the map as it lies there, times the weights. One loop over the outputs."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    _, height, width, _ = x.shape
+    padded, weights = _padded(x.astype(wide), len(kernel)), kernel.astype(wide)
+    parts = [
+        padded[:, row : row + height, column : column + width] * weights[row, column, 0]
+        for row, column in _seen(x, len(kernel))
+    ]
+    return functools.reduce(jnp.add, parts).astype(x.dtype)
+
+
+def _depthwise_gradients_by_taps(x, kernel, dy):
+    """Of the weights by a loop over the places, a product and its sum in each; unrolled it takes five times as long."""
+    wide, side = jnp.promote_types(x.dtype, jnp.float32), len(kernel)
+    padded, places = _padded(x.astype(wide), side), np.array(_seen(x, side))
+    rows = jnp.ones((1, math.prod(x.shape[:3])), wide)
+
+    def of(place):
+        product = lax.dynamic_slice(padded, (0, *place, 0), x.shape) * dy
+        return jnp.matmul(rows, product.reshape(-1, x.shape[-1]), precision="highest")
+
+    sums = lax.map(of, jnp.asarray(places))
+    d_kernel = jnp.zeros(kernel.shape, wide).at[places[:, 0], places[:, 1]].set(sums)
+    return _depthwise_by_taps(dy, kernel[::-1, ::-1]), d_kernel.astype(kernel.dtype)
+
+
+def _padded(x, side):
+    """The map for a window of this side, behind a barrier: else the loop asks of each place whether it is padding."""
+    around = (side // 2, side // 2)
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), around, around, (0, 0))))
+
+
+def _seen(x, side):
+    """The places (row, column) of a window that meet the map; the others see padding only."""
+    along = [[tap.place for tap in taps(size, side, 1, side // 2)] for size in x.shape[1:3]]
+    return [*itertools.product(*along)]
 
 
 @jax.custom_vjp

@@ -21,15 +21,18 @@ from barlow_jax.tree import named
 
 Tree = Any  # arrays by name, nested
 _PARTS = ("backbone", "projector", "predictor")  # in the order of computing
-# Names of a ViT that have no number: before its blocks, and between norm1, norm2 and what follows.
-_OF_VIT = {
+# Names without a number of a ViT and a ConvNeXt: before the blocks, and between norm1, norm2 and what follows.
+_UNNUMBERED = {
     "patch_embed": (-3, 0, ""),
     "cls_token": (-2, 0, ""),
     "pos_embed": (-1, 0, ""),
     "attn": (1, 2, ""),
-    "mlp": (2, 2, ""),
     "qkv": (0, 0, ""),
+    "conv_dw": (0, 0, ""),
+    "mlp": (1001, 0, ""),
+    "gamma": (1002, 0, ""),
 }
+_FIRST = ("stem", "downsample")  # of a ConvNeXt, numbered, and before all else beside them
 Record = dict[str, Array]
 
 
@@ -154,8 +157,10 @@ def _place(name):
     number = name[len(word) :]
     if word in _PARTS:
         return 0, _PARTS.index(word), word
-    if name in _OF_VIT:
-        return _OF_VIT[name]
+    if name in _UNNUMBERED:
+        return _UNNUMBERED[name]
+    if word in _FIRST and number:
+        return -1, int(number), word
     if word == "layer":
         return 1, 1 + int(number), word
     return int(number or 1000), int(word in ("bn", "norm", "norms")), word

@@ -34,6 +34,8 @@ def of(weights, path):
     depths = tuple(len(params.get(f"layer{k}", ())) for k in (1, 2, 3, 4))
     if "patch_embed" in params:
         return _vit(path, params, batch_stats)
+    if "stages" in params:
+        return _convnext(path, params, batch_stats)
     first = params.get("layer1", {}).get("0", {})
     block = resnet.Bottleneck if "conv3" in first else resnet.BasicBlock
     _, _, _, width = _kernel_shape(first)
@@ -68,6 +70,23 @@ def _vit(path, params, batch_stats):
     return Architecture(arch, "imagenet", channels, own)
 
 
+def _convnext(path, params, batch_stats):
+    """`of` for a ConvNeXt."""
+    stages = [params["stages"][k] for k in sorted(params["stages"], key=int)]
+    depths = tuple(len(stage.get("blocks", ())) for stage in stages)
+    firsts = [stage.get("blocks", {}).get("0", {}).get("conv_dw", {}).get("kernel") for stage in stages]
+    widths = tuple(np.shape(kernel)[-1] if np.ndim(kernel) == 4 else 0 for kernel in firsts)
+    kernel = params.get("stem", {}).get("0", {}).get("kernel")
+    arch, channels = _CONVNEXTS.get((depths, widths)), np.shape(kernel)[2] if np.ndim(kernel) == 4 else 0
+    if arch is None or channels < 1:
+        raise UserError(
+            f"{path} holds a ConvNeXt of {depths} blocks of widths {widths} for {channels} channels, which is none of "
+            f"{', '.join(model.CONVNEXTS)}; give one of these."
+        )
+    check_fit(path, arch, model.make_backbone(arch, image_size=224, channels=channels), params, batch_stats)
+    return Architecture(arch, "imagenet", channels)
+
+
 def check_fit(path, arch, make, params, batch_stats):
     """Raises UserError unless the arrays are those of a network; make: rngs -> module."""
     _, *wanted = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
@@ -95,3 +114,4 @@ _RESNETS = {
     for arch, make in model.RESNETS.items()
 }
 _VITS = {(make.args[0], 12): arch for arch, make in model.VITS.items()}  # (width, blocks)
+_CONVNEXTS = {make.args: arch for arch, make in model.CONVNEXTS.items()}  # (blocks, widths) of the stages

@@ -206,7 +206,7 @@ def save(path, layout, weights, *, groups=({}, {}), about=None):
 
     Args:
       layout: "torchvision" or "timm": a state_dict of the backbone, with fc if there is one (the two are the same for
-        a ResNet; a ViT is timm's, and its fc is called head);
+        a ResNet; ViTs and ConvNeXts are timm's, and their fc is called head and head.fc);
         "detectron2": a pickle for its C4 and FPN models; "official": the full checkpoint; "safetensors": the backbone.
       groups: official: what the optimiser's two groups, weights and biases, say besides their parameters.
       about: safetensors: strings to keep beside the arrays.
@@ -218,8 +218,8 @@ def save(path, layout, weights, *, groups=({}, {}), about=None):
     params, batch_stats = backbone(weights)
     params = params | ({"fc": weights.params["fc"]} if "fc" in weights.params else {})
     found = naming.state_dict(params, batch_stats, batches)
-    if "patch_embed" in params:
-        found = {re.sub(r"^fc\.", "head.", name): value for name, value in found.items()}
+    head = "head." if "patch_embed" in params else "head.fc." if "stages" in params else "fc."
+    found = {re.sub(r"^fc\.", head, name): value for name, value in found.items()}
     if layout == "safetensors":
         from safetensors.numpy import save as in_bytes  # its save_file makes a file that only its owner can read
 

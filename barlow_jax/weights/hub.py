@@ -13,6 +13,12 @@ from barlow_jax.run import writing
 from barlow_jax.weights import files
 
 FORMAT, CONFIG, CARD = "huggingface", "config.json", "README.md"
+# What timm calls the first convolution and the classifier of each network that it has.
+NAMES = {
+    **dict.fromkeys(model.RESNETS, ("conv1", "fc")),
+    **dict.fromkeys(model.VITS, ("patch_embed.proj", "head")),
+    **dict.fromkeys(model.CONVNEXTS, ("stem.0", "head.fc")),
+}
 POOLINGS = {"token": "token", "mean": "avg"}  # ours -> timm's
 
 # Fields that may hold a folder of the machine that trained, of which the last part is enough for others.
@@ -22,7 +28,7 @@ _PATHS = (("data", "path"), ("data", "file_list"), ("compilation_cache",))
 def check(name, config):
     """Raises UserError if timm has no network of this config; name: of what is exported."""
     arch, stem = config["arch"], config["stem"]
-    if arch not in {**model.RESNETS, **model.VITS}:
+    if arch not in NAMES:
         raise UserError(f"{name} is a {arch}, which timm does not have; take --format=safetensors or stablehlo.")
     if arch in model.RESNETS and stem != "imagenet":
         raise UserError(
@@ -78,6 +84,8 @@ def width(weights):
     params, _ = files.backbone(weights)
     if "cls_token" in params:
         return params["cls_token"].shape[-1]
+    if "head" in params:
+        return params["head"]["norm"]["scale"].shape[0]
     block = params["layer4"]["0"]
     return block.get("bn3", block["bn2"])["scale"].shape[0]
 
@@ -98,7 +106,7 @@ def arguments(config, channels):
 
 def config_of(weights, config, channels, meta):
     """What config.json says, in timm's order; arguments as of `save`."""
-    is_vit = config["arch"] in model.VITS
+    is_vit, (first, classifier) = config["arch"] in model.VITS, NAMES[config["arch"]]
     resize, crop = seen(config, meta)
     classes = weights.params["fc"]["bias"].shape[0] if "fc" in weights.params else 0
     names, own = class_names(meta), arguments(config, channels)
@@ -120,8 +128,8 @@ def config_of(weights, config, channels, meta):
             "std": list(config["views"]["std"]),
             "num_classes": classes,
             "pool_size": None if is_vit else [-(-crop // 32)] * 2,
-            "first_conv": "patch_embed.proj" if is_vit else "conv1",
-            "classifier": "head" if is_vit else "fc",
+            "first_conv": first,
+            "classifier": classifier,
         },
     }
 

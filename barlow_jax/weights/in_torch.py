@@ -11,6 +11,8 @@ from barlow_jax.weights import hub
 
 log = logging.getLogger(__name__)
 
+_CLASSIFIERS = ("fc.", "head.weight", "head.bias", "head.fc.")  # of a ResNet, a ViT, a ConvNeXt
+
 
 def features(config, channels, layout, path, images):
     """{"timm 1.0.0": features of each batch [b, F]} of a file in torchvision's or timm's own network.
@@ -34,12 +36,13 @@ def features(config, channels, layout, path, images):
         if network is None:
             return {}
     else:
-        network = (_vit if config["arch"] in model.VITS else _resnet)(config, channels, torch, theirs)
+        make = _resnet if config["arch"] in model.RESNETS else _of_timm
+        network = make(config, channels, torch, theirs)
         arrays = torch.load(path, weights_only=True)
         if layout == "official":
             prefix = "module.backbone."
             arrays = {name.removeprefix(prefix): v for name, v in arrays["model"].items() if name.startswith(prefix)}
-        arrays = {name: value for name, value in arrays.items() if not name.startswith(("fc.", "head."))}
+        arrays = {name: value for name, value in arrays.items() if not name.startswith(_CLASSIFIERS)}
         network.load_state_dict(arrays, strict=True)
     network.eval()
     with torch.no_grad():
@@ -70,7 +73,7 @@ def _resnet(config, channels, torch, library):
     return network
 
 
-def _vit(config, channels, torch, timm):
+def _of_timm(config, channels, torch, timm):
     """timm's, without its classifier."""
     del torch
     return timm.create_model(hub.architecture(config), num_classes=0, **hub.arguments(config, channels))

@@ -12,6 +12,13 @@ A ViT's are timm's, whose classifier is called head:
     blocks.3.attn.qkv.weight        blocks / 3 / attn / qkv / kernel     [out, in] -> [in, out]
     patch_embed.proj.weight         patch_embed / proj / kernel          as a convolution
     cls_token, pos_embed            the same                             [1, tokens, width]
+
+So are a ConvNeXt's, whose classifier is called head.fc:
+
+    stages.1.downsample.0.weight    stages / 1 / downsample / 0 / scale
+    stages.1.downsample.1.weight    stages / 1 / downsample / 1 / kernel as a convolution
+    stages.1.blocks.2.conv_dw.weight    ... / conv_dw / kernel           [channels, 1, h, w] -> [h, w, 1, channels]
+    stages.1.blocks.2.gamma         the same
 """
 
 import re
@@ -27,15 +34,23 @@ _OF_VIT = (
     rf"(?:backbone\.)?(?:{'|'.join(_TOKENS)}|(?:patch_embed\.proj|fc_norm"
     r"|blocks\.[0-9]{1,3}\.(?:norm[12]|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2))\.(?:weight|bias))"
 )
-_NAME = re.compile(rf"(?:{_MODULE})\.(?:weight|bias|running_mean|running_var|num_batches_tracked)|{_OF_VIT}")
+_BLOCK = r"stages\.[0-9]{1,3}\.blocks\.[0-9]{1,3}"
+_OF_CONVNEXT = (
+    rf"(?:backbone\.)?(?:{_BLOCK}\.gamma|(?:stem\.[01]|stages\.[0-9]{{1,3}}\.downsample\.[01]|head\.norm"
+    rf"|{_BLOCK}\.(?:conv_dw|norm|mlp\.fc1|mlp\.fc2))\.(?:weight|bias))"
+)
+_NAME = re.compile(
+    rf"(?:{_MODULE})\.(?:weight|bias|running_mean|running_var|num_batches_tracked)|{_OF_VIT}|{_OF_CONVNEXT}"
+)
 _LEAVES = {"running_mean": "mean", "running_var": "var", "bias": "bias"}
 _NAMES = {"mean": "running_mean", "var": "running_var", "bias": "bias", "kernel": "weight", "scale": "weight"}
 
 # The order in which PyTorch lists what a module holds: that of its constructor.
 _ORDER = (
     *("backbone", "projector", "predictor", "bn", "conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
-    *("layer1", "layer2", "layer3", "layer4", "convs", "norms", "dense", *_TOKENS, "patch_embed", "blocks"),
-    *("norm1", "attn", "qkv", "proj", "norm2", "mlp", "fc1", "fc2", "norm", "fc_norm", "downsample", "fc"),
+    *("layer1", "layer2", "layer3", "layer4", "convs", "norms", "dense", *_TOKENS, "patch_embed", "stem", "stages"),
+    *("downsample", "blocks", "gamma", "conv_dw", "norm1", "attn", "qkv", "proj", "norm2", "norm", "mlp", "fc1", "fc2"),
+    *("fc_norm", "head", "fc"),
     *("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
 )
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -46,17 +61,17 @@ def path_of(name):
     if not _NAME.fullmatch(name):
         return None
     *modules, leaf = name.split(".")
-    if leaf in _TOKENS:
+    if leaf in (*_TOKENS, "gamma"):
         return (*modules, leaf)
     if modules[0] == "projector":
         index, kind = divmod(int(modules[1]), 3)
         if kind == 2:  # a ReLU
             return None
         modules = ["projector", ("linears", "norms")[kind], str(index)]
-    norm = (
-        modules[-1].startswith(("bn", "norm", "fc_norm")) or modules[-2:] == ["downsample", "1"] or "norms" in modules
-    )
-    if modules[-2:-1] == ["downsample"]:
+    in_convnext = "stages" in modules
+    norms = (["stem", "1"], ["downsample", "0" if in_convnext else "1"])
+    norm = modules[-1].startswith(("bn", "norm", "fc_norm")) or modules[-2:] in norms or "norms" in modules
+    if modules[-2:-1] == ["downsample"] and not in_convnext:
         modules[-1] = "bn" if norm else "conv"
     return (*modules, _LEAVES.get(leaf) or ("scale" if norm else "kernel"))
 
@@ -67,7 +82,7 @@ def name_of(path):
     if modules[:1] in (["projector"], ["predictor"]):  # the second by our own name: nobody else has it in a file
         modules = [modules[0], str(3 * int(modules[2]) + (modules[1] == "norms"))]
     if modules[-2:-1] == ["downsample"]:
-        modules[-1] = "1" if modules[-1] == "bn" else "0"
+        modules[-1] = {"conv": "0", "bn": "1"}.get(modules[-1], modules[-1])
     return ".".join((*modules, _NAMES.get(leaf, leaf)))
 
 

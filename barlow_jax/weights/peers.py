@@ -1,4 +1,4 @@
-"""Where the backbone is in the files of others: of their names, which are a ResNet's or a ViT's, and what the rest is.
+"""Where the backbone is in the files of others: of their names, which are those of a ResNet, a ViT or a ConvNeXt.
 
     found = backbone(path, names)
     found.names       # {"module.encoder_q.conv1.weight": "conv1.weight", ...}
@@ -51,7 +51,7 @@ class Found(NamedTuple):
     """A backbone among the names of a file."""
 
     prefix: str  # of its names, without torch's wrappers
-    names: dict  # theirs -> ours (torchvision's, timm's of a ViT)
+    names: dict  # theirs -> ours (torchvision's; timm's of a ViT and a ConvNeXt)
     aside: tuple  # of the names, those that are not taken
 
 
@@ -84,7 +84,7 @@ def state_dict(path, tree):
         raise UserError(f"{path} holds a {type(tree).__name__}; give a file with a state_dict.")
     if not arrays:
         keys = ", ".join(shown(key) for key in [*found][:4] if isinstance(key, str)) or "nothing with a name"
-        raise UserError(f"{path} holds {keys} and no state_dict; give a file of a ResNet's or a ViT's weights.")
+        raise UserError(f"{path} holds {keys} and no state_dict; give weights of a ResNet, a ViT or a ConvNeXt.")
     if calls:
         log.info("%s: left aside is what calls of %s would have made", path, ", ".join([*calls][:4]))
     if place and place[0] not in ("model", "state_dict"):
@@ -110,22 +110,22 @@ def backbone(path, names):
     """
     plain = {name: unwrapped(name) for name in names}
     prefix = _chosen(path, {*plain.values()})
-    is_vit = prefix + _PATCHES in plain.values()
-    behind = _HEADS | _DECODER if is_vit else _HEADS
+    told = next((told for told in _KINDS if prefix + told in plain.values()), "conv1.weight")
+    known, ours_of, behind = _KINDS[told]
     found, aside, seen = {}, [], {}
     for name, inner in plain.items():
         rest = inner.removeprefix(prefix)
-        ours = (_ours_of_vit if is_vit else _ours)(rest) if inner.startswith(prefix) else None
-        if ours is not None and (prefix == "" or not ours.startswith("fc.")):
+        ours = ours_of(rest) if inner.startswith(prefix) else None
+        is_head = ours is not None and ours.startswith("fc.")
+        if ours is not None and (prefix == "" or not is_head):
             if ours in seen:
                 raise UserError(
                     f"{path} holds {shown(name)} and {shown(seen[ours])}, which are one array; leave one out."
                 )
             found[name], seen[ours] = ours, name
-        elif not inner.startswith(prefix) or rest.split(".")[0] in behind:
+        elif is_head or not inner.startswith(prefix) or rest.split(".")[0] in behind:
             aside.append(name)
         else:
-            known = "ViT as timm has it" if is_vit else "ResNet as torchvision has it"
             raise UserError(f"{path} holds {shown(name)}, which is no part of a {known}.")
     return Found(prefix, found, tuple(aside))
 
@@ -144,11 +144,10 @@ def _chosen(path, names):
     return prefixes.pop() if prefixes else "backbone." if any(name.startswith("backbone.") for name in names) else ""
 
 
-_PATCHES = "patch_embed.proj.weight"  # the stem of a ViT
-
 # What a stem's name ends with, and the name in the first block that then has the same prefix.
 _STEMS = (
-    (_PATCHES, "blocks.0.norm1.weight"),
+    ("patch_embed.proj.weight", "blocks.0.norm1.weight"),
+    ("stem.0.weight", "stages.0.blocks.0.conv_dw.weight"),
     ("conv1.weight", "layer1.0.conv1.weight"),
     ("0.weight", "4.0.conv1.weight"),
     ("stem.conv1.weight", "res2.0.conv1.weight"),
@@ -170,6 +169,22 @@ def _ours_of_vit(name):
     if name in ("head.weight", "head.bias"):
         return name.replace("head", "fc")
     return name if naming.path_of(name) and not name.startswith(("backbone.", "projector.", "bn.", "fc.")) else None
+
+
+def _ours_of_convnext(name):
+    """timm's name of an array of a ConvNeXt, or torchvision's of its classifier, or None."""
+    if name in ("head.fc.weight", "head.fc.bias"):
+        return name.removeprefix("head.")
+    return name if naming.path_of(name) and name.startswith(("stem.", "stages.", "head.norm.")) else None
+
+
+# An array that tells a kind of network: (what a sentence calls it, our names, what may stand behind it). The head of a
+# ConvNeXt is a part of it but for its last layer.
+_KINDS = {
+    "patch_embed.proj.weight": ("ViT as timm has it", _ours_of_vit, _HEADS | _DECODER),
+    "stages.0.blocks.0.conv_dw.weight": ("ConvNeXt as timm has it", _ours_of_convnext, _HEADS - {"head"}),
+    "conv1.weight": ("ResNet as torchvision has it", _ours, _HEADS),
+}
 
 
 def is_official(names):

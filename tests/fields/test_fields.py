@@ -102,6 +102,7 @@ def test_the_table_has_the_names_that_the_modules_have():
     assert {name for read in reading.values() for name in read} <= fields.PRETRAINING.fields.keys()
     assert {term for chosen in objectives.OBJECTIVES.values() for term in chosen.terms} == {*results_page.TERMS}
     assert fields.together.VITS == tuple(model.VITS)
+    assert fields.together.CONVNEXTS == tuple(model.CONVNEXTS)
     assert {*kinds.NEED_PATH} == {*fields.together.NEED_PATH}
     for command, table in ((knn, fields.FROZEN), (probe, fields.FROZEN), (transfer, fields.VOC07)):
         assert {*command.FIELDS} <= table.fields.keys()
@@ -235,6 +236,27 @@ def test_values_that_cannot_work_are_refused(page_name):
             "barlow_twins",
             {"arch": "vit_small", "stem": "cifar"},
             "a ViT has no stem: take 'imagenet', and config.vit.pat",
+        ),
+        ("cifar10", {"arch": "convnext_tiny"}, "a ConvNeXt has a stem of its own, for large images: take 'imagenet'"),
+        (
+            "barlow_twins",
+            {"arch": "convnext_tiny", "image_size": 28},
+            "config.image_size is 28 .* take 32 pixels or mo",
+        ),
+        (
+            "barlow_twins",
+            {"arch": "convnext_base", "eval.crop": 31},
+            "config.eval.crop is 31 .* take 32 pixels or more",
+        ),
+        (
+            "barlow_twins",
+            {"arch": "convnext_tiny", "views.small": 2, "views.small_size": 24},
+            "config.views.small_size is 24 .* take 32 pixels or more",
+        ),
+        (
+            "barlow_twins",
+            {"arch": "convnext_tiny", "views.ramp_sizes": (24, 160), "views.ramp_epochs": (2, 5)},
+            "config.views.ramp_sizes is .* take 32 pixels or more",
         ),
         ("barlow_twins", {"data.last": "keep", "reference_world_size": 3}, "set config.data.last='wrap'"),
         ("barlow_twins", {"data.kind": "digits", "data.path": "x"}, "built in, so leave it empty"),

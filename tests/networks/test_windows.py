@@ -44,6 +44,25 @@ def test_convolution_and_gradients(x64, height, width, window, stride):
             np.testing.assert_allclose(got[place], want, rtol=1e-12, atol=1e-12)
 
 
+def each_alone(x, kernel):
+    """Every channel with the window of its own."""
+    channels = range(x.shape[-1])
+    return np.concatenate([loops(x[..., c : c + 1], kernel[..., c : c + 1], 1, len(kernel) // 2) for c in channels], 3)
+
+
+@pytest.mark.parametrize("height,width,window", [(9, 8, 7), (4, 1, 7)])
+def test_depthwise_convolution_and_gradients(x64, height, width, window):
+    """In the form of CPUs and in XLA's own."""
+    x, kernel = RNG.normal(size=(2, height, width, 3)), RNG.normal(size=(window, window, 1, 3))
+    y, back = jax.vjp(jax.jit(windows.depthwise), x, kernel)
+    np.testing.assert_allclose(y, each_alone(x, kernel), rtol=1e-12, atol=1e-12)
+    dy = RNG.normal(size=y.shape)
+    usual, usual_back = jax.vjp(jax.jit(lambda *both: windows._depthwise(*both, precision=None)), x, kernel)
+    np.testing.assert_allclose(usual, y, rtol=1e-12, atol=1e-12)
+    for got, want in zip(jax.jit(back)(dy), jax.jit(usual_back)(dy), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
 def scattered(x):
     """The pool whose gradient is XLA's own."""
     size = ((1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -71,11 +90,13 @@ def gradient_programs():
     kernels = jnp.zeros((3, 3, 3, 4)), jnp.zeros((1, 1, 3, 4))
     small = jax.grad(lambda x, kernel: windows.convolve(x, kernel, 1, 1).sum(), argnums=(0, 1))
     point = jax.grad(lambda x, kernel: windows.convolve(x, kernel, 1, 0).sum(), argnums=(0, 1))
+    depth = jax.grad(lambda x, kernel: windows.depthwise(x, kernel).sum(), argnums=(0, 1))
     pool = jax.grad(lambda x: windows.max_pool(x).sum())
     cases = (
         (small, (jnp.zeros((2, 2, 2, 3)), kernels[0])),
         (point, (jnp.zeros((2, 9, 9, 3)), kernels[1])),
         (pool, (jnp.zeros((2, 8, 8, 3)),)),
+        (depth, (jnp.zeros((2, 8, 8, 3)), jnp.zeros((7, 7, 1, 3)))),
     )
     return [jax.jit(function).trace(*operands) for function, operands in cases]
 
@@ -83,11 +104,13 @@ def gradient_programs():
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
 def test_the_form_is_chosen_when_lowering(platform):
     """By the platform that is compiled for, not by the one that traces."""
-    small, point, pool = (program.lower(lowering_platforms=(platform,)).as_text() for program in gradient_programs())
+    lowered = (program.lower(lowering_platforms=(platform,)).as_text() for program in gradient_programs())
+    small, point, pool, depth = lowered
     assert ("stablehlo.convolution" in small) == (platform != "cpu")
     assert ("stablehlo.dot_general" in small) == (platform == "cpu")
     assert ("stablehlo.dot_general" in point) == (platform == "cpu")
     assert ("select_and_scatter" in pool) == (platform == "tpu")
+    assert ("stablehlo.convolution" in depth) == (platform != "cpu")
 
 
 def test_no_branch_is_left_in_the_program():

@@ -205,20 +205,93 @@ def test_an_exported_vit_is_verified_in_timm(tmp_path):
     assert 0 < difference < 1e-5
 
 
+CONVNEXTS = {"convnext_tiny": ((64, 64), 3), "convnext_small": ((70, 45), 1)}  # sizes of the images, their channels
+
+
+def timms_convnext(arch, channels=3, num_classes=0):
+    """A fresh network in double precision, shaken in all its arrays, layer scales and all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model(arch, num_classes=num_classes, in_chans=channels).double()
+    for value in network.parameters():
+        value.data += 0.05 * torch.randn(value.shape, dtype=value.dtype)
+    return network.eval()
+
+
+def our_convnext(arch, params, images):
+    make = model.make_backbone(arch, image_size=224, channels=images.shape[-1], dtype=jnp.float64)
+    graphdef, *_ = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    return np.asarray(jax.jit(lambda p, x: model.merge(graphdef, p, {})(x, train=False))(params, images))
+
+
+@pytest.mark.parametrize("arch", CONVNEXTS)
+def test_timms_convnexts(arch, tmp_path):
+    """In: their weights here, head and all. Out: written again by us, they are the same to the bit, in their order."""
+    size, channels = CONVNEXTS[arch]
+    network = timms_convnext(arch, channels, num_classes=5)
+    torch.save(network.state_dict(), tmp_path / "in.pth")
+    weights = files.load(tmp_path / "in.pth")
+    assert architecture.of(weights, "x") == (arch, "imagenet", channels, {}) and weights.kind == "classifier"
+    images = np.random.default_rng(0).normal(size=(2, *size, channels))
+    with jax.enable_x64(True):
+        features = our_convnext(arch, weights.params["backbone"], images)
+    head = weights.params["fc"]
+    assert export.difference(features @ head["kernel"] + head["bias"], theirs(network, images)) < 1e-9
+    network.reset_classifier(0)
+    assert export.difference(features, theirs(network, images)) < 1e-9
+    files.save(tmp_path / "out.pth", "timm", weights)
+    again = timms_convnext(arch, channels, num_classes=5)
+    again.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
+    assert [*again.state_dict()] == [*torch.load(tmp_path / "out.pth", weights_only=True)]
+    for name, value in torch.load(tmp_path / "in.pth", weights_only=True).items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_our_convnext_in_timm(tmp_path, monkeypatch):
+    """From the start: weights that were made here, features there, by the lines of the docs."""
+    timms_convnext("convnext_tiny")  # or skip
+    monkeypatch.chdir(tmp_path)
+    make = model.make_backbone("convnext_tiny", image_size=224)
+    _, shapes, _ = model.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: rng.normal(0, 0.05, a.shape), shapes)
+    files.save("convnext.pth", "timm", files.Weights("backbone", {"backbone": params}, {}))
+    scope = {"torch": torch, "timm": importlib.import_module("timm")}
+    torch.set_default_dtype(torch.float64)
+    exec(commands.documented("convnext_tiny"), scope)
+    torch.set_default_dtype(torch.float32)
+    shown = rng.normal(size=(2, 64, 96, 3))
+    with jax.enable_x64(True):
+        assert (
+            export.difference(our_convnext("convnext_tiny", params, shown), theirs(scope["network"].eval(), shown))
+            < 1e-9
+        )
+
+
+def test_an_exported_convnext_is_verified_in_timm(tmp_path):
+    timms_convnext("convnext_tiny")  # or skip
+    save_run(tmp_path / "run", a_config("convnext_tiny", image_size=32))
+    report = export.export(export.read(tmp_path / "run"), "timm", tmp_path / "x.pth")
+    [difference] = [value for name, value in report["differences"].items() if name.startswith("timm")]
+    assert 0 < difference < 1e-5
+
+
 def timm_or_skip():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip("timm")
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "wide_resnet50_2", "vit_tiny"])
+@pytest.mark.parametrize("arch", ["resnet18", "wide_resnet50_2", "vit_tiny", "convnext_tiny"])
 def test_a_folder_for_the_hub_in_timm(arch, tmp_path):
     """Made of the folder alone, the head with it; and config.json is what timm itself writes of such a network."""
     timm = timm_or_skip()
     config = a_config(arch, image_size=32).to_dict()
     config["eval"] |= {"resize": 36, "crop": 32}
     config["vit"] |= {"patch": 8, "pooling": "mean"}
-    own = {"patch": 8, "pooling": "mean"} if arch == "vit_tiny" else {"zero_init_residual": False}
+    own = {"patch": 8, "pooling": "mean"} if arch == "vit_tiny" else {"zero_init_residual": False}  # each reads its own
     (tmp_path / "ours").mkdir()
     with jax.enable_x64(True):
         make = model.make_backbone(arch, image_size=32, channels=1, dtype=jnp.float64, **own)
