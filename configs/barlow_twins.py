@@ -77,9 +77,8 @@ def get_config():
     # The official code's gradient is 1/W of the true one on W GPUs, and its rates were tuned on it. Ours is the true
     # one on any number of devices, divided by this. The published model was trained on 16 GPUs (README; paper: 32).
     config.reference_world_size = 16
-    # Decay of an average of the weights, which is then what is judged and exported (docs/evaluation.md); 0 is none. It
-    # reaches back some 1 / (1 - ema) steps, which should be few beside those of the run: 0.99 for 1,000 steps, 0.999 for
-    # 10,000.
+    # Decay of an average of the weights, which is then what is judged and exported (docs/evaluation.md); 0.0 is none.
+    # It reaches back some 1 / (1 - ema) steps, which should be few beside those of the run.
     config.ema = 0.0
 
     # Memory. A batch may pass through the network in micro-batches, one after the other, and its gradient is still that
