@@ -27,9 +27,9 @@ def config_of(**changes):
     return config
 
 
-def made(config, devices=1, **options):
+def made(config, devices):
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    return experiment.method(config, channels=3, num_classes=10, steps_per_epoch=4, mesh=mesh, **options)
+    return experiment.method(config, channels=3, num_classes=10, steps_per_epoch=4, mesh=mesh)
 
 
 def wide(state):
@@ -37,9 +37,12 @@ def wide(state):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), {"params": state.params, "batch_stats": state.batch_stats})
 
 
-@pytest.fixture(scope="module", params=[(1, 1), (8, 2)], ids=["one device", "eight, in micro-batches"])
+ON = [pytest.param((1, 1), id="one device", marks=pytest.mark.slow), pytest.param((8, 2), id="eight, in micro-batches")]
+
+
+@pytest.fixture(scope="module", params=ON)
 def run(request):
-    """(the states before and after five steps on the host, the step, the last state on the devices, views)."""
+    """(the states before and after five steps on the host, the step, the last state on the devices, views, method)."""
     devices, parts = request.param
     method, state = made(config_of(ema=DECAY, microbatches=parts), devices)
     method = dataclasses.replace(method, views_of=lambda step, batch: batch["views"])
@@ -55,11 +58,11 @@ def run(request):
     for _ in range(5):
         state, _ = step(state, batch())
         seen.append(jax.device_get(state))
-    return seen, step, state, batch
+    return seen, step, state, batch, method
 
 
 def test_five_steps_are_a_recursion_in_numpy_and_a_step_that_is_skipped_is_none(run):
-    seen, step, state, batch = run
+    seen, step, state, batch, _ = run
     want = wide(seen[0])
     jax.tree.map(np.testing.assert_array_equal, seen[0].average, want)
     for after in seen[1:]:
@@ -67,11 +70,8 @@ def test_five_steps_are_a_recursion_in_numpy_and_a_step_that_is_skipped_is_none(
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), after.average, want)
     far = jax.tree.map(lambda x, y: np.abs(x - y).max(), wide(seen[-1]), want)
     assert min(far["params"]["projector"]["linears"]["0"].values()) > 1e-4  # or it would be the weights themselves
-    lies = {str(x.sharding.spec) for x in jax.tree.leaves(state.params)}
-    assert [x.sharding for x in jax.tree.leaves(state.average["params"])] == [
-        x.sharding for x in jax.tree.leaves(state.params)
-    ]
-    assert len(lies) == (1 if state.step.sharding.mesh.size == 1 else 2)  # some are split
+    lies, mine = ([x.sharding for x in jax.tree.leaves(tree)] for tree in (state.params, state.average["params"]))
+    assert mine == lies and len({lie.spec for lie in lies}) == 2  # matrices of the projector are split
     copy = jax.tree.map(lambda x: jax.device_put(np.array(x), x.sharding), state)  # the step donates its state
     skipped, metrics = step(copy, batch(np.nan))
     assert int(metrics["skipped"]) == 1 and int(skipped.step) == 6
@@ -80,12 +80,13 @@ def test_five_steps_are_a_recursion_in_numpy_and_a_step_that_is_skipped_is_none(
 
 def test_a_checkpoint_holds_it_and_one_without_goes_on(run, tmp_path):
     """Also one that is older than the choice, which has no such part at all."""
-    seen, _, state, _ = run
+    seen, _, state, *_ = run
     without = state._replace(average={})
     with Checkpoints(tmp_path / "with", asynchronous=False) as kept:
         kept.save(5, state)
         back, _ = kept.restore(state)
         assert jax.tree.structure(back) == jax.tree.structure(state)
+        assert [x.sharding for x in jax.tree.leaves(back)] == [x.sharding for x in jax.tree.leaves(state)]
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(back), seen[-1])
         with pytest.raises(UserError, match=r"average\.\S+ is float32\S+ there and absent here; use the config"):
             kept.restore(without)
@@ -110,8 +111,8 @@ def test_a_run_without_it_has_no_arrays_for_it_and_plan_counts_those_of_one_with
     assert "average" not in "\n".join(line for line in plan.meaning(config_of(), images) if "checkpoint" in line)
 
 
-def test_it_begins_anew_at_the_weights_of_a_file():
-    state = made(config_of(ema=DECAY))[1]
+def test_it_begins_anew_at_the_weights_of_a_file(run):
+    state = run[0][-1]
     moved = jax.tree.map(lambda x: np.asarray(x) + 1, (state.params, state.batch_stats))
     new = pretrain.going_on(state, *moved, None, 0)
     assert new.average.keys() == {"params", "batch_stats"}
@@ -120,11 +121,9 @@ def test_it_begins_anew_at_the_weights_of_a_file():
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """The folder of a run, whose average is twice its weights, and its state."""
-    config, folder = config_of(ema=DECAY), tmp_path_factory.mktemp("run")
-    state = jax.device_get(made(config)[1])
-    state = state._replace(average=jax.tree.map(lambda x: 2 * x, state.average))
+def saved(run, tmp_path_factory):
+    """The folder of a run, and its state."""
+    config, folder, state = config_of(ema=DECAY), tmp_path_factory.mktemp("run"), run[0][-1]
     with Checkpoints(folder / FOLDER, asynchronous=False) as checkpoints:
         checkpoints.save(7, state, {"config": config.to_dict(), "channels": 3, "images": 64})
     return folder, state
@@ -145,7 +144,7 @@ def test_what_judges_a_run_takes_the_average_and_says_so(saved, tmp_path):
         assert str(judged) == f"{folder}, step 7, its {which} weights"
         assert same(encoder.load(folder, **options).subject.params, backbone[0])
         source = export.read(folder, **options)
-        assert same((source.weights.params, source.weights.batch_stats), tuple(weights.values()))
+        assert same((source.weights.params, source.weights.batch_stats), (weights["params"], weights["batch_stats"]))
         told = {"protocol": "knn", "dataset": "x", "n": 1, "classes": 2, "metric": "top1", "values": [1], "seeds": []}
         assert results.line(judged, **told, k=5)["settings"] == {"k": 5, "ema": which}
         report = export.export(source, "safetensors", tmp_path / f"{which}.safetensors")
@@ -171,8 +170,8 @@ def test_an_evaluation_goes_on_with_the_weights_that_it_began_with(saved, tmp_pa
         linear_experiment.find_subject(saved[0], [tmp_path], ema="last")
 
 
-def test_scores_during_training_are_of_the_average_and_the_probes_of_the_last_weights(saved, monkeypatch):
-    state, seen = saved[1], []
+def test_scores_during_training_are_of_the_average_and_the_probes_of_the_last_weights(run, monkeypatch):
+    state, graphdef, seen = run[0][-1], run[-1].graphdef, []
 
     def extract(step, params, batch_stats, batches, mesh):
         kind = "average" if params is state.average["params"] else "last"
@@ -187,7 +186,6 @@ def test_scores_during_training_are_of_the_average_and_the_probes_of_the_last_we
     source = Arrays(np.zeros((8, 16, 16, 3), np.uint8), np.arange(8, dtype=np.int32))
     config = config_of(ema=DECAY, eval={"knn_k": 1})
     head = {"kernel": np.eye(256, 10, dtype=np.float32), "bias": np.zeros(10, np.float32)}
-    graphdef = made(config, abstract=True)[0].graphdef
     evaluate = online.make_evaluation(config, graphdef, source, source, sharding.make_mesh(jax.devices()[:1]))
     scores = evaluate(state._replace(probe={"params": head}))
     assert scores["probe"] == 1 and scores["knn"] < 1
