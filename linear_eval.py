@@ -25,7 +25,7 @@ from barlow_jax.evaluation import classify, linear_experiment
 from barlow_jax.results import protocols
 from barlow_jax.run import cluster, compilation_cache, launch, metric_writers
 from barlow_jax.run import workdir as workdirs
-from barlow_jax.run.checkpoint import FOLDER, Checkpoints
+from barlow_jax.run.checkpoint import FOLDER, WEIGHTS, Checkpoints
 from barlow_jax.run.progress import Progress, due, tracked
 from barlow_jax.run.signals import StopSignals
 
@@ -36,6 +36,7 @@ def define_flags(flag):
     flag.config("File or name of the evaluation, such as configs/linear.py or linear.")
     flag.text("checkpoint", "Work folder of the run to be judged, or one of its checkpoints.")
     flag.text("baseline", "Judge this in its place: random (not trained) or pixels (no network).")
+    flag.choice("ema", WEIGHTS, "Of a run with config.ema, which of its weights.", default="average")
     flag.text("workdir", "Folder of the evaluation: checkpoints, metrics, results.")
     flag.names("allow_changes", "Fields that may differ from those the evaluation began with, or all.")
     flag.number("stopped_status", "Exit status where a signal came before the end.")
@@ -58,7 +59,7 @@ def judge(wanted, stop):
     with workdirs.opened(wanted.workdir, config.to_dict(), **keep) as workdir, contextlib.ExitStack() as stack:
         stack.enter_context(compilation_cache.used(config.compilation_cache, workdir))
         seeds, folders = zip(*linear_experiment.seeds_and_folders(config, workdir), strict=True)
-        subject = linear_experiment.find_subject(wanted.checkpoint, folders, wanted.baseline)
+        subject = linear_experiment.find_subject(wanted.checkpoint, folders, wanted.baseline, wanted.ema)
         outcomes = []
         for seed, folder in zip(seeds, folders, strict=True):
             one = linear_experiment.with_seed(config, seed)
@@ -138,7 +139,7 @@ def evaluate(config, subject, workdir, stop):
         "images": len(source),
         "names": source.listing(),
         "classifier": {"config": given, "num_classes": num_classes, "class_names": source.class_names},
-        "origin": {"path": subject.path, "step": subject.step, "sha256": subject.sha256, "baseline": subject.baseline},
+        "origin": {name: getattr(subject, name) for name in ("path", "step", "sha256", "baseline", "ema")},
     }
     state, saved = workdirs.resume(checkpoints, state, source, total_steps)
     start_step, scores = int(state.step), saved.get("results", {})

@@ -79,6 +79,7 @@ def evaluate(
     workdir: str | os.PathLike[str] = "",
     data: Data = None,
     baseline: str = "",
+    ema: str = "average",
     **fields: Any,
 ) -> list[dict[str, Any]] | None:
     """Judges a run as `barlow-jax knn`, `probe`, `transfer` or `linear-eval` do.
@@ -90,6 +91,7 @@ def evaluate(
       workdir: where features and results go; may be left out but for "linear".
       data, fields: as of `train`.
       baseline: "random" or "pixels": judge this in its place.
+      ema: of a run with config.ema, whether its "average" is judged or its "last" weights.
     Returns:
       The numbers as the lines of results.jsonl, dicts with protocol, dataset, metric, value, spread and so on; None if
       the evaluation was stopped, and saved, before its end.
@@ -100,7 +102,7 @@ def evaluate(
         raise UserError(f"by is {by!r}; it is one of {', '.join(EVALUATIONS)}.")
     program = config_files.program("linear_eval") if by == "linear" else importlib.import_module(f"barlow_jax.{by}")
     named = EVALUATIONS[by] if config is None else config
-    given = {"checkpoint": str(checkpoint), "workdir": str(workdir), "baseline": baseline}
+    given = {"checkpoint": str(checkpoint), "workdir": str(workdir), "baseline": baseline, "ema": ema}
     wanted = _wanted(program.define_flags, named, data, fields, **given)
     told = {"by": by, **({} if config is None else {"config": config}), **({} if data is None else {"data": data})}
     call = ", ".join([repr(str(checkpoint)), *(f"{name}={value!r}" for name, value in (told | fields).items())])
@@ -112,9 +114,9 @@ def evaluate(
             return program.judge(wanted, stop)
 
 
-def load(path: str | os.PathLike[str], *, step: int | None = None) -> encoder.Network:
+def load(path: str | os.PathLike[str], *, step: int | None = None, ema: str = "average") -> encoder.Network:
     """A trained network, ready to use: see `evaluation.encoder.load`, which this is."""
-    return encoder.load(path, step=step)
+    return encoder.load(path, step=step, ema=ema)
 
 
 def _wanted(define_flags, config, data, fields, **values):

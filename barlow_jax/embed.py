@@ -29,6 +29,7 @@ from barlow_jax.data.walk import local_path
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import embedding_files, features, subject
 from barlow_jax.run import launch, pictures
+from barlow_jax.run.checkpoint import WEIGHTS
 from barlow_jax.run.progress import Progress
 from barlow_jax.run.signals import StopSignals
 
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 def define_flags(flag):
     flag.arguments("RUN IMAGES")
     flag.text("out", "The file to write, .npz or .parquet.")
+    flag.choice("ema", WEIGHTS, "Of a run with config.ema, which of its weights.", default="average")
     flag.text("neighbours", "A picture to draw: some images and those nearest to them.")
     flag.number("batch_size", "Images at a time, over all devices.", default=256)
     flag.choice("precision", ("float32", "bfloat16"), "Of the network's arithmetic.", default="float32")
@@ -71,7 +73,7 @@ def main(wanted):
         raise UserError("This runs in one process; give each of several a part of the images, as a list of files.")
     if out.suffix == ".parquet":
         embedding_files.parquet_library()
-    judged = subject.load(given[0])
+    judged = subject.load(given[0], ema=wanted.ema)
     config = settings(judged, wanted)
     source = open_images(given[1], judged.channels, wanted.data_dir, **experiment.reading(config.data))
     with StopSignals() as stop:
@@ -85,7 +87,7 @@ def main(wanted):
     if rows < len(source):
         log.warning("%d images could not be read and have no row", len(source) - rows)
     parts.remove()
-    print(f"{out}: {rows} images of {source.name}, by {judged.path}, step {judged.step}")
+    print(f"{out}: {rows} images of {source.name}, by {judged}")
     return 0
 
 

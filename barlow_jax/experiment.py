@@ -278,6 +278,7 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
             num_classes=num_classes,
             probe_tx=probe_tx,
             scaled=config.precision == "float16",
+            averaged=config.ema > 0,
         )
         structure.append(graphdef)
         return state
@@ -293,6 +294,7 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
         forward=microbatches.make_forward(config.microbatches, config.microbatch_statistics),
         scale_loss=config.scale_loss,
         probe_tx=probe_tx,
+        ema=config.ema,
         schedules=schedules,
         give_up_after=config.max_skipped if config.on_nonfinite == "skip" else 1,
         state_sharding=sharding.of_state(state, mesh, split=config.shard_params),

@@ -31,7 +31,7 @@ from barlow_jax.data import boxes, order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder, frozen
 from barlow_jax.run import launch, writing
-from barlow_jax.run.checkpoint import restore_all, restore_params
+from barlow_jax.run.checkpoint import WEIGHTS, restore_all, restore_params
 from barlow_jax.weights import as_run, card, files, finite, hub, in_torch, naming
 
 FORMATS = (*files.LAYOUTS, hub.FORMAT, "stablehlo")
@@ -49,12 +49,14 @@ class Source(NamedTuple):
     config: dict  # of the pre-training run
     channels: int
     meta: dict = {}  # what a checkpoint remembers besides; empty of a file
+    ema: str = ""  # of a run that has an average of its weights, one of checkpoint.WEIGHTS
 
 
 def define_flags(flag):
     flag.arguments("RUN")
     flag.choice("format", FORMATS, "What to write.")
     flag.text("out", "The file to write; of huggingface the folder.")
+    flag.choice("ema", WEIGHTS, "Of a run with config.ema, which weights; official: the last.", default="average")
     flag.choice("nonfinite", ("refuse", "keep"), "Values that are nan or infinite, in files.", default="refuse")
 
 
@@ -64,7 +66,7 @@ def main(wanted):
         raise UserError(f"There is one argument besides flags, a run or a file of weights, and here are {len(given)}.")
     if not layout or not wanted.out:
         raise UserError(f"--format and --out are needed; the formats are {', '.join(FORMATS)}.")
-    source = read(given[0], whole=layout == "official", only_finite=wanted.nonfinite == "refuse")
+    source = read(given[0], whole=layout == "official", only_finite=wanted.nonfinite == "refuse", ema=wanted.ema)
     check(source, layout)
     if not out.parent.is_dir():
         raise UserError(f"--out {out} is in a folder that does not exist; make it, or give another.")
@@ -80,12 +82,13 @@ def main(wanted):
         print(f"{name:14}{text}")
 
 
-def read(given, *, whole=False, only_finite=True):
+def read(given, *, whole=False, only_finite=True, ema="average"):
     """The Source that a folder or a file is.
 
     Args:
-      whole: with momentum.
+      whole: with momentum, which is that of the last weights.
       only_finite: False takes values that are nan or infinite too.
+      ema: of a run with an average of its weights, and not whole: whether that is taken or the "last" ones.
     """
     path = pathlib.Path(given).expanduser()
     if as_run.is_file(path):
@@ -97,7 +100,7 @@ def read(given, *, whole=False, only_finite=True):
         state, meta = restore_all(path)
         params, batch_stats, momentum = state["params"], state.get("batch_stats", {}), _trace(state["opt_state"])
     else:
-        params, batch_stats, meta = restore_params(path)
+        params, batch_stats, meta = restore_params(path, ema=ema)
     if "arch" not in meta.get("config", {}):
         raise UserError(f"{path} is no run of train.py or linear_eval.py; give the --workdir of one.")
     if only_finite:
@@ -108,7 +111,8 @@ def read(given, *, whole=False, only_finite=True):
         if whole and rest:
             log.warning("step %d is inside epoch %d, which the official code begins again", meta["step"], epoch)
     weights = files.Weights(kind, params, batch_stats, momentum, epoch, meta["step"])
-    return Source(str(path), weights, config, meta["channels"], meta)
+    taken = ("last" if whole else ema) if "averaged" in meta else ""
+    return Source(str(path), weights, config, meta["channels"], meta, taken)
 
 
 def steps_per_epoch(config, images):
@@ -198,6 +202,7 @@ def _verified(source, layout, unverified):
         "stem": config["stem"],
         "channels": source.channels,
         "step": weights.step,
+        **({"ema": source.ema} if source.ema else {}),
         "image_size": config["eval"]["crop"],
         "mean": list(config["views"]["mean"]),
         "std": list(config["views"]["std"]),
@@ -243,6 +248,7 @@ def measured(source):
         for line in lines
         if line["checkpoint_step"] in (origin["step"], 0 if line["baseline"] else None)
         and frozen.run_folder(line["checkpoint"]).name in (run, "")
+        and (line["baseline"] or line["settings"].get("ema", "") == source.ema)
     ]
 
 

@@ -144,6 +144,7 @@ def meaning(config, images):
     d = state.batch_stats["bn"]["mean"].shape[0]
     steps = steps_per_epoch(config, images)
     expected = experiment.expected_loss(config, d)
+    average = f", {size(nbytes(state.average))} of it the average of the weights" if state.average else ""
     at_init = f"loss          {config.objective}"
     if expected:
         at_init = (
@@ -160,7 +161,7 @@ def meaning(config, images):
         f"{steps * config.warmup_epochs:,}, from {float(method.schedules['learning_rate_weights'](0)):.4g}",
         f"views         {viewing.described(config)}",
         at_init,
-        f"checkpoint    {size(nbytes(state))} each, {config.keep_checkpoints} kept and the best by kNN",
+        f"checkpoint    {size(nbytes(state))} each{average}, {config.keep_checkpoints} kept and the best by kNN",
         "",
         *_departures(config),
     ]

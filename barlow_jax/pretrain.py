@@ -14,6 +14,7 @@ the whole mesh, and its gradient is that of the global batch. Of its parts, here
     accept        the new state, if all is finite
     microbatches  the network there and back, for the whole batch or for micro-batches
     nonfinite     steps whose numbers are not finite
+    averaging     the average of the weights, where there is one
     loss_scale    float16
 """
 
@@ -31,7 +32,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.loss import cross_correlation
 from barlow_jax.metrics import embedding_stats
 from barlow_jax.sharding import by_example, replicated
-from barlow_jax.training import loss_scale, microbatches, nonfinite
+from barlow_jax.training import averaging, loss_scale, microbatches, nonfinite
 
 
 class TrainState(NamedTuple):
@@ -44,6 +45,7 @@ class TrainState(NamedTuple):
     probe: Any  # the online linear probe: {"params", "opt_state"}, or {} without labels
     health: Any  # what `nonfinite` has found: {"skipped", "in_a_row", "step", "tensor"}
     loss_scale: Any  # of float16: {"scale", "good_steps", "overflows"}, or {} for other precisions
+    average: Any = {}  # of the weights, see `averaging`: {"params", "batch_stats"}, or {} without one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Method:
       scale_loss: factor on the loss that is differentiated; the loss that is shown is without it. It matters only where
         the optimiser is not scale-free.
       probe_tx: optimiser of the online probe, if the state has one.
+      ema: decay of the average of the weights, if the state has one.
       schedules: {name: schedule}, learning rates to show.
       give_up_after: so many updates in a row that are not finite; see `nonfinite`. None of them is applied.
       state_sharding: of the state, see `sharding.of_state`; None replicates it.
@@ -78,6 +81,7 @@ class Method:
     forward: Callable = microbatches.whole
     scale_loss: float = 1.0
     probe_tx: optax.GradientTransformation | None = None
+    ema: float = 0.0
     schedules: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     give_up_after: int = 1
     state_sharding: Any = None
@@ -96,6 +100,7 @@ def create_state(
     num_classes: int | None = None,
     probe_tx: optax.GradientTransformation | None = None,
     scaled: bool = False,
+    averaged: bool = False,
 ) -> tuple[Any, TrainState]:
     """The state at step 0.
 
@@ -105,6 +110,7 @@ def create_state(
       num_classes: of the online probe.
       probe_tx: the probe's optimiser. There is a probe where both are given.
       scaled: whether the gradient needs a loss scale, as float16 does.
+      averaged: whether an average of the weights is kept.
     Returns:
       graphdef (static structure of the network), TrainState.
     """
@@ -117,12 +123,13 @@ def create_state(
         }
         probe = {"params": head, "opt_state": probe_tx.init(head)}
     scale = loss_scale.create() if scaled else {}
-    step = jnp.zeros([], jnp.int32)
-    return graphdef, TrainState(step, params, batch_stats, tx.init(params), probe, nonfinite.create(), scale)
+    average = averaging.create(params, batch_stats) if averaged else {}
+    step, health = jnp.zeros([], jnp.int32), nonfinite.create()
+    return graphdef, TrainState(step, params, batch_stats, tx.init(params), probe, health, scale, average)
 
 
 def going_on(state: TrainState, params: Any, batch_stats: Any, momentum: Any, step: int | jax.Array) -> TrainState:
-    """A fresh state with what another run has reached.
+    """A fresh state with what another run has reached; an average of the weights begins there.
 
     Args:
       params, batch_stats: nested dicts like the state's.
@@ -133,6 +140,7 @@ def going_on(state: TrainState, params: Any, batch_stats: Any, momentum: Any, st
     """
     opt_state = optim.going_on(state.opt_state, momentum, step)
     new = state._replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state)
+    new = new._replace(average=averaging.create(params, batch_stats) if state.average else {})
     wrong = tree.differences(state, new)
     if wrong:
         name, (here, there) = next(iter(wrong.items()))
@@ -178,6 +186,7 @@ def train_step(method: Method, state: TrainState, batch: Any) -> tuple[TrainStat
 
     # The optimiser's update, which becomes the state if all that led to it is finite.
     new = update(method, state, grads, dhead)._replace(batch_stats=batch_stats)
+    new = new._replace(average=averaging.update(state.average, new.params, new.batch_stats, method.ema))
     state = accept(state, new, nonfinite.find(batch_stats, z[:, :2], metrics["loss"], squares), method.give_up_after)
     metrics["skipped"] = state.health["skipped"]
     return state, metrics | loss_scale.shown(state.loss_scale)

@@ -38,7 +38,8 @@ def of_state(state, mesh, *, split=False):
       state: with `params` and `opt_state`, arrays or shapes.
       split: whether the state of the optimiser and the matrices of projector and predictor are split over the devices
         along their largest axis that allows it (the idea of ZeRO, arXiv 1910.02054); what is left, and small, is
-        replicated. The partitioner then splits their products too, which moves fewer bytes than to gather them.
+        replicated. The partitioner then splits their products too, which moves fewer bytes than to gather them. An
+        average of the weights lies as the weights do.
     """
     whole = jax.tree.map(lambda _: replicated(mesh), state)
     if not split:
@@ -53,7 +54,9 @@ def of_state(state, mesh, *, split=False):
 
     heads = {name: state.params[name] for name in ("projector", "predictor") if name in state.params}
     opt_state = jax.tree.map(along_largest, state.opt_state)
-    return whole._replace(params=whole.params | jax.tree.map(along_largest, heads), opt_state=opt_state)
+    params = whole.params | jax.tree.map(along_largest, heads)
+    average = whole.average | ({"params": params} if whole.average else {})
+    return whole._replace(params=params, opt_state=opt_state, average=average)
 
 
 def compiler_options(mesh, *, deterministic=False):

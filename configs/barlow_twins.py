@@ -78,6 +78,9 @@ def get_config():
     # The official code's gradient is 1/W of the true one on W GPUs, and its rates were tuned on it. Ours is the true
     # one on any number of devices, divided by this. The published model was trained on 16 GPUs (README; paper: 32).
     config.reference_world_size = 16
+    # Decay of an average of the weights, which is then what is judged and exported (docs/evaluation.md); 0.0 is none.
+    # It reaches back some 1 / (1 - ema) steps, which should be few beside those of the run.
+    config.ema = 0.0
 
     # Memory. A batch may pass through the network in micro-batches, one after the other, and its gradient is still that
     # of the loss of the whole batch; it costs one more forward pass. Batch norm then takes its statistics from each

@@ -29,13 +29,18 @@ def write_set(path, **changes):
     return path
 
 
+def config_of(data):
+    """That of the run, unlocked."""
+    config = cifar10.get_config().unlock()
+    config.arch, config.projector, config.precision = "convnet", (16, 16), "float32"
+    config.image_size = config.eval.resize = config.eval.crop = 24
+    config.data.path = str(data)
+    return config
+
+
 def make(folder, data, change=lambda params: params):
     """The work folder of a run on an .npz; change: params -> params, such as one that breaks them."""
-    config = cifar10.get_config()
-    with config.unlocked():
-        config.arch, config.projector, config.precision = "convnet", (16, 16), "float32"
-        config.image_size = config.eval.resize = config.eval.crop = 24
-        config.data.path = str(data)
+    config = config_of(data)
     _, state = pretrain.create_state(experiment.network(config, 3), optax.sgd(0.1))
     state = state._replace(params=change(state.params))
     checkpoints = Checkpoints(folder / FOLDER)

@@ -31,6 +31,7 @@ def test_a_key_depends_on_the_place_and_not_on_the_batch():
 class State(NamedTuple):
     params: Any
     opt_state: Any
+    average: Any = {}
 
 
 def test_what_is_split_goes_along_the_longest_axis_that_the_devices_divide():
@@ -44,11 +45,14 @@ def test_what_is_split_goes_along_the_longest_axis_that_the_devices_divide():
         "kernel": ((3, 3, 128, 512), P(None, None, None, "data")),
     }
     arrays = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in shapes.items()}
-    state = State({"backbone": arrays, "projector": arrays}, (arrays,))
+    params = {"backbone": arrays, "projector": arrays}
+    state = State(params, (arrays,), {"params": params, "batch_stats": arrays})
     mesh = sharding.make_mesh()
     split = jax.tree.map(lambda s: s.spec, sharding.of_state(state, mesh, split=True))
     want = {name: spec for name, (_, spec) in shapes.items()}
-    assert split == State({"backbone": dict.fromkeys(shapes, P()), "projector": want}, (want,))
+    params = {"backbone": dict.fromkeys(shapes, P()), "projector": want}
+    assert split == State(params, (want,), {"params": params, "batch_stats": dict.fromkeys(shapes, P())})
+    assert sharding.of_state(state._replace(average={}), mesh, split=True).average == {}
     assert {s.spec for s in jax.tree.leaves(sharding.of_state(state, mesh))} == {P()}  # unless asked
 
 

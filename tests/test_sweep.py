@@ -52,7 +52,7 @@ def get_config(lambd):
         config.lambd = float(lambd)
     return config.lock()
 """
-ORIGIN = SimpleNamespace(path="runs/x", step=6, baseline="")
+ORIGIN = SimpleNamespace(path="runs/x", step=6, baseline="", ema="")
 KNN = {"protocol": "knn", "dataset": "x:test", "n": 400, "classes": 10, "metric": "top1", "k": 20, "temperature": 0.07}
 
 
@@ -210,7 +210,7 @@ def test_a_record_that_is_none_of_ours_is_a_sentence(tmp_path):
 
 
 def lines_of(folder, value, *, baseline="", step=6, **more):
-    subject = SimpleNamespace(path=str(folder), step=step, baseline=baseline)
+    subject = SimpleNamespace(path=str(folder), step=step, baseline=baseline, ema="")
     folder = folder / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     results.append(folder, [results.line(subject, values=[value], seeds=[], **(KNN | more))])

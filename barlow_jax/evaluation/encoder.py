@@ -154,13 +154,14 @@ class Network:
         return np.concatenate(found)
 
 
-def load(path, *, step: int | None = None) -> Network:
+def load(path, *, step: int | None = None, ema: str = "average") -> Network:
     """The network of a run, of an evaluation by linear_eval.py, or in a file of weights.
 
     Args:
       path: work folder, one of its checkpoints, a file (.pth, .pkl, .safetensors), or a folder with model.safetensors
         as the Hugging Face Hub has them, of which the backbone is taken.
       step: of an evaluation, which of the checkpoints kept; None is the last one.
+      ema: of a run with config.ema, whether its "average" is taken or its "last" weights.
     Raises:
       UserError: there is no such thing.
     """
@@ -170,4 +171,4 @@ def load(path, *, step: int | None = None) -> Network:
         if "classifier" in meta:
             finite.check(folder, params, batch_stats)
             return Network(subject.of_evaluation(params, batch_stats, meta), classifier.of(params, batch_stats, meta))
-    return Network(subject.load(folder))
+    return Network(subject.load(folder, ema=ema))

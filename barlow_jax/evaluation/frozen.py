@@ -19,6 +19,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.evaluation import linear_experiment, subject
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER as CHECKPOINTS
+from barlow_jax.run.checkpoint import WEIGHTS
 from barlow_jax.weights import as_run
 
 FOLDER = "eval"  # of the pre-training run, where the work folder is if none is named
@@ -40,6 +41,7 @@ def define_flags(flag, config):
     flag.config("File or name of the evaluation.", default=config)
     flag.text("checkpoint", "Work folder of the run to be judged, or one of its checkpoints.")
     flag.text("baseline", "Judge this in its place: random (not trained) or pixels (no network).")
+    flag.choice("ema", WEIGHTS, "Of a run with config.ema, which of its weights.", default="average")
     flag.text("workdir", f"Folder of features and results, if not {FOLDER}/ in the run.")
 
 
@@ -48,7 +50,7 @@ def opened(wanted, table, needed):
     """What a command has been given, as `Judged`; the work folder is made, and locked until the `with` ends.
 
     Args:
-      wanted: config, checkpoint, baseline and workdir, as `define_flags` defines them.
+      wanted: config, checkpoint, baseline, ema and workdir, as `define_flags` defines them.
       table: of the fields that the config may have, a `fields.Table`.
       needed: names of those that it must have, besides those that all commands read.
     Raises:
@@ -57,7 +59,7 @@ def opened(wanted, table, needed):
     config = wanted.config
     always = [name for name in table.fields if name == "precision" or name.startswith(("data.", "eval."))]
     fields.check(config, table, needed=[*always, *needed])
-    found = subject.load(wanted.checkpoint, wanted.baseline)
+    found = subject.load(wanted.checkpoint, wanted.baseline, wanted.ema)
     run = run_folder(found.path)
     beside = run.with_name(f"{run.name}.{FOLDER}") if as_run.is_file(run) else run / FOLDER
     folder = pathlib.Path(wanted.workdir or beside).expanduser()
@@ -136,4 +138,5 @@ def publish(judged, lines, table):
 def title(judged, text):
     """First line of a table: what was judged, and on what."""
     found = judged.subject
-    return f"{found.baseline + ' in place of ' if found.baseline else ''}{found.path}, step {found.step}; {text}"
+    whose = f", {found.ema} weights" if found.ema else ""
+    return f"{found.baseline + ' in place of ' if found.baseline else ''}{found.path}, step {found.step}{whose}; {text}"

@@ -61,28 +61,30 @@ def with_seed(config, seed):
     return config.lock()
 
 
-def find_subject(checkpoint, folders, baseline=""):
+def find_subject(checkpoint, folders, baseline="", ema="average"):
     """What is judged, see `subject.load`, or as the evaluation in the first folder that has begun took it over then.
 
     So an evaluation that goes on does not mind that the run it judges has gone on too, and all seeds judge the same.
     """
     run, own = pathlib.Path(checkpoint).expanduser(), next(filter(holds_checkpoints, folders), None)
     if own is None:
-        return subject.load(checkpoint, baseline)
+        return subject.load(checkpoint, baseline, ema)
     params, batch_stats, meta = restore_params(own)
     began = meta.get("origin", {})
-    if (began.get("path"), began.get("baseline", "")) != (str(run), baseline):
+    of = began.get("ema", "")  # absent: of older evaluations, which had one kind of weights
+    if (began.get("path"), began.get("baseline", "")) != (str(run), baseline) or of not in ("", ema):
         raise UserError(
-            f"--workdir {own} holds an evaluation of {began.get('path')}{_in_place(began.get('baseline'))}, and "
-            f"--checkpoint is {run}{_in_place(baseline)}; take another --workdir."
+            f"--workdir {own} holds an evaluation of {began.get('path')}{_in_place(began.get('baseline'), of)}, and "
+            f"--checkpoint is {run}{_in_place(baseline, of and ema)}; take another --workdir."
         )
     judged = subject.of_evaluation(params, batch_stats, meta)
     log.info("judging %s", judged)
     return judged
 
 
-def _in_place(baseline):
-    return f" with --baseline={baseline}" if baseline else ""
+def _in_place(baseline, ema):
+    flags = [f"--{name}={value}" for name, value in (("baseline", baseline), ("ema", ema)) if value]
+    return f" with {' and '.join(flags)}" if flags else ""
 
 
 def filled_in(config, pretrained):

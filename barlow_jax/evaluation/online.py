@@ -6,13 +6,15 @@ from barlow_jax import experiment, metrics
 from barlow_jax.data import sources
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import features
+from barlow_jax.training import averaging
 
 
 def make_evaluation(config, graphdef, source, val_source, mesh):
     """state -> scores: kNN and the online probe on the validation images, effective rank of their features.
 
     Unlabelled images, on either side, count for the effective rank only. Without labels, or without validation images,
-    it is all that is left, of training images then.
+    it is all that is left, of training images then. Of a run with an average of the weights that is judged, but for the
+    probe, which is a layer on features of the last weights.
     """
     mean, std = tuple(config.views.mean), tuple(config.views.std)
     step = features.make_feature_step(graphdef, size=config.eval.crop, mean=mean, std=std, mesh=mesh)
@@ -25,19 +27,20 @@ def make_evaluation(config, graphdef, source, val_source, mesh):
             "lower it."
         )
 
-    def extract(state, source):
+    def extract(weights, source):
         batches = experiment.eval_batches(config, source, mesh)
-        return features.extract(step, state.params, state.batch_stats, batches, mesh)[:2]
+        return features.extract(step, *weights, batches, mesh)[:2]
 
     def known(features, labels):
         return features[labels >= 0], labels[labels >= 0]
 
     def evaluate(state):
-        test, test_labels = extract(state, val_source or bank_source)
+        weights = averaging.judged(state)
+        test, test_labels = extract(weights, val_source or bank_source)
         scores = {"effective_rank": float(metrics.effective_rank(metrics.rank_sample(test)))}
         if supervised:
             test, test_labels = known(test, test_labels)
-            bank, bank_labels = known(*extract(state, bank_source))
+            bank, bank_labels = known(*extract(weights, bank_source))
             scores["knn"] = metrics.knn_accuracy(
                 bank,
                 bank_labels,
@@ -47,6 +50,8 @@ def make_evaluation(config, graphdef, source, val_source, mesh):
                 temperature=config.eval.knn_temperature,
                 mesh=mesh,
             )
+            if state.average:
+                test, _ = known(*extract((state.params, state.batch_stats), val_source))
             head = jax.device_get(state.probe["params"])
             scores["probe"] = float(((test @ head["kernel"] + head["bias"]).argmax(1) == test_labels).mean())
         return scores

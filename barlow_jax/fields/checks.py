@@ -25,7 +25,7 @@ def check(config, table, needed=None):
             raise UserError(f"config.{name} is missing; start from {page}.")
     for name in values:
         if name not in table.fields:
-            near = difflib.get_close_matches(name, table.fields, n=1) or _same_last(name, table)
+            near = _same_last(name, table) or difflib.get_close_matches(name, table.fields, n=1)
             remedy = f"did you mean config.{near[0]}?" if near else f"configs/{table.page}.py has all that there are."
             raise UserError(f"config.{name} is no field; {remedy}")
     for name, value in values.items():

@@ -95,6 +95,7 @@ PRETRAINING = Table(
         "optimizer.b2": number(0, below=1, default=0.999),
         "optimizer.eps": SHARE,
         "reference_world_size": integer(1, 2**16, special={1: "the true gradient"}),
+        "ema": number(0, below=1, special={0.0: "none"}, default=0.0),
         "microbatches": integer(1, BATCH, special={1: "the whole batch at once"}),
         "microbatch_statistics": choice("micro", "batch"),
         "remat": choice("none", "blocks"),

@@ -48,7 +48,8 @@ def line(subject, *, protocol, dataset, n, classes, metric, values, seeds, **set
       dataset, n, classes: name of the test images, how many counted, of how many classes.
       metric: such as "top1".
       values: the number for each of `seeds`; several give their mean, and as spread their standard deviation (n - 1).
-      settings: whatever else tells this number from others by the same protocol.
+      settings: whatever else tells this number from others by the same protocol. Of a run with an average of its
+        weights "ema" is there too, and says whether it or the last ones were judged.
     """
     values = np.asarray(values, np.float64)
     return {
@@ -63,7 +64,7 @@ def line(subject, *, protocol, dataset, n, classes, metric, values, seeds, **set
         "checkpoint": subject.path,
         "checkpoint_step": subject.step,
         "baseline": subject.baseline,
-        "settings": settings,
+        "settings": settings | ({"ema": subject.ema} if subject.ema else {}),
         "command": _command(),
     }
 

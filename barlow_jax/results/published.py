@@ -37,6 +37,7 @@ VALUES = {
     "optimizer.b2": ("no AdamW", "no AdamW"),
     "optimizer.eps": ("no AdamW", "no AdamW"),
     "reference_world_size": (16, 32),
+    "ema": (0.0, 0.0),
     "microbatches": (1, 1),
     "data.kind": ("folder", None),
     "data.last": ("keep", None),

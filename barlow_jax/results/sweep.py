@@ -57,7 +57,7 @@ def _together(member, folder, by_seed):
     first = next(iter(by_seed.values()))
     kept = {n: v for n, v in first["settings"].items() if not isinstance(v, list) or n == "departures"}
     return line(
-        SimpleNamespace(path=str(folder), step=furthest, baseline=first["baseline"]),
+        SimpleNamespace(path=str(folder), step=furthest, baseline=first["baseline"], ema=""),  # in `kept`
         **{name: first[name] for name in ("protocol", "dataset", "n", "classes", "metric")},
         values=[one["value"] for one in by_seed.values()],
         seeds=list(by_seed),

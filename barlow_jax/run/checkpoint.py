@@ -26,6 +26,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.run import manifest
 
 FOLDER = "checkpoints"  # inside a run's work folder
+WEIGHTS = ("average", "last")  # of a run with config.ema, those that there are to read
 
 log = logging.getLogger(__name__)
 
@@ -199,19 +200,26 @@ def holds_checkpoints(path) -> bool:
     return newest_step(path) is not None
 
 
-def restore_params(path, *, step: int | None = None) -> tuple[dict, dict, dict]:
+def restore_params(path, *, step: int | None = None, ema: str = "average") -> tuple[dict, dict, dict]:
     """Reads (params, batch_stats, meta) of a checkpoint without knowing its model; never writes.
 
     Args:
       path: a run's work folder, its folder of checkpoints, or one checkpoint.
       step: which one; None is the newest whole one, damaged ones being named in warnings.
+      ema: where an average of the weights was kept beside the last ones, which to read, one of WEIGHTS.
     Returns:
       Nested dicts of numpy arrays with string keys, also where the state had numbers; and what `Checkpoints.save` was
-      given as meta.
+      given as meta, with the step, and where there is an average "averaged".
     Raises:
       UserError: there is nothing to restore, or all of it is damaged, or it holds no `params`.
     """
-    folder, read, meta = _restore(path, step, ("params", "batch_stats"))
+
+    def chosen(saved):
+        names = ("average",) if ema == "average" and saved.get("average") else ("params", "batch_stats")
+        return {name: saved[name] for name in saved if name in names}
+
+    folder, read, meta = _restore(path, step, chosen)
+    read = read.get("average", read)
     if "params" not in read:
         raise UserError(
             f"{folder} holds {sorted(_saved_tree(folder))} and no params; give the folder of a training run."
@@ -224,7 +232,7 @@ def restore_all(path, *, step: int | None = None) -> tuple[dict, dict]:
     return _restore(path, step)[1:]
 
 
-def _restore(path, step, names=None) -> tuple[epath.Path, dict, dict]:
+def _restore(path, step, chosen=dict) -> tuple[epath.Path, dict, dict]:
     path = epath.Path(path).expanduser().absolute()
     if path.name.isdigit() and (path / manifest.FILE).exists():
         path, step = path.parent, int(path.name)
@@ -232,10 +240,11 @@ def _restore(path, step, names=None) -> tuple[epath.Path, dict, dict]:
         path = path / FOLDER
     folder = path / str(_choose(path, step))
     saved = _saved_tree(folder)
-    wanted = {name: saved[name] for name in saved if names is None or name in names}
+    wanted = chosen(saved)
     as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
     read = _read_arrays(folder, as_numpy) if wanted else {}
-    return folder, read, manifest.read(folder)["meta"] | {"step": int(folder.name)}
+    told = {"step": int(folder.name)} | ({"averaged": True} if saved.get("average") else {})
+    return folder, read, manifest.read(folder)["meta"] | told
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
