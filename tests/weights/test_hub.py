@@ -24,7 +24,7 @@ DATASET = "/secret/place/pets/val"
 
 
 def result(step=STEP, path="elsewhere/run", baseline="", **changes):
-    origin = SimpleNamespace(path=path, step=step, baseline=baseline)
+    origin = SimpleNamespace(path=path, step=step, baseline=baseline, ema="")
     known = {"protocol": "linear", "dataset": DATASET, "n": 1000, "classes": 10, "metric": "top1", "seeds": [0]}
     return results.line(origin, **({"values": [0.914], "result": "last"} | known | changes))
 
@@ -60,6 +60,7 @@ def made(tmp_path_factory):
         ],
     )
     wanted = {"arguments": [folder / "run" / "checkpoints" / str(STEP)], "format": "huggingface", "nonfinite": "refuse"}
+    wanted |= {"ema": "average"}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(export, "features_of", first_pixels)
         export.main(SimpleNamespace(**wanted, out=str(folder / "pets")))
