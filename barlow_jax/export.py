@@ -184,7 +184,8 @@ def export(source, layout, out):
         write(source, layout, unverified)
         report = {"file": str(out)} | _verified(source, layout, unverified)
         if layout == hub.FORMAT:
-            told = card.text(*source[1:], measured(source), report)
+            about = source.weights, source.config, source.channels, source.meta
+            told = card.text(*about, measured(source), report)
             writing.text(unverified / hub.CARD, told)
         writing.text(out.with_name(f"{out.name}.json"), json.dumps(report, indent=1) + "\n")
     return report
