@@ -254,6 +254,12 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "(logits.argmax(-1) == label)",
         "an unknown label is -1, which no class is",
     ),
+    (
+        "model",
+        "for fan_in, width in zip((in_features, *widths), widths, strict=False):",
+        "(zip((in_features, *widths), widths))",
+        "not strict is what it is unless told",
+    ),
     ("run.checkpoint", "if chosen < 0:", "(1)", "there is no checkpoint of step 0"),
     (
         "data.decode",
