@@ -15,7 +15,35 @@ from barlow_jax.run import cluster
 log = logging.getLogger(__name__)
 
 
-class StopSignals:
+class Handling:
+    """Inside its `with`, signals go to `_receive`; outside of it to whom they went before."""
+
+    def __init__(self):
+        self._before = {}
+
+    def _numbers(self):
+        """The signals, asked for when the `with` begins."""
+        raise NotImplementedError
+
+    def _receive(self, number, frame):
+        raise NotImplementedError
+
+    def __enter__(self):
+        for number in self._numbers():
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def is_ignored(number):
+    """As nohup makes SIGHUP."""
+    return signal.getsignal(number) == signal.SIG_IGN
+
+
+class StopSignals(Handling):
     """Turns SIGTERM, Ctrl-C, SIGUSR1 and SIGHUP into a request that the loop looks at after each step.
 
         with StopSignals() as stop:
@@ -36,23 +64,17 @@ class StopSignals:
     """
 
     def __init__(self):
+        super().__init__()
         self.received = None
         self._last = None
         self._again = False
         self._alone = jax.process_count() == 1
-        self._before = {}
 
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, *([signal.SIGTERM] if self._alone else [])]
-            for number in numbers:
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *error):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _numbers(self):
+        if threading.current_thread() is not threading.main_thread():
+            return []
+        numbers = [signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if self._alone else [])]
+        return numbers if is_ignored(signal.SIGHUP) else [*numbers, signal.SIGHUP]
 
     def _receive(self, number, frame):
         del frame

@@ -17,7 +17,7 @@ import sys
 import time
 
 from barlow_jax.errors import UserError
-from barlow_jax.run import lock, writing
+from barlow_jax.run import lock, signals, writing
 
 DONE, LOG = "stages.json", "stages.log"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -26,26 +26,19 @@ COMMAND = (sys.executable, "-m", "barlow_jax.cli")
 log = logging.getLogger(__name__)
 
 
-class Stages:
+class Stages(signals.Handling):
     """Runs commands until a signal comes, which goes to the one that is running: it saves, and no other is started.
 
     A second Ctrl-C kills it. Outside of the `with` signals do what they did before.
     """
 
     def __init__(self):
+        super().__init__()
         self.stopped = None  # the signal
         self._running = None
-        self._before = {}
 
-    def __enter__(self):
-        for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup has said so
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *error):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _numbers(self):
+        return [number for number in SIGNALS if not signals.is_ignored(number)]
 
     def _receive(self, number, frame):
         del frame
