@@ -23,25 +23,9 @@ from jax.typing import DTypeLike
 from barlow_jax.errors import UserError
 from barlow_jax.networks import windows
 from barlow_jax.networks.resnet import precision_of
-from barlow_jax.networks.vit import MLP, layer_norm, linear_init
+from barlow_jax.networks.vit import MLP, Patches, layer_norm, linear_init
 
 LAYER_SCALE = 1e-6
-
-
-class Patches(nnx.Module):
-    """A convolution of windows side by side, its stride their size; what is left at the far edges is not seen."""
-
-    def __init__(self, side: int, channels: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(linear_init(rngs.params(), (side, side, channels, width)))
-        self.bias = nnx.Param(jnp.zeros(width))
-        self.dtype = dtype
-
-    def __call__(self, x: Array) -> Array:
-        """[..., H, W, channels] -> [..., H // side, W // side, width]."""
-        side, *_, width = self.kernel.shape
-        kernel = self.kernel[...].astype(self.dtype).reshape(-1, width)
-        y = jnp.matmul(windows.patches(x.astype(self.dtype), side), kernel, precision=precision_of(self.dtype))
-        return y + self.bias[...].astype(self.dtype)
 
 
 class Depthwise(nnx.Module):

@@ -71,26 +71,45 @@ def attention(q: Array, k: Array, v: Array) -> Array:
 
 
 class Patches(nnx.Module):
-    """A linear layer on patches that do not overlap, a convolution whose stride is its size: `patch_embed`."""
+    """A convolution of windows side by side, its stride their size; what is left at the far edges is not seen.
 
-    class Proj(nnx.Module):
-        """Its parameters, as a convolution has them."""
+    Args:
+      initial: of the kernel and of the bias; the kernel normal(0, 0.02) and the bias 0 where it is None.
+    """
 
-        def __init__(self, patch: int, channels: int, width: int, rngs: nnx.Rngs):
-            init = uniform_init(patch * patch * channels)
-            self.kernel = nnx.Param(init(rngs.params(), (patch, patch, channels, width)))
-            self.bias = nnx.Param(init(rngs.params(), (width,)))
+    def __init__(
+        self,
+        side: int,
+        channels: int,
+        width: int,
+        *,
+        initial: nnx.Initializer | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param((initial or linear_init)(rngs.params(), (side, side, channels, width)))
+        self.bias = nnx.Param(initial(rngs.params(), (width,)) if initial else jnp.zeros(width))
+        self.dtype = dtype
+
+    def __call__(self, x: Array) -> Array:
+        """[..., H, W, channels] -> [..., H // side, W // side, width]."""
+        side, *_, width = self.kernel.shape
+        kernel = self.kernel[...].astype(self.dtype).reshape(-1, width)
+        y = jnp.matmul(windows.patches(x.astype(self.dtype), side), kernel, precision=precision_of(self.dtype))
+        return y + self.bias[...].astype(self.dtype)
+
+
+class PatchEmbed(nnx.Module):
+    """Patches as tokens: `patch_embed`."""
 
     def __init__(self, patch: int, channels: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.patch, self.dtype = patch, dtype
-        self.proj = Patches.Proj(patch, channels, width, rngs)
+        initial = uniform_init(patch * patch * channels)
+        self.proj = Patches(patch, channels, width, initial=initial, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array) -> Array:
         """[..., H, W, C] -> [..., H W / patch^2, width], row by row."""
-        x = windows.patches(images.astype(self.dtype), self.patch)
-        x = x.reshape(*x.shape[:-3], -1, x.shape[-1])
-        kernel = self.proj.kernel[...].astype(self.dtype).reshape(x.shape[-1], -1)
-        return jnp.matmul(x, kernel, precision=precision_of(self.dtype)) + self.proj.bias[...].astype(self.dtype)
+        x = self.proj(images)
+        return x.reshape(*x.shape[:-3], -1, x.shape[-1])
 
 
 class Attention(nnx.Module):
@@ -175,7 +194,7 @@ class ViT(nnx.Module):
         self.cls_token = nnx.Param(nnx.initializers.normal(1e-6)(rngs.params(), (1, 1, width)))
         learned = linear_init(rngs.params(), (1, 1 + side * side, width))
         self.pos_embed = nnx.Param(learned if positions == "learned" else sincos_positions(side, width))
-        self.patch_embed = Patches(patch, channels, width, dtype=dtype, rngs=rngs)
+        self.patch_embed = PatchEmbed(patch, channels, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(width, heads, dtype=dtype, rngs=rngs) for _ in range(depth)])
         if pooling == "token":
             self.norm = layer_norm(width, dtype, rngs)
