@@ -25,6 +25,12 @@ figure { margin: 1em 0; } figcaption { color: #666; }
 """
 
 
+def markdown(head, rows):
+    """A table in Markdown, of texts that are one line each and have no "|"."""
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join("|" + "".join(f" {text} |" if text else " |" for text in line) for line in lines)
+
+
 def page(rows, notes, folders):
     """The page as text.
 

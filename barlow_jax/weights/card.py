@@ -228,5 +228,4 @@ by who computed them: {found}. SHA-256 of {files.HUB_FILE}: `{report["sha256"]}`
 
 
 def _table(head, rows):
-    lines = [head, ["---"] * len(head), *([page.printable(cell).replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in lines)
+    return page.markdown(head, [[page.printable(cell).replace("|", "\\|") for cell in row] for row in rows])
