@@ -25,7 +25,8 @@ import tempfile
 import time
 import zlib
 
-from known_changes import HARMLESS, KNOWN
+from harmless_changes import HARMLESS
+from known_changes import KNOWN
 
 ROOT = pathlib.Path(__file__).parent.parent
 COPIED = ("barlow_jax", "benchmarks", "configs", "tests", "pyproject.toml", "train.py", "linear_eval.py")
