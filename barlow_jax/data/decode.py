@@ -234,9 +234,8 @@ def canvas_batches(
         parts = tf.numpy_function(plan, [step], [tf.int64, tf.float64])
         return tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True))
 
-    as_written = (
-        tf.autograph.experimental.do_not_convert
-    )  # no `if` of Python here is of a tensor; converting takes a second
+    # No `if` of Python in these functions is of a tensor, and converting them takes a second of every start.
+    as_written = tf.autograph.experimental.do_not_convert
     load = as_written(_row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries))
     running = tf.Variable(True)
     batches = (
