@@ -9,13 +9,17 @@ from jax.lax import Precision
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
-def products(jaxpr):
-    """The equations of all matrix products and convolutions of a jaxpr, those of its inner jaxprs too, in order."""
+def equations(jaxpr):
+    """All equations of a jaxpr, those of its inner jaxprs too, in order."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name in PRODUCTS:
-            yield equation
+        yield equation
         for inner in core.jaxprs_in_params(equation.params):
-            yield from products(inner)
+            yield from equations(inner)
+
+
+def products(jaxpr):
+    """Of its equations the matrix products and convolutions."""
+    return (equation for equation in equations(jaxpr) if equation.primitive.name in PRODUCTS)
 
 
 def asked(equation):

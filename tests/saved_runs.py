@@ -4,8 +4,9 @@ import importlib
 
 import jax
 import numpy as np
+from flax import nnx
 
-from barlow_jax import experiment, pretrain
+from barlow_jax import experiment, model, pretrain, sharding
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 
 STEP, IMAGES = 24, 100  # 12 steps an epoch
@@ -39,3 +40,41 @@ def save_run(folder, config, *, classifier=None):
     with Checkpoints(folder / FOLDER, asynchronous=False) as checkpoints:
         checkpoints.save(STEP, state, meta)
     return state
+
+
+def filled(shapes, seed=0):
+    """Random arrays: a network drawn as a run begins costs seconds."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), shapes)
+
+
+def save_filled(folder, config, *, images):
+    """The backbone and projector of a run alone, of arrays that are `filled`."""
+    _, *shapes = model.split(nnx.eval_shape(lambda: experiment.network(config, 3)))
+    state = dict(zip(("params", "batch_stats"), map(filled, shapes), strict=True))
+    with Checkpoints(folder / FOLDER, asynchronous=False) as checkpoints:
+        checkpoints.save(7, state, {"config": config.to_dict(), "channels": 3, "images": images})
+
+
+def fresh_method(config):
+    """The step of train.py on one device, and a state of zeros for it."""
+    parts = {"channels": 3, "num_classes": 4, "steps_per_epoch": 5, "mesh": sharding.make_mesh(jax.devices()[:1])}
+    method, shapes = experiment.method(config, **parts, abstract=True)
+    return method, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+
+
+def unmoved_by_a_step(config):
+    """The paths of the parameters that one step on random images leaves as they were."""
+    method, state = fresh_method(config)
+    state = state._replace(params=filled(state.params), batch_stats=jax.tree.map(np.ones_like, state.batch_stats))
+    rng, side = np.random.default_rng(0), config.image_size
+    batch = {
+        "canvas": rng.integers(0, 256, (16, side, side, 3)).astype(np.uint8),
+        "boxes": np.tile(np.float32([0, 0, side, side]), (16, 2, 1)),
+        "index": np.arange(16, dtype=np.int32),
+        "label": np.arange(16, dtype=np.int32) % 4,
+    }
+    after, metrics = pretrain.make_train_step(method)(state, batch)
+    assert np.isfinite(metrics["loss"]) and int(after.step) == 1 and int(metrics["skipped"]) == 0
+    flat = zip(jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(after.params), strict=True)
+    return [path for (path, before), now in flat if np.array_equal(before, now)]

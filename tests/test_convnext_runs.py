@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from ml_collections import ConfigDict
+from saved_runs import filled, fresh_method, save_filled, unmoved_by_a_step
 
 import barlow_jax
-from barlow_jax import experiment, export, model, pretrain, sharding
+from barlow_jax import export, model
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import subject
 from barlow_jax.networks import convnext
-from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.weights import architecture, as_run, files, naming, pickle_writer
 
 NARROW = ((1, 1), (8, 12))
@@ -48,45 +48,18 @@ def a_config(**changes):
     return config
 
 
-def filled(shapes, seed=0):
-    """Random arrays: a network drawn as a run begins costs seconds."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), shapes)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, narrower):
     """Work folder of a run that nobody had to wait for."""
     folder = tmp_path_factory.mktemp("convnext")
     config = a_config(**{"data.path": str(frozen_runs.write_set(folder / "set.npz"))})
-    _, *shapes = model.split(nnx.eval_shape(lambda: experiment.network(config, 3)))
-    state = dict(zip(("params", "batch_stats"), map(filled, shapes), strict=True))
-    with Checkpoints(folder / "run" / FOLDER, asynchronous=False) as checkpoints:
-        checkpoints.save(7, state, {"config": config.to_dict(), "channels": 3, "images": frozen_runs.TRAIN})
+    save_filled(folder / "run", config, images=frozen_runs.TRAIN)
     return folder / "run"
-
-
-def fresh_method(config):
-    parts = {"channels": 3, "num_classes": 4, "steps_per_epoch": 5, "mesh": sharding.make_mesh(jax.devices()[:1])}
-    method, shapes = experiment.method(config, **parts, abstract=True)
-    return method, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
 
 
 @pytest.mark.slow
 def test_a_step_moves_everything(narrower):
-    method, state = fresh_method(a_config())
-    state = state._replace(params=filled(state.params), batch_stats=jax.tree.map(np.ones_like, state.batch_stats))
-    rng = np.random.default_rng(0)
-    batch = {
-        "canvas": rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8),
-        "boxes": np.tile(np.float32([0, 0, 32, 32]), (16, 2, 1)),
-        "index": np.arange(16, dtype=np.int32),
-        "label": np.arange(16, dtype=np.int32) % 4,
-    }
-    after, metrics = pretrain.make_train_step(method)(state, batch)
-    assert np.isfinite(metrics["loss"]) and int(after.step) == 1 and int(metrics["skipped"]) == 0
-    flat = zip(jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(after.params), strict=True)
-    assert not [path for (path, before), now in flat if np.array_equal(before, now)]
+    assert not unmoved_by_a_step(a_config())
 
 
 @pytest.mark.slow

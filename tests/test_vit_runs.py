@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from ml_collections import ConfigDict
+from saved_runs import save_filled, unmoved_by_a_step
 
 import barlow_jax
-from barlow_jax import experiment, export, model, plan, pretrain, sharding
+from barlow_jax import experiment, export, model, plan, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import linear_experiment, subject
 from barlow_jax.networks import vit
-from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.weights import architecture, as_run, files, naming, pickle_writer
 
 FIELDS = {
@@ -49,43 +49,19 @@ def a_config(**changes):
     return config
 
 
-def filled(shapes, seed=0):
-    """Random arrays: a network drawn as a run begins costs seconds."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), shapes)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tinier):
     """(work folder of a run that nobody had to wait for, the .npz that it would be of)."""
     folder = tmp_path_factory.mktemp("vit")
     data = frozen_runs.write_set(folder / "set.npz")
     config = a_config(**{"data.path": str(data)})
-    _, *shapes = model.split(nnx.eval_shape(lambda: experiment.network(config, 3)))
-    state = dict(zip(("params", "batch_stats"), map(filled, shapes), strict=True))
-    with Checkpoints(folder / "run" / FOLDER, asynchronous=False) as checkpoints:
-        checkpoints.save(7, state, {"config": config.to_dict(), "channels": 3, "images": frozen_runs.TRAIN})
+    save_filled(folder / "run", config, images=frozen_runs.TRAIN)
     return folder / "run", data
 
 
 def test_a_step_moves_everything_but_fixed_positions(tinier):
     """The step of train.py, on one device."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    parts = {"channels": 3, "num_classes": 4, "steps_per_epoch": 5, "mesh": mesh}
-    method, shapes = experiment.method(a_config(), **parts, abstract=True)
-    state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-    state = state._replace(params=filled(state.params), batch_stats=jax.tree.map(np.ones_like, state.batch_stats))
-    rng = np.random.default_rng(0)
-    batch = {
-        "canvas": rng.integers(0, 256, (16, 24, 24, 3)).astype(np.uint8),
-        "boxes": np.tile(np.float32([0, 0, 24, 24]), (16, 2, 1)),
-        "index": np.arange(16, dtype=np.int32),
-        "label": np.arange(16, dtype=np.int32) % 4,
-    }
-    after, metrics = pretrain.make_train_step(method)(state, batch)
-    assert np.isfinite(metrics["loss"]) and int(after.step) == 1 and int(metrics["skipped"]) == 0
-    flat = zip(jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(after.params), strict=True)
-    assert [path[-1].key for (path, before), now in flat if np.array_equal(before, now)] == ["pos_embed"]
+    assert [path[-1].key for path in unmoved_by_a_step(a_config())] == ["pos_embed"]
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from programs import equations
 
 from barlow_jax import model, optim, sharding
 from barlow_jax.errors import UserError
@@ -159,13 +159,6 @@ def test_what_is_computed_in_which_precision(dtype):
     assert {product.invars[0].aval.dtype.name for product in products} == {dtype}
     assert len(products) == 2 + 3 * sum(DEPTHS)
     assert {"HIGHEST" in str(product.params["precision"]) for product in products} == {dtype == "float32"}
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from equations(inner)
 
 
 def test_what_is_first_is_told_first():
