@@ -7,7 +7,6 @@ into place only when all of that is written, so a killed save leaves nothing tha
 Folders may be local or of any kind that `etils.epath` opens, such as gs://.
 """
 
-import functools
 import json
 import logging
 import sys
@@ -139,7 +138,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         try:
             self.close()
         except UserError as failure:
@@ -170,24 +169,6 @@ class Checkpoints:
             f"The checkpoint of step {self._pending[0]} could not be written to {self.directory} "
             f"({manifest.reason(error)}), {left}; see to free space and permissions, then start again."
         )
-
-
-@functools.cache  # once is enough
-def hide_tracebacks() -> None:
-    """Keeps off the screen what the threads of Orbax and TensorStore print when a save fails.
-
-    Each of them prints its traceback, a hundred lines in all, before the same comes to us as an exception, which
-    `Checkpoints` makes a sentence of.
-    """
-    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
-    shown = sys.unraisablehook
-
-    def hook(unraisable):
-        # Of TensorStore's writes that end when Orbax has given up already, because another failed.
-        if str(unraisable.exc_value) != "Event loop is closed":
-            shown(unraisable)
-
-    sys.unraisablehook = hook
 
 
 def newest_step(path) -> int | None:

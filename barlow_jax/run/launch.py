@@ -27,7 +27,7 @@ from ml_collections import config_flags
 
 from barlow_jax.errors import UserError
 from barlow_jax.run import cluster, config_files
-from barlow_jax.run.checkpoint import hide_tracebacks
+from barlow_jax.run.quiet import hide_tracebacks
 from barlow_jax.run.writing import NO_SPACE
 
 _FIELD = re.compile(r"--?config\.([\w.]+)(=.*)?", re.DOTALL)

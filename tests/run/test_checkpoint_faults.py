@@ -1,5 +1,7 @@
 """Checkpoints survive what happens to them: damaged files, full disks, kills, a notice to one of two processes."""
 
+import asyncio
+import gc
 import json
 import logging
 import re
@@ -17,6 +19,7 @@ from small_states import assert_same, folders, like, make_state, saved_run, with
 
 from barlow_jax.errors import UserError
 from barlow_jax.run.checkpoint import Checkpoints, restore_params
+from barlow_jax.run.quiet import hide_tracebacks
 
 
 def flip_bit(file, position=0.5):
@@ -229,3 +232,19 @@ def test_two_processes_and_a_preemption_notice_to_one_of_them(tmp_path):
     [step] = ends[0]
     assert {"2", "3.damaged", step} <= set(folders(folder))
     assert restore_params(folder)[0]["b"].tolist() == [float(step)] * 3
+
+
+@pytest.mark.parametrize("file", ["orbax/checkpoint/serialization.py", "somewhere/else.py"])
+def test_writes_that_fail_beside_the_first_are_not_printed(file, caplog):
+    """asyncio prints the traceback of each task that failed and that nobody asked; one sentence tells of it."""
+    hide_tracebacks()
+    names = {}
+    exec(compile("async def write():\n    raise ValueError('No space left on device')", file, "exec"), names)
+
+    async def save():
+        asyncio.ensure_future(names["write"]())
+        await asyncio.sleep(0)
+
+    asyncio.run(save())
+    gc.collect()
+    assert ("No space left" in caplog.text) == ("orbax" not in file)
