@@ -21,7 +21,7 @@ demo: $(VENV)/.run
 	$(BIN)/python -m barlow_jax.demo --workdir=runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Against PyTorch, torchvision and timm themselves, in an environment of its own.
 $(VENV)-torch/.torch: requirements-torch.txt requirements-dev.txt requirements.txt

@@ -13,6 +13,26 @@ import jax
 import numpy as np
 import pytest
 
+# The files that take longest, which begin first, so that both workers end together: they are handed out one by one.
+LONGEST = (
+    "test_resnet",
+    "test_pretrain",
+    "test_export",
+    "test_linear_eval",
+    "test_train",
+    "test_pixels",
+    "test_stops",
+    "test_api",
+    "test_frozen",
+    "test_train_stops",
+    "test_records",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))  # stable: else as they were
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):

@@ -68,3 +68,10 @@ def test_views_in_words():
     config.views.update({"number": 3, "small": 6, "small_size": 16, "ramp_sizes": (24,), "ramp_epochs": (9,)})
     told = "3 of 32 pixels (24 until epoch 9; what is forecast is of 32) and 6 of 16 of each image, 2,304 a step"
     assert viewing.described(config) == told
+
+
+def test_views_have_a_mean_for_each_channel():
+    config = cifar10.get_config()
+    assert viewing.recipe(config, 3).size == config.image_size
+    with pytest.raises(UserError, match="The images have 5 channels and config.views.mean 3 values"):
+        viewing.recipe(config, 5)

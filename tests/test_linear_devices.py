@@ -94,7 +94,7 @@ def test_every_image_counts_once(alone):
         assert value * VAL == pytest.approx(round(value * VAL), abs=1e-9) and 0 < value < 1
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_on_several_devices(judged, alone, tmp_path, devices):
     status, output = commands.run(*line(judged, tmp_path), devices=devices)
     assert status == 0, output

@@ -242,6 +242,7 @@ def test_a_single_checkpoint_can_be_judged(pretrained, tmp_path):
     assert (origin.step, origin.channels, origin.config["arch"]) == (6, 3, "convnet")
 
 
+@pytest.mark.slow
 def test_several_seeds_end_with_mean_and_spread(pretrained, undisturbed, tmp_path):
     """Stopped in the second seed; the same line goes on there. Each seed is what it is alone."""
     driver, workdir = tmp_path / "driver.py", tmp_path / "linear"

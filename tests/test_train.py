@@ -133,6 +133,7 @@ def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
         scores(np.where((np.arange(90) < 3) | sides[1], label, -1), *sides)
 
 
+@pytest.mark.slow
 def test_images_of_many_channels(tmp_path):
     """A multi-spectral set: one mean and std a channel, no operation that is for colours."""
     rng = np.random.default_rng(0)
@@ -177,6 +178,7 @@ def test_float16_micro_batches_split_state_and_skip_in_one_run(photographs, tmp_
     assert status == 0 and "going on from step 6 of 6" in output, output
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_names_step_tensor_and_checkpoint(photographs, tmp_path):
     more = (
         "--config.optimizer.name=sgd",
@@ -191,11 +193,10 @@ def test_a_run_that_diverges_names_step_tensor_and_checkpoint(photographs, tmp_p
 
 
 def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):
+    """The line is that of the other runs, whose programs serve this one too."""
     folder = commands.photographs(tmp_path / "photographs")
     (folder / "class1" / "003.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
-    status, output = commands.run(
-        "train.py", *arguments(folder, tmp_path / "run", "--config.epochs=2", "--config.data.val=")
-    )
+    status, output = commands.run("train.py", *arguments(folder, tmp_path / "run"))
     assert status == 0 and "class1/003.jpg" in output, output
 
 

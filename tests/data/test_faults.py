@@ -197,7 +197,9 @@ def test_unreadable_images_are_replaced_by_the_next(damaged, caplog, short_detou
         assert words in reasons, reasons
 
 
-@pytest.mark.parametrize("last", order.LAST)
+@pytest.mark.parametrize(
+    "last", [pytest.param(last, marks=[] if last == "keep" else pytest.mark.slow) for last in order.LAST]
+)
 def test_resume_over_unreadable_images_is_bit_identical(damaged, short_detour, last):
     options = OPTIONS | {"batch_size": 4, "max_bad_fraction": 0.5, "last": last}
     batches = data.train_batches(damaged, **options)
@@ -249,7 +251,7 @@ def test_nothing_of_a_bad_file_reaches_the_terminal(damaged, capfd):
     assert "Traceback" not in out + err and "tensorflow" not in out + err, err
 
 
-@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("closed", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_reader_left_in_the_middle_ends_with_its_process(tmp_path, closed):
     """Threads that wait for Python's lock must not hang the exit (they did in every other run)."""
     for k in range(40):

@@ -87,7 +87,7 @@ def test_images_and_labels_are_those_that_were_stored(root):
     assert sorted(seen) == list(range(23))
 
 
-@pytest.mark.parametrize("last", ["drop", "wrap"])
+@pytest.mark.parametrize("last", [pytest.param("drop", marks=pytest.mark.slow), "wrap"])
 def test_the_order_is_that_of_every_other_source_on_any_number_of_processes(root, last):
     source = opened(root)
     whole = train(source, last=last)

@@ -106,6 +106,7 @@ def test_evaluation_uses_the_running_statistics(golden, name):
     assert relative(features, arrays[f"{name}.f64.eval_features_rawstats"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_second_pass_moves_the_statistics_again(golden, x64):
     """As one pass over two views moves them."""
     arrays, described = golden("resnet18")

@@ -207,6 +207,7 @@ def stopped_by(number, steps, images, workdir, devices=1, status=0):
     assert process.returncode == status and "preempted at step" in output, output
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_for_one_and_one_for_them(images, undisturbed, slurm, tmp_path):
     """One process until Ctrl-C, two until SIGUSR1 to one of them, then one to the end; all on the same batches.
 

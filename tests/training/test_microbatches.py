@@ -98,7 +98,7 @@ def assert_close(got, want, rtol=1e-9):
     )
 
 
-@pytest.mark.parametrize(("name", "devices"), [("frozen", 8), ("absent", 1)])
+@pytest.mark.parametrize(("name", "devices"), [pytest.param("frozen", 8, marks=pytest.mark.slow), ("absent", 1)])
 def test_without_batch_statistics_micro_batches_are_the_undivided_step(x64, name, devices):
     args = setup(name)
     got = results(microbatches.make_forward(PARTS, "micro"), *args, devices=devices)
