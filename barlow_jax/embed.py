@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from barlow_jax import augment, experiment, feed, fields, sharding
+from barlow_jax import augment, experiment, fields, sharding
 from barlow_jax.data import eval_steps, open_source, pixels
 from barlow_jax.data.listed import ListedFiles
 from barlow_jax.data.walk import local_path
@@ -32,6 +32,7 @@ from barlow_jax.run import launch, pictures
 from barlow_jax.run.checkpoint import WEIGHTS
 from barlow_jax.run.progress import Progress
 from barlow_jax.run.signals import StopSignals
+from barlow_jax.training import feed
 
 WRITERS = {".npz": embedding_files.write_npz, ".parquet": embedding_files.write_parquet}
 PART, SECONDS = 8192, 60  # a part is at most so many images, and so much time: what a kill can cost

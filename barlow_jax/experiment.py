@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from barlow_jax import feed, fields, metrics, model, objectives, optim, pretrain, sharding, views
+from barlow_jax import fields, metrics, model, objectives, optim, pretrain, sharding, views
 from barlow_jax.data import open_source, order, pixels
 from barlow_jax.errors import UserError
-from barlow_jax.training import microbatches, viewing
+from barlow_jax.training import feed, microbatches, viewing
 
 log = logging.getLogger(__name__)
 

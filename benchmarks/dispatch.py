@@ -26,7 +26,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from barlow_jax import experiment, feed, pretrain, sharding
+from barlow_jax import experiment, pretrain, sharding
+from barlow_jax.training import feed
 from configs import demo
 
 STEPS = flags.DEFINE_integer("steps", 200, "Calls to measure.")

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from barlow_jax import augment, experiment, feed, pretrain, sharding, views
-from barlow_jax.training import viewing
+from barlow_jax import augment, experiment, pretrain, sharding, views
+from barlow_jax.training import feed, viewing
 from configs import cifar10, demo
 
 

@@ -27,8 +27,9 @@ from flax import nnx
 from gpu_steps.machine import peaks
 from jax.interpreters import partial_eval
 
-from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
+from barlow_jax import augment, model, optim, pretrain, sharding, views
 from barlow_jax.loss import barlow_twins_loss
+from barlow_jax.training import feed
 
 LAMBD = 0.0051
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import feed, model, optim, pretrain, sharding
+from barlow_jax import model, optim, pretrain, sharding
 from barlow_jax.loss import barlow_twins_loss
+from barlow_jax.training import feed
 from barlow_jax.weights import naming, pickle_writer
 
 

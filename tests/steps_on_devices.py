@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
+from barlow_jax import augment, model, optim, pretrain, sharding, views
 from barlow_jax.loss import barlow_twins_loss
 from barlow_jax.run import cluster
-from barlow_jax.training import microbatches, nonfinite
+from barlow_jax.training import feed, microbatches, nonfinite
 
 ROWS = 32
 

@@ -11,11 +11,11 @@ import optax
 import pytest
 from flax import nnx
 
-from barlow_jax import augment, feed, model, optim, pretrain, sharding, views
+from barlow_jax import augment, model, optim, pretrain, sharding, views
 from barlow_jax.errors import UserError
 from barlow_jax.loss import barlow_twins_loss
 from barlow_jax.run.checkpoint import Checkpoints
-from barlow_jax.training import microbatches
+from barlow_jax.training import feed, microbatches
 
 DTYPES = {"float64": jnp.float64, "float32": jnp.float32}
 

@@ -24,9 +24,9 @@ from flax import nnx
 
 from barlow_jax import model, tree
 from barlow_jax.errors import UserError
-from barlow_jax.feed import put
 from barlow_jax.metrics import topk_accuracy
 from barlow_jax.sharding import by_example, replicated
+from barlow_jax.training.feed import put
 
 WEIGHTS = ("freeze", "finetune")
 

@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 
 from barlow_jax import model, views
-from barlow_jax.feed import put
 from barlow_jax.sharding import by_example, replicated
+from barlow_jax.training.feed import put
 
 
 class Extracted(NamedTuple):

@@ -14,7 +14,8 @@ from . import configs, steps
 from .paths import ROOT  # noqa: F401
 
 import train_step  # isort: skip
-from barlow_jax import feed, sharding  # isort: skip
+from barlow_jax import sharding  # isort: skip
+from barlow_jax.training import feed  # isort: skip
 from barlow_jax.planning import compiled  # isort: skip
 
 ROUNDS = 5

@@ -9,9 +9,10 @@ import optax
 import pytest
 from small_classifiers import head, moved_backbone, small_classifier
 
-from barlow_jax import augment, feed, model, sharding, views
+from barlow_jax import augment, model, sharding, views
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify
+from barlow_jax.training import feed
 
 
 def batch_of(n=16):

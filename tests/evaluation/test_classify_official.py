@@ -7,8 +7,9 @@ import optax
 import pytest
 from small_classifiers import head
 
-from barlow_jax import feed, metrics, sharding
+from barlow_jax import metrics, sharding
 from barlow_jax.evaluation import classify
+from barlow_jax.training import feed
 
 TOLERANCE = {jnp.float64: 1e-9, jnp.float32: 1e-5}
 

@@ -14,11 +14,12 @@ from flax import nnx
 from pooled import Pooled
 
 import barlow_jax
-from barlow_jax import experiment, export, feed, model, objectives, pretrain, sharding
+from barlow_jax import experiment, export, model, objectives, pretrain, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.loss import barlow_twins_loss
 from barlow_jax.objectives import mixed
 from barlow_jax.results import published
+from barlow_jax.training import feed
 from barlow_jax.weights import files, naming
 from configs import paper
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import barlow_jax
-from barlow_jax import experiment, export, feed, plan, pretrain, results, sharding
+from barlow_jax import experiment, export, plan, pretrain, results, sharding
 from barlow_jax.data.sources import Arrays
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder, features, linear_experiment, online, subject
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints, restore_params
-from barlow_jax.training import averaging
+from barlow_jax.training import averaging, feed
 
 ROWS, SIDE, DECAY = 16, 12, 0.9
 

@@ -9,9 +9,9 @@ import official
 import pytest
 from flax import nnx
 
-from barlow_jax import feed, model, optim, pretrain, sharding
+from barlow_jax import model, optim, pretrain, sharding
 from barlow_jax.errors import UserError
-from barlow_jax.training import loss_scale, nonfinite
+from barlow_jax.training import feed, loss_scale, nonfinite
 
 RATE = optim.warmup_cosine(0.1, 4, 100)
 

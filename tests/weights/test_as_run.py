@@ -11,8 +11,9 @@ from flax import nnx
 from official import write_backbone
 from saved_runs import a_config, save_run
 
-from barlow_jax import export, feed, model, optim, pretrain, sharding
+from barlow_jax import export, model, optim, pretrain, sharding
 from barlow_jax.errors import UserError
+from barlow_jax.training import feed
 from barlow_jax.weights import as_run, files, pickle_writer
 from configs import barlow_twins
 

@@ -18,7 +18,8 @@ from flax import nnx
 from PIL import Image
 from saved_runs import a_config, save_run
 
-from barlow_jax import export, feed, model, optim, pretrain, sharding
+from barlow_jax import export, model, optim, pretrain, sharding
+from barlow_jax.training import feed
 from barlow_jax.weights import architecture, as_run, files, hub, in_torch, naming, pickle_writer
 from configs import barlow_twins
 

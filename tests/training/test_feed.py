@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from barlow_jax import feed, sharding
+from barlow_jax import sharding
 from barlow_jax.data import Arrays, order
+from barlow_jax.training import feed
 
 OPTIONS = {"batch_size": 16, "seed": 3, "canvas": 9, "threads": 1, "crop_scale": (0.5, 1.0), "crop_ratio": (1.0, 1.0)}
 
