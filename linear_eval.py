@@ -144,9 +144,7 @@ def evaluate(config, subject, workdir, stop):
     state, saved = workdirs.resume(checkpoints, state, source, total_steps)
     start_step, scores = int(state.step), saved.get("results", {})
 
-    writer = metric_writers.create(
-        workdir, jax.process_index(), wandb=config.wandb, resume_step=start_step or None, config=given
-    )
+    writer = metric_writers.of_run(config, workdir, start_step, given)
     progress = Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
     batches = experiment.train_batches(
         config,

@@ -9,6 +9,7 @@ with the same line, it goes on from its last checkpoint and ends where an undist
 is one page on: `train_step` in barlow_jax/pretrain.py.
 """
 
+import functools
 import logging
 
 import jax
@@ -24,7 +25,7 @@ from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.run.profile import Profile
 from barlow_jax.run.progress import Progress, due
 from barlow_jax.run.signals import StopSignals
-from barlow_jax.training import nonfinite
+from barlow_jax.training import evidence
 from barlow_jax.weights import as_run
 
 log = logging.getLogger("train")
@@ -91,11 +92,11 @@ def train(config, workdir, stop, init=""):
     start_step = int(state.step)
     meta["init"] = saved.get("init", init)
 
-    writer = metric_writers.create(
-        workdir, jax.process_index(), wandb=config.wandb, resume_step=start_step or None, config=config.to_dict()
-    )
+    writer = metric_writers.of_run(config, workdir, start_step)
     progress = Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
-    batches = experiment.pretraining_batches(config, source, start_step, mesh)
+    batches_from = functools.partial(experiment.pretraining_batches, config, source, mesh=mesh)
+    batches = batches_from(start_step=start_step)
+    watch = evidence.Watch(workdir, method, state, batches_from, source, steps_per_epoch, checkpoints.latest_step, meta)
     if start_step < total_steps:
         log.info("compiling the train step: seconds for a small network, minutes for a ResNet-50")
     profile = Profile(workdir / "profile", config.profile_steps)
@@ -122,7 +123,7 @@ def train(config, workdir, stop, init=""):
             progress.step(len(batch["index"]), metrics)
             ends_epoch = due(done, steps_per_epoch)
             if step == 0 or ends_epoch or due(done, config.log_every_steps):
-                nonfinite.check(state, method.give_up_after, checkpoints.latest_step)
+                watch.check(state)
                 writer.scalars(done, metrics | progress.rates())
             scores = {}
             if config.eval.every_epochs and (last or due(done, config.eval.every_epochs * steps_per_epoch)):
@@ -134,7 +135,7 @@ def train(config, workdir, stop, init=""):
             if last:
                 draw_correlation(inspect(state, batch), done, workdir, writer)
             if scores or last or stopping or due(done, config.checkpoint_every_steps):
-                nonfinite.check_all(state, method.give_up_after, checkpoints.latest_step)
+                watch.check_all(state)
                 checkpoints.save(done, state, meta, scores)
             if stopping and not last:
                 checkpoints.wait()

@@ -25,6 +25,7 @@ COMMANDS = {
     "sweep": "several trainings and their evaluations, such as a table of the paper, and the table they make",
     "report": "all results below some folders, beside the paper's",
     "plan": "what a config means, and what a machine would make of it",
+    "doctor": "whether a machine and images are fit to train on; replays a step that was not finite",
     "demo": "the small run on embedded digits, and the table of what it has learned",
     "configs": "the configs that come along; with a name, one to start from",
 }

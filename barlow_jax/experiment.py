@@ -27,6 +27,7 @@ FREE_FIELDS = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "wandb",
+    "mlflow",
     "profile_steps",
     "compilation_cache",
     "deterministic",

@@ -169,7 +169,8 @@ def get_config():
     config.picture_every_epochs = 10  # the cross-correlation matrix; also at the first and the last step
     config.checkpoint_every_steps = 1000
     config.keep_checkpoints = 3  # and the best by kNN
-    config.wandb = False
+    config.wandb = False  # also to Weights & Biases (docs/trouble.md)
+    config.mlflow = False  # also to MLflow, in the work folder where MLFLOW_TRACKING_URI names no server
     config.profile_steps = ()  # (first, last): a profile of these steps by operation, in the work folder's profile/
 
     # How XLA compiles. On GPUs some sums come in whatever order the threads do, and algorithms are chosen by timing

@@ -80,6 +80,7 @@ def get_config():
     config.checkpoint_every_epochs = 1  # and at the end
     config.keep_checkpoints = 1  # and the best by top-1
     config.wandb = False
+    config.mlflow = False
 
     # How XLA compiles, as in barlow_twins.py.
     config.deterministic = False  # True: on GPUs, the same bits at each run of one compiled program, and slower

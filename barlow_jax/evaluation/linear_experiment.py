@@ -21,6 +21,7 @@ FREE_FIELDS = (
     "checkpoint_every_epochs",
     "keep_checkpoints",
     "wandb",
+    "mlflow",
     "compilation_cache",
     "deterministic",
 )

@@ -103,6 +103,7 @@ NO_COUNTERPART = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "wandb",
+    "mlflow",
     "profile_steps",
     "compilation_cache",
     "deterministic",

@@ -21,25 +21,38 @@ import numpy as np
 
 from barlow_jax.errors import UserError
 from barlow_jax.run import writing
+from barlow_jax.run.mlflow_run import MLflow
 
 FILE = "metrics.jsonl"
 
 log = logging.getLogger(__name__)
 
 
-def create(workdir, process_index=0, *, wandb=False, resume_step=None, config=None):
+def of_run(config, workdir, start_step, shown=None):
+    """The writer of the run that a config describes, on this process.
+
+    Args:
+      start_step: that it goes on from; 0 is a new run.
+      shown: dict that W&B and MLflow show with the run; None is the config.
+    """
+    services = {"wandb": config.wandb, "mlflow": config.mlflow, "config": shown or config.to_dict()}
+    return create(workdir, jax.process_index(), resume_step=start_step or None, **services)
+
+
+def create(workdir, process_index=0, *, wandb=False, mlflow=False, resume_step=None, config=None):
     """The writer of a run.
 
     Args:
       workdir: the run's work folder, on a file system; made if it does not exist.
       process_index: every process but 0 gets a writer that does nothing.
       wandb: also to Weights & Biases, as one W&B run over all restarts; WANDB_PROJECT, WANDB_MODE and so on apply.
+      mlflow: also to MLflow, as one run over all restarts, see `mlflow_run`.
       resume_step: step of the checkpoint that the run goes on from; what was written for later steps is cut off.
         None is a new run, which starts with empty files.
-      config: dict that W&B shows with the run.
+      config: dict that W&B and MLflow show with the run.
     Raises:
-      UserError: wandb is not installed, or workdir is not on a file system or cannot be written. Later, too, the writer
-        raises it where a file cannot be written.
+      UserError: wandb or mlflow is not installed, or workdir is not on a file system or cannot be written. Later, too,
+        the writer raises it where a file cannot be written.
     """
     if process_index != 0:
         return MetricWriter([])
@@ -47,9 +60,10 @@ def create(workdir, process_index=0, *, wandb=False, resume_step=None, config=No
         raise UserError(f"Metrics cannot be appended to files in {workdir}; mount the bucket and name the folder.")
     workdir = pathlib.Path(workdir).expanduser().absolute()
     workdir.mkdir(parents=True, exist_ok=True)
-    # W&B first, because it may be missing, and then no file should have been touched.
+    # Those of others first, because they may be missing, and then no file should have been touched.
     with _writing_to(workdir):
         outputs = [WeightsAndBiases(workdir, resume_step, config)] if wandb else []
+        outputs += [MLflow(workdir, resume_step, config)] if mlflow else []
         outputs += [JsonLines(workdir / FILE, resume_step), TensorBoard(workdir / "tensorboard", resume_step)]
     return MetricWriter(outputs, workdir)
 

@@ -1,6 +1,10 @@
 """Batches that are not finite, and float16's loss scale: what happens to the state, what is said."""
 
 import functools
+import json
+import logging
+import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +15,11 @@ from flax import nnx
 
 from barlow_jax import model, optim, pretrain, sharding
 from barlow_jax.errors import UserError
-from barlow_jax.training import feed, loss_scale, nonfinite
+from barlow_jax.run.checkpoint import restore_all
+from barlow_jax.training import evidence, feed, loss_scale, nonfinite
 
 RATE = optim.warmup_cosine(0.1, 4, 100)
+ROWS = {"label": np.arange(16, dtype=np.int32) % 3}
 
 
 def training(**options):
@@ -45,8 +51,7 @@ def compiled(give_up_after, dtype=jnp.float32, factor=1.0):
     def train(state, batches):
         shown = []
         for views in batches:
-            batch = {"views": views, "label": np.arange(16, dtype=np.int32) % 3}
-            state, metrics = step(state, feed.put(batch, mesh))
+            state, metrics = step(state, feed.put({"views": views, **ROWS}, mesh))
             shown.append(jax.device_get(metrics))
         return state, shown
 
@@ -222,3 +227,92 @@ def test_the_scale_grows_after_2000_good_steps_and_not_before():
     scale = steps(scale, 1, False, False)  # skipped for another reason: the count stands
     scale = steps(scale, 1, True, False)
     assert (scale["scale"], scale["good_steps"]) == (2**16, 0)
+
+
+def watching(workdir, state, give_up_after, batches):
+    """A Watch of a run on these batches, over and over."""
+    mesh = sharding.make_mesh(jax.devices()[:2])
+
+    def batches_from(*, start_step):
+        for step in range(start_step, start_step + 2):
+            rows = ROWS | {"index": np.arange(16, dtype=np.int32) * 10 + step}
+            yield feed.put({"views": batches[step], **rows}, mesh)
+
+    source = types.SimpleNamespace(where=lambda image: f"image{image}.jpg", channels=3, num_classes=3)
+    method = types.SimpleNamespace(give_up_after=give_up_after)
+    return evidence.Watch(workdir, method, state, batches_from, source, 5, lambda: 2, {"config": {"lambd": 0.01}})
+
+
+def test_where_the_run_gives_up_batch_and_state_are_what_the_bad_step_saw(tmp_path, batches):
+    state, train = training(give_up_after=1)
+    seen = [*batches[:2], poisoned(batches[2]), *batches[3:]]
+    good, _ = train(state, seen[:2])
+    watch, kept = watching(tmp_path, good, 1, seen), jax.device_get(good)
+    watch.check_all(good)
+    assert not (tmp_path / "nonfinite").exists()
+    bad, _ = train(good, seen[2:])
+    folder = tmp_path / "nonfinite" / "3"
+    with pytest.raises(UserError) as error:
+        watch.check(bad)
+    assert str(error.value).startswith("At step 3 batch_stats.backbone.norms.0.mean is not finite")
+    assert str(error.value).endswith(f"To see why: barlow-jax doctor --replay={folder}")
+    case, batch, names = evidence.read(folder)
+    assert case["step"] == case["state_of_step"] == 3 and case["config"] == {"lambd": 0.01}
+    assert json.loads((folder / "case.json").read_text())["replay"] == f"barlow-jax doctor --replay={folder}"
+    np.testing.assert_array_equal(batch["views"], seen[2])
+    assert names == [f"image{10 * row + 2}.jpg" for row in range(16)]
+    stored = restore_all(folder)[0]
+    wanted = {name: getattr(kept, name) for name in ("step", "params", "batch_stats", "opt_state", "probe", "health")}
+    found = evidence.restored(folder, kept)
+    for name, tree in wanted.items():
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(getattr(found, name)), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs), name
+    assert stored["step"] == 2
+
+
+def test_a_step_that_is_passed_over_is_kept_once_and_later_ones_are_told(tmp_path, batches, caplog):
+    state, train = training(give_up_after=2)
+    seen = [poisoned(batches[0]), *batches[1:3], poisoned(batches[3]), *batches[4:]]
+    watch = watching(tmp_path, state, 2, seen)
+    state, _ = train(state, seen[:3])
+    watch.check(state)
+    case, batch, _ = evidence.read(tmp_path / "nonfinite" / "1")
+    assert (case["step"], case["state_of_step"]) == (1, 3) and not np.isfinite(batch["views"]).all()
+    assert int(restore_all(tmp_path / "nonfinite" / "1")[0]["step"]) == 0
+    watch.check(state)
+    state, _ = train(state, seen[3:])
+    watch.check_all(state)
+    assert [path.name for path in (tmp_path / "nonfinite").iterdir()] == ["1"]
+    told = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    assert len(told) == 2 and told[0].startswith("step 1 was not finite and is passed over; to see why: barlow-jax")
+    assert told[1] == "step 4 was not finite and is passed over"
+
+
+def test_three_folders_are_kept_and_the_disk_is_asked_first(tmp_path, batches, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    state, _ = training(give_up_after=1)
+    for number in (11, 12, 13):
+        (tmp_path / "nonfinite" / str(number)).mkdir(parents=True)
+    watch = watching(tmp_path, state, 1, batches)
+    broken = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="params.backbone.convs.0.kernel is not finite.*step 2..$"):
+        watch.check_all(broken)
+    assert "what step 1 saw could not be kept (it takes 0.00 GB and 0.00 GB are free there)" in caplog.text
+    monkeypatch.undo()
+    caplog.set_level(logging.INFO)
+    with pytest.raises(UserError, match="To see why"):
+        watch.check_all(broken)
+    assert {path.name for path in (tmp_path / "nonfinite").iterdir()} == {"1", "12", "13"}
+    assert "11 is removed: the newest 3 are kept" in caplog.text and "1, 1.1 MB at most" in caplog.text
+    _, batch, _ = evidence.read(tmp_path / "nonfinite" / "1")  # the step that would come next
+    np.testing.assert_array_equal(batch["views"], batches[0])
+
+
+def test_a_folder_that_is_none_of_ours(tmp_path):
+    with pytest.raises(UserError, match="holds no step that can be replayed"):
+        evidence.read(tmp_path)
+    (tmp_path / "case.json").write_text("{}")
+    with pytest.raises(UserError, match="give a folder nonfinite/STEP"):
+        evidence.read(tmp_path)
