@@ -18,7 +18,7 @@ import numpy as np
 from barlow_jax import experiment, pretrain, sharding
 from barlow_jax.data import order
 from barlow_jax.evaluation import online
-from barlow_jax.objectives import OBJECTIVES
+from barlow_jax.results import watching
 from barlow_jax.run import cluster, compilation_cache, launch, metric_writers, pictures
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
@@ -93,14 +93,15 @@ def train(config, workdir, stop, init=""):
     meta["init"] = saved.get("init", init)
 
     writer = metric_writers.of_run(config, workdir, start_step)
-    progress = Progress(total_steps, start=start_step, shown=jax.process_index() == 0)
+    teller = watching.Teller(writer, config, workdir)
+    progress = Progress(total_steps, start=start_step, terms=teller.terms, shown=jax.process_index() == 0)
     batches_from = functools.partial(experiment.pretraining_batches, config, source, mesh=mesh)
     batches = batches_from(start_step=start_step)
     watch = evidence.Watch(workdir, method, state, batches_from, source, steps_per_epoch, checkpoints.latest_step, meta)
     if start_step < total_steps:
         log.info("compiling the train step: seconds for a small network, minutes for a ResNet-50")
     profile = Profile(workdir / "profile", config.profile_steps)
-    log_expected_loss(config, state)
+    teller.begins(experiment.expected_loss(config, state.batch_stats["bn"]["mean"].size))
 
     try:
         for step in range(start_step, total_steps):
@@ -112,6 +113,8 @@ def train(config, workdir, stop, init=""):
                     look = inspect(state, batch)
                     if begins:
                         draw_views(look, config, workdir, writer)
+                        if config.eval.every_epochs:
+                            teller.scalars(step, evaluate(state, first=True) | look["agreement"])
                     draw_correlation(look, step, workdir, writer)
 
             with profile.step(step, state):
@@ -124,40 +127,29 @@ def train(config, workdir, stop, init=""):
             ends_epoch = due(done, steps_per_epoch)
             if step == 0 or ends_epoch or due(done, config.log_every_steps):
                 watch.check(state)
-                writer.scalars(done, metrics | progress.rates())
+                teller.scalars(done, metrics | progress.rates())
             scores = {}
             if config.eval.every_epochs and (last or due(done, config.eval.every_epochs * steps_per_epoch)):
                 with progress.paused():
-                    scores = evaluate(state)
-                writer.scalars(done, scores)
-            if ends_epoch:
-                log_epoch(done // steps_per_epoch, metrics, OBJECTIVES[config.objective].terms, scores)
+                    scores = evaluate(state) | inspect(state, batch)["agreement"]
+                teller.scalars(done, scores)
+            given_up = ends_epoch and teller.epoch(done // steps_per_epoch) and not last
             if last:
                 draw_correlation(inspect(state, batch), done, workdir, writer)
-            if scores or last or stopping or due(done, config.checkpoint_every_steps):
+            if scores or last or stopping or given_up or due(done, config.checkpoint_every_steps):
                 watch.check_all(state)
                 checkpoints.save(done, state, meta, scores)
+            if given_up:
+                checkpoints.wait()
+                teller.give_up(done)
             if stopping and not last:
                 checkpoints.wait()
                 log.info("preempted at step %d; the same command goes on from there", done)
                 return False
     finally:
         launch.close(batches, progress, profile, writer, checkpoints)
-    log.info("finished at step %d; evaluate with linear_eval.py --checkpoint=%s", total_steps, workdir)
+    log.info("finished at step %d; %s", total_steps, watching.next_steps(workdir, config, source.num_classes))
     return True
-
-
-def log_expected_loss(config, state):
-    """What the loss would be if the two views had nothing to do with each other, where a formula says it."""
-    expected = experiment.expected_loss(config, state.batch_stats["bn"]["mean"].size)
-    if expected:
-        log.info("loss of unrelated views: %(loss).4g (on_diag %(on_diag).4g, off_diag %(off_diag).4g)", expected)
-
-
-def log_epoch(epoch, metrics, terms, scores):
-    """One line an epoch: the loss with its terms, and the scores where there was an evaluation."""
-    shown = {name: metrics[name] for name in ("loss", *terms)} | scores
-    log.info("epoch %d: %s", epoch, ", ".join(f"{name} {float(value):.4g}" for name, value in shown.items()))
 
 
 def draw_views(look, config, workdir, writer):

@@ -33,6 +33,8 @@ FREE_FIELDS = (
     "deterministic",
     "remat",
     "shard_params",
+    "eval.lidar_images",
+    "on_collapse",
     "on_nonfinite",
     "max_skipped",
 )

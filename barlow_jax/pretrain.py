@@ -30,7 +30,7 @@ import optax
 from barlow_jax import model, optim, tree
 from barlow_jax.errors import UserError
 from barlow_jax.loss import cross_correlation
-from barlow_jax.metrics import embedding_stats
+from barlow_jax.metrics import agreement, embedding_stats
 from barlow_jax.sharding import by_example, replicated
 from barlow_jax.training import averaging, loss_scale, microbatches, nonfinite
 
@@ -280,16 +280,14 @@ def make_inspect_step(method: Method) -> Callable[[TrainState, Any], dict[str, j
     """A look at a batch without learning from it: the views and embeddings that the train step would see.
 
     Returns:
-      (state, batch) -> {"views" [<= 8, V, S, S, C] or a tuple of such, "c" [D, D]}, c of the first two views and the
-      first 8192 dimensions where there are more, divided by the rows that the batch has.
+      (state, batch) -> {"views" [<= 8, V, S, S, C] or a tuple of such, "c" [D, D], and "agreement" of `metrics`}, c of
+      the first two views and the first 8192 dimensions where there are more, divided by the rows that the batch has.
     """
 
     def inspect(state, batch):
         views = method.views_of(state.step, batch)
         _, z, _, _ = method.forward(method.graphdef, state.params, state.batch_stats, views)
-        return {
-            "views": jax.tree.map(lambda one: one[:8], views),
-            "c": cross_correlation(z[:, 0, :8192], z[:, 1, :8192]),
-        }
+        c = cross_correlation(z[:, 0, :8192], z[:, 1, :8192])
+        return {"views": jax.tree.map(lambda one: one[:8], views), "c": c, "agreement": agreement(c)}
 
     return jax.jit(inspect, in_shardings=(None, by_example(method.mesh)), out_shardings=replicated(method.mesh))

@@ -97,6 +97,9 @@ def get_config():
     # "skip" goes on with the next batch, counts it in the log, and gives up after max_skipped in a row.
     config.on_nonfinite = "stop"
     config.max_skipped = 20
+    # A verdict that the run has collapsed, or fails in another way that docs/watching.md names, is told with its reason
+    # at every evaluation and when it changes. "stop" saves a checkpoint and ends the run there, with status 1.
+    config.on_collapse = "warn"
 
     # The images.
     config.data = ConfigDict()
@@ -163,6 +166,7 @@ def get_config():
     config.eval.knn_temperature = 0.07
     config.eval.knn_bank = 50_000  # training images to search, evenly spaced; 0 is all
     config.eval.probe_learning_rate = 0.1  # of the online probe, for a batch of 256
+    config.eval.lidar_images = 1000  # whose random views tell how many directions tell images apart; 0 is none
 
     # What is written, and how often.
     config.log_every_steps = 50

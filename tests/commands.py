@@ -34,6 +34,7 @@ SMALL = (
     "--config.eval.resize=24",
     "--config.eval.crop=24",
     "--config.eval.batch_size=16",
+    "--config.eval.lidar_images=0",
     "--config.log_every_steps=1",
     "--config.data.resident_bytes=0",
 )

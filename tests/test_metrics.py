@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 import sklearn.metrics
 import sklearn.neighbors
 from jax.sharding import AxisType, NamedSharding
@@ -133,6 +134,34 @@ def test_effective_rank_equals_numpy_and_its_limits():
     np.testing.assert_allclose(metrics.effective_rank(np.eye(64)), 64, rtol=1e-4)
     np.testing.assert_allclose(metrics.effective_rank(np.outer(np.arange(1.0, 50), np.ones(20))), 1, atol=1e-3)
     np.testing.assert_allclose(metrics.effective_rank(np.zeros((50, 20))), 1, atol=1e-3)
+
+
+def test_lidar_equals_a_generalised_eigenproblem_and_knows_what_views_hide():
+    rng = np.random.default_rng(0)
+    n, views, width = 60, 4, 12
+    means = rng.normal(size=(n, 1, width)) * np.logspace(0, -1, width)
+    features = (means + 0.3 * rng.normal(size=(n, views, width)) * np.linspace(0.2, 2, width)).astype(np.float32)
+    wide = features.astype(np.float64)
+    rows = wide - wide.mean(1, keepdims=True)
+    within = rows.reshape(-1, width).T @ rows.reshape(-1, width) / (n * (views - 1)) + 1e-4 * np.eye(width)
+    values = scipy.linalg.eigh(np.cov(wide.mean(1), rowvar=False), within, eigvals_only=True)
+    share = values / values.sum()
+    assert metrics.lidar(features) == pytest.approx(np.exp(-np.sum(share * np.log(share))), rel=1e-6)
+    # Ten directions of one size: all of them, whatever noise there is; where the views hide eight, two.
+    images = np.eye(10)[np.arange(100) % 10][:, None] + 1e-3 * rng.normal(size=(100, 5, 10))
+    assert 8.5 < metrics.lidar(images) < 9.01  # nine differences of ten corners
+    assert metrics.lidar(images + 9 * rng.normal(size=images.shape) * (np.arange(10) > 1)) < 2.5
+    assert metrics.lidar(np.ones((5, 2, 3))) == 1.0
+
+
+def test_distinct_rows_see_copies_through_rounding():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(30, 64)) + 5
+    assert metrics.distinct_rows(rows) == 30
+    copies = rows[:4].repeat(25, 0) * (1 + 1e-7 * rng.normal(size=(100, 64)))
+    assert 4 <= metrics.distinct_rows(copies) <= 6  # a copy in fifty may fall on an edge of the grid
+    assert metrics.distinct_rows(rows[:1].repeat(100, 0) * (1 + 1e-6 * rng.normal(size=(100, 64)))) == 1
+    assert metrics.distinct_rows(np.zeros((9, 4))) == 1
 
 
 def voc10(scores, targets):

@@ -285,4 +285,8 @@ def test_a_look_at_a_batch_is_the_correlation_of_its_two_views():
     want = np.corrcoef(z[:, 0], z[:, 1], rowvar=False)[:5, 5:]
     np.testing.assert_allclose(shown["c"], want, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(shown["views"], views[:8])
-    assert all(x.sharding.is_fully_replicated for x in shown.values())
+    agreement, diagonal = shown["agreement"], np.diagonal(want)
+    np.testing.assert_allclose(agreement["alignment"], diagonal.mean(), rtol=1e-3)
+    np.testing.assert_allclose(agreement["c_on_diag"], ((1 - diagonal) ** 2).sum(), rtol=1e-3)
+    np.testing.assert_allclose(agreement["c_off_diag"], (want**2).sum() - (diagonal**2).sum(), rtol=1e-3)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(shown))

@@ -34,9 +34,9 @@ def test_one_and_eight_devices_have_the_same_losses(tmp_path):
             "--config.warmup_epochs=90",
             devices=devices,
         )
-        commands.wait_for(process, lambda w=workdir: (w / "metrics.jsonl").exists() and len(commands.lines(w)) >= 11)
+        commands.wait_for(process, lambda w=workdir: (w / "metrics.jsonl").exists() and len(commands.lines(w)) >= 12)
         process.end()
-        losses.append([line["loss"] for line in commands.lines(workdir)][:11])
+        losses.append([line["loss"] for line in commands.lines(workdir) if "loss" in line][:11])
     assert len(set(losses[0])) == 11  # it moves
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
@@ -108,7 +108,7 @@ def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
     """With a third of the labels taken away on both sides, the scores are those without these images."""
     config = cifar10.get_config().unlock()
     config.update({"arch": "convnet", "projector": (8,), "precision": "float32", "image_size": 8})
-    config.eval.update({"batch_size": 16, "resize": 8, "crop": 8, "knn_k": 5, "knn_bank": 25})
+    config.eval.update({"batch_size": 16, "resize": 8, "crop": 8, "knn_k": 5, "knn_bank": 25, "lidar_images": 0})
     rng, mesh = np.random.default_rng(0), sharding.make_mesh()
     label, known = np.arange(90) % 3, rng.random(90) > 1 / 3
     images = rng.normal(128 + 50 * np.eye(3)[label][:, None, None], 40, (90, 8, 8, 3)).clip(0, 255).astype(np.uint8)
@@ -131,6 +131,21 @@ def test_unlabelled_images_count_for_nothing_in_knn_and_probe():
         assert scores(np.where(side, label, -1), *sides).keys() == {"effective_rank"}
     with pytest.raises(UserError, match="knn_k is 5, and there are 3 labelled images"):
         scores(np.where((np.arange(90) < 3) | sides[1], label, -1), *sides)
+
+
+def test_lidar_is_of_the_same_views_each_time():
+    config = cifar10.get_config().unlock()
+    config.update({"arch": "convnet", "projector": (8,), "precision": "float32", "image_size": 8, "batch_size": 4})
+    config.views.update({"jitter": 0.0, "grayscale": 0.0, "blur": (0.0, 0.0), "solarize": (0.0, 0.0)})
+    config.eval.lidar_images = 7
+    mesh, tx = sharding.make_mesh(jax.devices()[:1]), optim.sgd(0.0, 0.0)
+    graphdef, state = pretrain.create_state(experiment.network(config, 3), tx)
+    images = Arrays(np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), np.uint8))
+    lidar = online.make_lidar(config, graphdef, images, mesh)
+    found = [lidar(state.params, state.batch_stats) for _ in range(2)]
+    assert found[0] == found[1] and 1 < found[0]["lidar"] <= 6  # seven means have six differences
+    config.eval.lidar_images = 0
+    assert online.make_lidar(config, graphdef, images, mesh)(state.params, state.batch_stats) == {}
 
 
 @pytest.mark.slow
@@ -190,6 +205,19 @@ def test_a_run_that_diverges_names_step_tensor_and_checkpoint(photographs, tmp_p
     )
     status, output = commands.run("train.py", *arguments(photographs, tmp_path / "run", *more))
     commands.assert_refused(status, output, r"At step \d+ \S+ is not finite.*\(last checkpoint: step \d+\)")
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_saved_and_ended_where_it_is_told_to(photographs, tmp_path):
+    """Both views are the image itself, so that there is nothing to learn; going on is one field away."""
+    alike = ("crop_scale=(1.0,1.0)", "crop_ratio=(1.0,1.0)", "flip=0.0", "jitter=0.0", "grayscale=0.0")
+    views = [f"--config.views.{field}" for field in (*alike, "blur=(0.0,0.0)", "solarize=(0.0,0.0)")]
+    command = ("train.py", *arguments(photographs, tmp_path / "run", *views, "--config.epochs=2"))
+    status, output = commands.run(*command, "--config.on_collapse=stop")
+    commands.assert_refused(status, output, "at step 3, which is saved, the run is overfitted to augmentation. .* 0.26")
+    assert "epoch 1 of 2: loss" in output and (tmp_path / "run" / "checkpoints" / "3" / "manifest.json").exists()
+    status, output = commands.run(*command)
+    assert status == 0 and "going on from step 3 of 6" in output and "python -m barlow_jax.knn" in output, output
 
 
 def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):

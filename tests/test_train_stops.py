@@ -60,8 +60,11 @@ def test_a_run_leaves_metrics_pictures_and_checkpoints(undisturbed):
     ):
         assert all(name in line for line in steps), name
     scores = [line for line in commands.lines(workdir) if "knn" in line]
-    assert [line["step"] for line in scores] == [12, 24]
+    assert [line["step"] for line in scores] == [0, 12, 24]
     assert all(0 <= line[name] <= 1 for line in scores for name in ("knn", "probe"))
+    first = {"images": 48, "judged_images": 48, "distinct_images": 48, "features": 256, "dimensions": 32}
+    assert {name: scores[0][name] for name in first} == first  # before the first step
+    assert all({"alignment", "c_on_diag", "c_off_diag", "verdict"} <= line.keys() for line in scores)
     for file in ("views.png", "config.json", "correlation/00000000.png", "correlation/00000024.png", "tensorboard"):
         assert (workdir / file).exists(), file
     assert "images/s" in output and "waiting for data" in output

@@ -83,6 +83,7 @@ NO_COUNTERPART = (
     "shard_params",
     "on_nonfinite",
     "max_skipped",
+    "on_collapse",
     "data.path",
     "data.name",
     "data.train",

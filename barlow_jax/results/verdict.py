@@ -3,25 +3,32 @@
     lines = metric_writers.read(workdir / "metrics.jsonl")
     judge(lines, config).name       # "learning"
 
-Pure functions of the lines of a metrics.jsonl and of a config.json. docs/watching.md derives every threshold: from N, the
-images of a batch, from D, the dimensions of the embeddings, and from the run's own first step, when nothing was learnt.
-Where a measure is not there, as in older runs, the verdict says so and does without it.
+Pure functions of the lines of a metrics.jsonl and of a config.json. docs/watching.md derives every threshold: from N,
+the images of a batch, from D, the dimensions of the embeddings, and from the run's own first step, before which
+nothing was learnt. Where a measure is not there, as in older runs, the verdict says so and does without it.
 """
 
 import math
-import statistics
 from typing import NamedTuple
 
 from barlow_jax import metrics
+from barlow_jax.objectives import OBJECTIVES
+from barlow_jax.results import measured
 
 EARLY, LEARNING, COLLAPSED = "too early to say", "learning", "collapsed"
 OVERFITTED, STARVED, ILL = "overfitted to augmentation", "data-starved", "numerically ill"
 NAMES = (EARLY, LEARNING, COLLAPSED, OVERFITTED, STARVED, ILL)  # their places are what metrics.jsonl has
 FAILED = (COLLAPSED, OVERFITTED, STARVED, ILL)
 
-# Standard deviations that a number must be beyond chance.
-BEYOND = 2
-# float16's loss scale by itself withholds so many updates: from 2**16 down to 1, then one in 2000 (training/loss_scale).
+# Of the directions before the first step, the share that a run which learns keeps; chosen by looking at failing runs.
+KEPT = 1 / 2
+# Images of a batch from which on the agreement of an untrained network, 0.2 and more in the runs that were looked at,
+# is twice the noise of an entry.
+ENOUGH = 101
+# Lines of metrics after the peak of the learning rate that are waited for; chosen.
+LINES = 10
+LOOK = "Look at views.png in the work folder and at config.data.path."
+# Updates that float16's loss scale withholds by itself: from 2**16 down to 1, then one in 2000
 SCALE_HALVINGS, SCALE_EVERY = 16, 2000
 # Of the network's arithmetic: the spacing of numbers next to 1.
 SPACING = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}
@@ -35,30 +42,6 @@ class Verdict(NamedTuple):
     remedies: tuple[str, ...]
 
 
-class Look(NamedTuple):
-    """The loss's two terms at one time of the run, in units that do not depend on N and D; see docs/watching.md."""
-
-    step: int
-    apart: float  # mean (1 - c_ii)^2 beside what unrelated views would give: 1 is unrelated, 0 the same
-    noise: float  # off_diag beside its noise floor: 1 is what independent dimensions give at this N
-    alignment: float  # mean c_ii, as measured or, from on_diag, what it is at least
-    directions: float | None  # how many directions the views share, of D; None where they share nothing
-
-
-class Measures(NamedTuple):
-    """What `judge` looks at; None is not measured."""
-
-    step: int
-    n: int
-    d: int | None
-    start: Look | None
-    now: Look | None
-    dead: float | None  # dimensions that are dead now
-    dead_at_start: float | None
-    first: dict  # scores of the evaluation before the first step
-    last: dict  # of the newest one
-
-
 def judge(lines, config):
     """The verdict on a run so far.
 
@@ -66,70 +49,25 @@ def judge(lines, config):
       lines: of its metrics.jsonl, dicts with "step", None standing for what was not finite.
       config: nested dict, as in config.json; of older runs with fewer fields.
     """
-    found = measures(lines, config)
-    for rule in (_numbers, _images, _too_early, _dead, _apart, _few_directions, _nothing_to_learn, _labels, _learns):
+    if not lines:
+        return Verdict(EARLY, ("There are no metrics yet.",), ())
+    found = measured.measures(lines, config)
+    for rule in (
+        _numbers,
+        _images,
+        _nothing_to_learn,
+        _too_early,
+        _unrelated,
+        _dead,
+        _apart,
+        _few_directions,
+        _labels,
+        _learns,
+    ):
         verdict = rule(found, lines, config)
         if verdict:
             return verdict
     return Verdict(EARLY, (_unknown(found),), ())
-
-
-def measures(lines, config):
-    """The numbers of a run that its verdict is made of, as `Measures`; arguments as in `judge`."""
-    step = max((line["step"] for line in lines), default=0)
-    first = _merged([line for line in lines if line["step"] == 0])
-    last = _merged([line for line in lines if line["step"] > 0 and "effective_rank" in line][-1:])
-    n, d = config["batch_size"], (list(config["projector"]) or [first.get("dimensions")])[-1]
-    at_start, recent = [line for line in lines if line["step"] <= 1], _recent(lines, step)
-    return Measures(
-        step=step,
-        n=n,
-        d=d and int(d),
-        start=_look(at_start, n, d, config),
-        now=_look(recent, n, d, config) if step > 1 else None,
-        dead=_median(recent, "dead_dims"),
-        dead_at_start=_median(at_start, "dead_dims"),
-        first=first,
-        last=last,
-    )
-
-
-def _merged(lines):
-    return {name: value for line in lines for name, value in line.items() if value is not None}
-
-
-def _recent(lines, step):
-    """The lines of the last tenth of the steps that were done, and the newest of each kind in any case."""
-    recent = [line for line in lines if line["step"] > max(1, 0.9 * step)]
-    for name in ("on_diag", "c_on_diag", "dead_dims"):
-        if not any(name in line for line in recent):
-            recent += [line for line in lines if name in line and line["step"] > 1][-1:]
-    return recent
-
-
-def _median(lines, name):
-    values = [line[name] for line in lines if line.get(name) is not None]
-    return statistics.median(values) if values else None
-
-
-def _look(lines, n, d, config):
-    """The terms as the loss of each step has them, or of another objective as the evaluations measured them."""
-    own = config.get("objective", "barlow_twins") == "barlow_twins"
-    on, off = (_median(lines, name if own else f"c_{name}") for name in ("on_diag", "off_diag"))
-    if on is None or off is None or not d or n < 3:
-        return None
-    d = d if own else min(d, 8192)  # what is measured of c, see pretrain.make_inspect_step
-    expected = metrics.expected_at_init(n, d, 0.0)
-    alignment = _median(lines, "alignment")
-    if alignment is None:
-        # The mean of (1 - c_ii)^2 is at least the square of the mean.
-        alignment = 1 - math.sqrt(on / d)
-    floor = max(expected["off_diag"], 1e-9)
-    shared = on - d + 2 * d * alignment + max(off - floor, 0)  # sum of c_ij^2, less noise
-    clear = alignment > BEYOND / math.sqrt(n - 1)
-    directions = (d * alignment) ** 2 / shared if clear and shared > 0 else None
-    step = max(line["step"] for line in lines)
-    return Look(step, on / expected["on_diag"], off / floor, alignment, directions and min(max(directions, 1.0), d))
 
 
 # Rules, in the order in which they are asked: (Measures, lines, config) -> Verdict or None.
@@ -150,13 +88,14 @@ def _numbers(found, lines, config):
     if any(name in lines[-1] and lines[-1][name] is None for name in ("loss", "grad_norm")):
         said = f"The loss or its gradient at step {lines[-1]['step']} is not finite."
         return Verdict(ILL, (said,), (_slower(config), "Set config.precision to float32."))
-    recent = _recent(lines, found.step)
-    mean, std = _median(recent, "z_mean"), _median(recent, "z_std")
-    spacing = SPACING[config.get("precision", "float32")]
+    recent = measured.recent(lines, "z_mean")
+    mean, std = measured.median(recent, "z_mean"), measured.median(recent, "z_std")
+    precision = config.get("precision", "float32")
+    spacing = SPACING[precision]
     if mean and std is not None and std < spacing * mean and not _all_dead_at_start(found):
         said = (
-            f"Embeddings differ between images by {std:.3g} around a mean of {mean:.3g}, which is less than the spacing "
-            f"of {config['precision']} numbers there, {spacing * mean:.3g}."
+            f"Embeddings differ between images by {std:.3g} around a mean of {mean:.3g}, less than the spacing of "
+            f"{precision} numbers there, {spacing * mean:.3g}."
         )
         return Verdict(ILL, (said,), ("Set config.precision to float32.", _slower(config)))
     return None
@@ -168,61 +107,63 @@ def _all_dead_at_start(found):
 
 def _images(found, lines, config):
     """Images that are all the same, or fewer than the rows of a batch."""
-    look = "Look at views.png in the work folder and at config.data.path."
     if _all_dead_at_start(found):
         said = (
             f"At step 1, before anything was learnt, all {found.d} dimensions had the same value for every image: the "
             "images are all alike, black perhaps."
         )
-        return Verdict(STARVED, (said,), (look,))
-    distinct = found.first.get("distinct_images", found.last.get("distinct_images"))
+        return Verdict(STARVED, (said,), (LOOK,))
+    distinct = found.first.get("distinct_images")
     if distinct is not None and distinct < 2:
-        return Verdict(STARVED, ("All images that were evaluated are one and the same image.",), (look,))
+        return Verdict(
+            STARVED, ("To the untrained network all images that were evaluated are one and the same.",), (LOOK,)
+        )
     images = found.first.get("images")
     if images is not None and images < found.n:
         said = f"There are {images} images and a batch has {found.n} rows, so that it takes copies for other images."
         return Verdict(STARVED, (said,), (f"Lower config.batch_size to {images} or less, or give more images.",))
-    chance = _chance(found.n)
-    unrelated = [one and one.apart > 1 - chance for one in (found.start, found.now)]
-    if distinct is None and all(unrelated):
-        said = (
-            f"Two views of an image were no more alike than views of different images at step 1 and are not now "
-            f"(on_diag {found.start.apart:.2f} and {found.now.apart:.2f} of what unrelated views give; below "
-            f"{1 - chance:.2f} would be more than chance for {found.n} images): all images may be one, or the views "
-            "leave nothing of them. How many differ was not measured."
-        )
-        remedy = "Raise the lower end of config.views.crop_scale, or lower config.views.jitter."
-        return Verdict(STARVED, (said,), (look, remedy))
     return None
 
 
-def _chance(n):
-    """By how much on_diag over its expectation can be off by chance; see docs/watching.md."""
-    return BEYOND / math.sqrt(n - 1)
-
-
 def _too_early(found, lines, config):
-    """Inside the warm-up, or as long again after it: what moves then goes the other way later."""
+    """Inside the warm-up: what moves then may go the other way later."""
     rates = [line["learning_rate_weights"] for line in lines if line.get("learning_rate_weights") is not None]
     warmup, epochs = config.get("warmup_epochs", 0), config["epochs"]
     if found.now is None and found.dead is None:
         return Verdict(EARLY, (_unknown(found),), ())
-    if not rates or not warmup or warmup >= epochs:
-        return None
     peak = config["optimizer"]["learning_rate_weights"] * found.n / 256
-    if rates[-1] >= max(rates) and rates[-1] < 0.99 * peak:
+    if rates and 0 < warmup < epochs and rates[-1] >= max(rates) and rates[-1] < 0.99 * peak:
         said = (
             f"The learning rate still rises ({rates[-1]:.3g} of {peak:.3g}); measures of the warm-up say little about "
             f"the run (config.warmup_epochs is {warmup})."
         )
         return Verdict(EARLY, (said,), ())
+    since = len(rates) - rates.index(max(rates)) if rates else 0
+    if 0 < since < LINES:
+        said = f"{since} lines of metrics were written since the learning rate was at its peak; {LINES} are waited for."
+        return Verdict(EARLY, (said,), ())
     return None
+
+
+def _unrelated(found, lines, config):
+    """Views that had nothing in common at the start and have nothing still; of smaller batches nobody can tell."""
+    most = 1 - measured.entry(found.n)
+    if found.n < ENOUGH or not all(one and one.miss > most for one in (found.start, found.now)):
+        return None
+    said = (
+        f"Two views of an image were no more alike than views of different images at step 1, and are not now: c_ii "
+        f"falls short of 1 by {found.start.miss:.2f} and {found.now.miss:.2f}, and below {most:.2f} would be more than "
+        f"noise at {found.n} images. The images may all be one, or the views leave nothing of them."
+    )
+    return Verdict(
+        STARVED, (said,), (LOOK, "Raise the lower end of config.views.crop_scale, or lower config.views.jitter.")
+    )
 
 
 def _dead(found, lines, config):
     if found.dead is None or not found.d:
         return None
-    most = found.d / math.sqrt(found.n - 1)
+    most = found.d * measured.entry(found.n)
     if found.dead <= most:
         return None
     said = (
@@ -234,7 +175,7 @@ def _dead(found, lines, config):
 
 def _apart(found, lines, config):
     """The views of an image are no more alike than when nothing was learnt."""
-    if not (found.start and found.now) or found.now.apart < found.start.apart:
+    if found.n < ENOUGH or not (found.start and found.now) or found.now.apart < found.start.apart:
         return None
     said = (
         f"The two views of an image are no more alike than before the first step: on_diag is {found.now.apart:.2f} of "
@@ -242,36 +183,46 @@ def _apart(found, lines, config):
     )
     # Where the noise of off_diag alone weighs more than all of on_diag, the network does best to give up on the views.
     weight = config["lambd"] * (found.d - 1) / found.n
-    if weight > 1:
+    if weight > 1 and _reads_lambd(config):
         remedy = (
-            f"Lower config.lambd: at {config['lambd']:g} the noise of off_diag weighs {weight:.2g} times what unrelated "
-            f"views give on the diagonal; 0.0051 at 8192 dimensions and batches of 2048 is 0.02."
+            f"Lower config.lambd: at {config['lambd']:g} the noise of off_diag weighs {weight:.2g} times what "
+            "unrelated views give on the diagonal; as published that is 0.02."
         )
         return Verdict(COLLAPSED, (said,), (remedy,))
     return Verdict(COLLAPSED, (said,), (_slower(config), "Raise config.warmup_epochs."))
 
 
 def _few_directions(found, lines, config):
-    """The views agree, on fewer directions than the untrained network has."""
-    if not (found.start and found.now and found.start.directions and found.now.directions):
-        return None
-    if found.now.directions >= found.start.directions:
-        return None
-    said = (
-        f"The views agree on {found.now.directions:.1f} directions of {found.d} dimensions, fewer than the "
-        f"{found.start.directions:.1f} of the network before the first step: the dimensions repeat each other."
-    )
-    return Verdict(COLLAPSED, (said,), ("Raise config.lambd (0.0051 for 8192 dimensions, 0.03 for 512).",))
+    """The views agree on a fraction of the directions that the untrained network has, or its features do with less."""
+    first, last = (scores.get("effective_rank") for scores in (found.first, found.last))
+    if found.now and found.now.directions:
+        before = found.start.directions if found.start else None
+        # Of a start that was all noise nothing is known: then one direction is too few once the views half agree.
+        least = KEPT * before if before else 2 * (found.now.miss < KEPT)
+        if found.now.directions < least:
+            said = (
+                f"The views agree on {found.now.directions:.1f} directions of {found.d} dimensions, fewer than the "
+                f"{least:.1f} that are left to a run that learns: the dimensions repeat each other."
+            )
+            weight = ("Raise config.lambd (0.0051 for 8192 dimensions, 0.03 for 512).",) if _reads_lambd(config) else ()
+            return Verdict(COLLAPSED, (said,), (*weight, _slower(config)))
+    if first is not None and last is not None and last < KEPT * first:
+        said = (
+            f"The features use {last:.1f} directions (effective rank), less than half of the {first:.1f} before the "
+            "first step."
+        )
+        return Verdict(COLLAPSED, (said,), (_slower(config), "Raise config.warmup_epochs."))
+    return None
 
 
 def _nothing_to_learn(found, lines, config):
     """Views that agree before anything was learnt ask nothing of the network."""
-    if not found.start or found.start.apart > 1 / (found.n - 1):
+    if not found.start or found.start.miss > measured.entry(found.n):
         return None
     said = (
-        f"The two views of an image were the same to the network at step 1 already: on_diag was "
-        f"{found.start.apart:.2g} of what unrelated views give, below the noise {1 / (found.n - 1):.2g} of one entry of "
-        f"c at {found.n} images, so that there was nothing to learn."
+        f"The two views of an image were the same to the network at step 1 already: c_ii fell short of 1 by "
+        f"{found.start.miss:.2g}, less than the noise of one entry at {found.n} images, "
+        f"{measured.entry(found.n):.2g}, so that there was nothing to learn."
     )
     remedies = (
         "Make the views differ: config.views.crop_scale from (0.08, 1.0), config.views.jitter 0.8, "
@@ -287,14 +238,14 @@ def _labels(found, lines, config):
         return None
     error = math.sqrt((before * (1 - before) + now * (1 - now)) / n)
     told = (
-        f"The {config['eval']['knn_k']} nearest neighbours give {now:.1%} of {n} labels and gave {before:.1%} before the "
-        f"first step; chance explains {BEYOND * error:.1%}"
+        f"The nearest neighbours are right in {now:.1%} of {n} images and were in {before:.1%} before the first step; "
+        f"chance explains {measured.BEYOND * error:.1%}"
     )
-    if now < before - BEYOND * error:
+    if now < before - measured.BEYOND * error:
         said = f"The views agree better than at the start, on what the labels do not ask for. {told}."
         remedies = ("Let views differ in what labels do not depend on: config.views.jitter, config.views.crop_scale.",)
         return Verdict(OVERFITTED, (said,), remedies)
-    if now <= before + BEYOND * error:
+    if now <= before + measured.BEYOND * error:
         return Verdict(EARLY, (f"The loss falls, and labels do not show it yet. {told}.",), ())
     return Verdict(LEARNING, (_progress(found), f"{told}."), ())
 
@@ -306,8 +257,7 @@ def _better(found):
 def _learns(found, lines, config):
     if not _better(found):
         return None
-    by = found.start.apart - found.now.apart
-    if by <= _chance(found.n) * found.start.apart:
+    if found.start.miss - found.now.miss <= measured.entry(found.n):
         return None
     known = "" if "knn" in found.last else " There are no labels to say what it is worth."
     if "knn" in found.last and "knn" not in found.first:
@@ -335,9 +285,13 @@ def _unknown(found):
     if found.now is None:
         return f"There is nothing to compare the first step with yet (step {found.step})."
     return (
-        f"The views agree no better than at the start beyond chance: on_diag is {found.now.apart:.2f} of what unrelated "
-        f"views give and was {found.start.apart:.2f}."
+        f"The views agree no better than at the start, beyond chance: on_diag is {found.now.apart:.2f} of what "
+        f"unrelated views give and was {found.start.apart:.2f}."
     )
+
+
+def _reads_lambd(config):
+    return "lambd" in OBJECTIVES[config.get("objective", "barlow_twins")].reads
 
 
 def _slower(config):

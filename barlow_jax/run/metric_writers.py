@@ -89,7 +89,7 @@ class MetricWriter:
     def scalars(self, step, values):
         """Writes {name: number}; numbers may be Python's, numpy's or scalars on a device."""
         if self._outputs:
-            values = {name: _number(value) for name, value in jax.device_get(values).items()}
+            values = {name: number(value) for name, value in jax.device_get(values).items()}
         with _writing_to(self._folder):
             for output in self._outputs:
                 output.scalars(int(step), values)
@@ -120,8 +120,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def scalars(self, step, values):
-        finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
+        self._file.write(json.dumps({"step": step} | finite(values), allow_nan=False) + "\n")
         self._file.flush()  # a killed run keeps every line
 
     def image(self, step, name, image):
@@ -129,6 +128,11 @@ class JsonLines:
 
     def close(self):
         self._file.close()
+
+
+def finite(values):
+    """{name: number}, None in the place of what is not finite: as lines have it."""
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
 def keep_until(path, step):
@@ -262,7 +266,8 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def _number(value):
+def number(value):
+    """A scalar of numpy or of Python as Python's int or float."""
     value = np.asarray(value)
     if value.dtype.kind in "biu":
         return int(value)

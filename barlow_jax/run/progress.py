@@ -59,20 +59,21 @@ class Progress:
 
     Args:
       total: steps of the whole run; start: steps already done.
+      terms: names of the parts of the loss, which are shown beside it.
       shown: False only counts, for processes other than 0.
       every: seconds between plain lines.
       stream: where to show it.
       clock: returns seconds.
     """
 
-    def __init__(self, total, *, start=0, shown=True, every=60.0, stream=None, clock=time.perf_counter):
-        self._total, self._every, self._clock = total, every, clock
+    def __init__(self, total, *, start=0, terms=(), shown=True, every=60.0, stream=None, clock=time.perf_counter):
+        self._total, self._terms, self._every, self._clock = total, terms, every, clock
         self._stream = stream or sys.stderr
         self._now = Mark(0.0, start, 0, 0.0)
         self._marks = collections.deque(maxlen=60)  # at most one a second
         self._reported = None  # the mark of the last call of rates
         self._away = 0.0  # seconds inside `paused`
-        self._pending, self._loss = collections.deque(), None
+        self._pending, self._metrics = collections.deque(), {}
         self._plain = shown and not self._stream.isatty()
         self._next_line, self._shown_step = -math.inf, None
         self._bar = None
@@ -122,7 +123,7 @@ class Progress:
 
     def _count(self, images, metrics):
         old = self._now
-        self._loss = metrics and metrics.get("loss")
+        self._metrics = metrics or {}
         self._now = Mark(self._clock() - self._away, old.steps + 1, old.images + images, old.waited)
         if self._reported is None:
             self._reported = self._now
@@ -151,13 +152,15 @@ class Progress:
             self._bar.close()
 
     def text(self):
-        """The loss, the speed of the last minute and the time left, in words; "" after the first step."""
+        """Loss with its parts, speed of the last minute and time left, in words; "" after the first step."""
         first, steps = self._marks[0], self._now.steps - self._marks[0].steps
         if not steps:
             return ""
         rates = _rates(first, self._now)
         left = duration((self._now.time - first.time) / steps * (self._total - self._now.steps))
-        loss = "" if self._loss is None else f"loss {float(self._loss):.4g}, "
+        shown = {name: f"{float(self._metrics[name]):.4g}" for name in ("loss", *self._terms) if name in self._metrics}
+        parts = ", ".join(f"{name} {value}" for name, value in shown.items() if name != "loss")
+        loss = "" if "loss" not in shown else f"loss {shown['loss']}" + (f" ({parts}), " if parts else ", ")
         speed = f"{rates['images_per_second']:.0f} images/s"
         return f"{loss}{speed}, {rates['data_wait']:.0%} waiting for data, {left} left"
 

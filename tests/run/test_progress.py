@@ -153,6 +153,9 @@ def test_steps_count_when_they_are_done_and_few_are_on_their_way():
     progress.step(10, {"loss": results[3]})
     assert progress.rates()["images_per_second"] == 1.0
     assert progress.text().startswith("loss 7, 1 images/s")
+    progress._terms = ("on_diag", "off_diag")
+    progress._metrics = {"loss": 7.5, "on_diag": 5.0, "off_diag": 2.5}
+    assert progress.text().startswith("loss 7.5 (on_diag 5, off_diag 2.5), 1 images/s, ")
     with progress.paused():  # an evaluation begins when all is done
         assert all(result.there for result in results[:4]) and progress._now.steps == 4
     progress.step(10, {"loss": results[4]})
