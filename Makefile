@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torch test-torch compilers test-programs programs test-slow lint format bench clean
+.PHONY: demo test torch test-torch compilers test-programs programs test-browser test-slow lint format bench clean
 
 # Installed once, and again when a list of requirements changes.
 $(VENV)/.run: requirements.txt
@@ -51,6 +51,16 @@ test-programs: compilers
 programs: compilers
 	PYTHONPATH=.:tests $(VENV)-programs/bin/python tests/compiled_steps.py
 
+# The page of runs in Chromium, which the system has: apt-get install chromium.
+$(VENV)-browser/.browser: requirements-browser.txt requirements-dev.txt requirements.txt
+	test -x $(VENV)-browser/bin/python || $(PYTHON) -m venv $(VENV)-browser
+	$(VENV)-browser/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements-dev.txt -r requirements-browser.txt
+	touch $@
+
+test-browser: $(VENV)-browser/.browser
+	$(VENV)-browser/bin/python -m pytest -rs -m slow tests/results/test_browser.py
+
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m slow
 
@@ -70,4 +80,4 @@ bench: $(VENV)/.run
 	test -z "$(IMAGES)" || $(BIN)/python benchmarks/input_pipeline.py --images="$(IMAGES)"
 
 clean:
-	rm -rf $(VENV) $(VENV)-torch $(VENV)-programs runs
+	rm -rf $(VENV) $(VENV)-torch $(VENV)-programs $(VENV)-browser runs

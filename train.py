@@ -18,7 +18,7 @@ import numpy as np
 from barlow_jax import experiment, pretrain, sharding
 from barlow_jax.data import order
 from barlow_jax.evaluation import online
-from barlow_jax.results import watching
+from barlow_jax.results import kept, watching
 from barlow_jax.run import cluster, compilation_cache, launch, metric_writers, pictures
 from barlow_jax.run import workdir as workdirs
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints
@@ -94,6 +94,7 @@ def train(config, workdir, stop, init=""):
 
     writer = metric_writers.of_run(config, workdir, start_step)
     teller = watching.Teller(writer, config, workdir)
+    page = kept.Page(workdir, start_step)
     progress = Progress(total_steps, start=start_step, terms=teller.terms, shown=jax.process_index() == 0)
     batches_from = functools.partial(experiment.pretraining_batches, config, source, mesh=mesh)
     batches = batches_from(start_step=start_step)
@@ -136,6 +137,8 @@ def train(config, workdir, stop, init=""):
             given_up = ends_epoch and teller.epoch(done // steps_per_epoch) and not last
             if last:
                 draw_correlation(inspect(state, batch), done, workdir, writer)
+            if scores or last:
+                page.write()
             if scores or last or stopping or given_up or due(done, config.checkpoint_every_steps):
                 watch.check_all(state)
                 checkpoints.save(done, state, meta, scores)

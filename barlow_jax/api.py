@@ -66,7 +66,14 @@ def train(
     program = config_files.program("train")
     wanted = _wanted(program.define_flags, config, data, fields, workdir=str(workdir), init=str(init))
     wanted.allow_changes, wanted.stopped_status = list(allow_changes), 1
-    with launch.errors_for_people():
+    told = {
+        "workdir": str(workdir),
+        **({} if data is None else {"data": data}),
+        **({"init": str(init)} if init else {}),
+    }
+    named = "config" if isinstance(config, ConfigDict) else repr(config)
+    call = ", ".join([named, *(f"{name}={value!r}" for name, value in (told | fields).items())])
+    with launch.errors_for_people(), results.commanded(f"barlow_jax.train({call})"):
         cluster.join()
         return program.main(wanted) == 0
 

@@ -13,7 +13,8 @@ from barlow_jax import __version__
 from barlow_jax.errors import UserError
 from barlow_jax.run import config_files, launch
 
-# Name: what it does. train and linear-eval are the files of these names, the others modules of this package.
+# Name: what it does. train and linear-eval are the files of these names, watch is in a room, the others are modules at
+# the top of this package.
 COMMANDS = {
     "train": "pre-training",
     "linear-eval": "linear evaluation and fine-tuning of a run",
@@ -23,13 +24,15 @@ COMMANDS = {
     "embed": "features of your images, one row an image",
     "export": "weights for torchvision, timm, detectron2, the official code; safetensors, StableHLO",
     "sweep": "several trainings and their evaluations, such as a table of the paper, and the table they make",
-    "report": "all results below some folders, beside the paper's",
+    "report": "all results below some folders, beside the paper's, and a page of the runs",
+    "watch": "the page of runs, live in a browser of this machine",
     "plan": "what a config means, and what a machine would make of it",
     "doctor": "whether a machine and images are fit to train on; replays a step that was not finite",
     "demo": "the small run on embedded digits, and the table of what it has learned",
     "configs": "the configs that come along; with a name, one to start from",
 }
 PROGRAMS = {"train": "train", "linear-eval": "linear_eval"}
+ROOMS = {"watch": "results.serve"}
 
 
 def main():
@@ -53,7 +56,7 @@ def program(name):
     if name in PROGRAMS:
         module = config_files.program(PROGRAMS[name])
     else:
-        module = importlib.import_module(f"barlow_jax.{name}")
+        module = importlib.import_module(f"barlow_jax.{ROOMS.get(name, name)}")
     return module.main, module.define_flags
 
 

@@ -18,6 +18,7 @@ import barlow_jax.data
 from barlow_jax import export
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder, subject
+from barlow_jax.results import starts
 
 FIELDS = {
     "arch": "convnet",
@@ -76,6 +77,7 @@ def test_the_same_call_goes_on_and_gives_handlers_and_lock_back(trained):
     lines = (run / "metrics.jsonl").read_text()
     assert barlow_jax.train("cifar10", data=data, workdir=run, **FIELDS)
     assert (run / "metrics.jsonl").read_text() == lines  # all was done
+    assert [line["command"][:28] for line in starts.read(run)] == 2 * ["barlow_jax.train('cifar10', "]
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(UserError, match="config.epochs was 2 and is 3"):
         barlow_jax.train("cifar10", data=data, workdir=run, **(FIELDS | {"epochs": 3}))

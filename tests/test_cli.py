@@ -79,6 +79,9 @@ def wheel(tmp_path_factory):
 def test_the_wheel_has_all_and_nothing_at_the_top(wheel):
     assert sorted(path.name for path in wheel.iterdir() if path.suffix != ".dist-info") == ["barlow_jax"]
     here = {path.relative_to(commands.ROOT) for path in (commands.ROOT / "barlow_jax").rglob("*.py")}
+    web = commands.ROOT / "barlow_jax" / "results" / "web"
+    for path in (path for path in web.rglob("*") if path.is_file()):
+        assert (wheel / path.relative_to(commands.ROOT)).read_bytes() == path.read_bytes()
     there = {path.relative_to(wheel) for path in wheel.rglob("*.py")}
     programs = pathlib.Path("barlow_jax/programs")
     assert {path for path in there if programs not in path.parents} == here

@@ -13,6 +13,7 @@ from barlow_jax import experiment, optim, pretrain, sharding
 from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import online
+from barlow_jax.results import kept
 from configs import cifar10
 
 
@@ -226,6 +227,8 @@ def test_a_damaged_image_is_replaced_and_named(photographs, tmp_path):
     (folder / "class1" / "003.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
     status, output = commands.run("train.py", *arguments(folder, tmp_path / "run"))
     assert status == 0 and "class1/003.jpg" in output, output
+    page = (tmp_path / "run" / kept.FILE).read_text()
+    assert "unreadable image" in page and "class1/003.jpg" in page and '"title":"loss"' in page
 
 
 REFUSALS = {

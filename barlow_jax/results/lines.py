@@ -65,7 +65,7 @@ def line(subject, *, protocol, dataset, n, classes, metric, values, seeds, **set
         "checkpoint_step": subject.step,
         "baseline": subject.baseline,
         "settings": settings | ({"ema": subject.ema} if subject.ema else {}),
-        "command": _command(),
+        "command": typed(),
     }
 
 
@@ -174,7 +174,7 @@ def commanded(text):
         _told.pop()
 
 
-def _command():
+def typed():
     """What was typed, or called: a module of ours as python -m barlow_jax.NAME."""
     if _told:
         return _told[-1]

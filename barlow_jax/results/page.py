@@ -1,106 +1,101 @@
-"""The page of `barlow_jax.report`: a table, and the curves and pictures of runs, in one file of HTML."""
+"""The page of runs: one file of HTML that needs no other and no network, for any browser and any screen.
 
-import base64
-import html
-import io
-import logging
-import os
-import pathlib
-
-from barlow_jax.objectives import OBJECTIVES
-from barlow_jax.run import metric_writers, pictures
-
-# Of the curves, those that say how a run went; of the pictures, those that runs leave.
-TERMS = tuple(dict.fromkeys(term for objective in OBJECTIVES.values() for term in objective.terms))
-CURVES = ("loss", *TERMS, "knn", "probe_accuracy", "effective_rank", "val_loss", "top1", "top5")
-PICTURES = ("views.png", "neighbours.png")
-
-log = logging.getLogger(__name__)
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; } th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid #ddd; }
-td:nth-child(n+5), th:nth-child(n+5) { text-align: right; white-space: nowrap; } img { max-width: 100%; }
-figure { margin: 1em 0; } figcaption { color: #666; }
+Text, tables and pictures are made here in Python; the curves are data, which uPlot draws (web/vendored). The page loads
+nothing: its Content-Security-Policy lets run the scripts and styles that are in it, known by their hashes, and nothing
+else, so that no name or value in a run's files could do anything even if it came through unescaped.
 """
 
+import base64
+import hashlib
+import json
+import pathlib
 
-def markdown(head, rows):
-    """A table in Markdown, of texts that are one line each and have no "|"."""
-    lines = (head, ["---"] * len(head), *rows)
-    return "\n".join("|" + "".join(f" {text} |" if text else " |" for text in line) for line in lines)
+from barlow_jax import __version__
+from barlow_jax.results import curves, folders, markup, sections
+from barlow_jax.results import table as tables
+
+WEB = pathlib.Path(__file__).parent / "web"
+STYLES = ("vendored/uPlot.min.css", "page.css")
+SCRIPTS = ("vendored/uPlot.iife.min.js", "curves.js", "page.js")
+TITLES = {
+    "verdict": "",
+    "config": "Config",
+    "curves": "Curves",
+    "pictures": "Pictures",
+    "results": "Results",
+    "events": "Events",
+    "environment": "Environment",
+}
 
 
-def page(rows, notes, folders):
+def page(named, live=False):
     """The page as text.
 
     Args:
-      rows: of the table, tuples of texts, the first one the head.
-      notes: lines below it.
-      folders: whose metrics.jsonl and pictures are shown, at any depth.
+      named: folders of runs, or above them, whose metrics, pictures and results are shown.
+      live: whether it asks the address it came from for what is new (`watch`).
+    Raises:
+      UserError: a folder is missing, or a file in it is none of ours.
     """
-    head, *body = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-    table = f"<tr>{head.replace('td>', 'th>')}</tr>" + "".join(f"<tr>{cells}</tr>" for cells in body)
-    below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-    runs = "".join(_run(folder) for folder in _runs(folders))
+    data = content(named)
+    script = SCRIPTS + (("live.js",) if live else ())
+    styles, scripts = ([(WEB / name).read_text(encoding="utf-8") for name in names] for names in (STYLES, script))
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            "img-src data:",
+            f"style-src {' '.join(map(_hash, styles))}",
+            f"script-src {' '.join(map(_hash, scripts))}",
+            *(["connect-src 'self'"] if live else []),
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    title = markup.text(data["title"])
+    body = "".join(section(name, data["sections"].get(name, "")) for name in TITLES)
+    links = "".join(
+        f'<a href="#{name}"{"" if data["sections"].get(name) else " hidden"}>{head}</a>'
+        for name, head in TITLES.items()
+        if head
+    )
     return (
-        f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>Results</title><style>{STYLE}</style>"
-        f"<h1>Results</h1><table>{table}</table>{below}{runs}</html>\n"
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{title}</title>\n{''.join(f'<style>{style}</style>' for style in styles)}\n</head>\n<body>\n"
+        f'<header><h1>{title}</h1><nav>{links}</nav><button id="theme" type="button">Theme</button></header>\n'
+        f'<main>{body}</main>\n<footer>barlow-jax {__version__}<span id="live"></span></footer>\n'
+        f'<script type="application/json" id="data">{for_script(data["curves"])}</script>\n'
+        f"{''.join(f'<script>{script}</script>' for script in scripts)}\n</body>\n</html>\n"
     )
 
 
-def printable(text):
-    """The text with escapes for what cannot be printed or written, such as half a character, and for new lines."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def content(named):
+    """What the page shows: {"title", "sections": {name: HTML}, "curves": for curves.js}."""
+    lines = tables.collect(named)
+    runs = folders.runs(named)
+    trained = [run for run in runs if run.kind == folders.TRAINING]
+    drawn = curves.charts(runs)
+    return {
+        "title": trained[0].name if len(trained) == 1 else f"{len(runs)} runs" if runs else "Results",
+        "sections": sections.all_of(runs, lines) | {"curves": sections.of_curves(drawn)},
+        "curves": {"runs": [run.name for run in runs], "charts": [one for one in drawn if not curves.is_flat(one)]},
+    }
 
 
-def _runs(folders):
-    """The folders that hold curves or pictures, each once, in order."""
-    found = {}
-    for folder in folders:
-        for name in (metric_writers.FILE, *PICTURES):
-            for file in sorted(pathlib.Path(folder).expanduser().rglob(name)):
-                found[file.parent.resolve()] = file.parent
-    return sorted(found.values())
+def section(name, shown):
+    """A section with its title; without content it is there, hidden, as `watch` may fill it."""
+    title = f"<h2>{TITLES[name]}</h2>" if TITLES[name] else ""
+    hidden = "" if shown else " hidden"
+    return f'<section id="{name}"{hidden}>{title}<div class="content">{shown}</div></section>\n'
 
 
-def _run(folder):
-    """One section: a run's curves, views, neighbours and last correlation matrix, of those that it has."""
-    shown = []
-    lines = metric_writers.read(folder / metric_writers.FILE)
-    names = [name for name in CURVES if any(name in line for line in lines)]
-    if names:
-        shown.append(("curves", _png(pictures.curves(lines, names))))
-    files = [folder / name for name in PICTURES] + sorted(folder.glob("correlation/*.png"))[-1:]
-    shown += [(str(file.relative_to(folder)), png) for file in files if (png := _picture(file))]
-    return f"<h2>{html.escape(printable(str(folder)))}</h2>" + "".join(_figure(*picture) for picture in shown)
+def for_script(data):
+    """JSON that may stand inside <script>: nothing in it can end the element or begin a comment."""
+    found = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return found.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _picture(file):
-    """The bytes of a PNG, or None where there is none; one that is something else is named in a warning."""
-    if not os.path.lexists(file):
-        return None
-    try:
-        found = file.read_bytes() if file.is_file() else b""
-    except OSError:
-        found = b""
-    if not found.startswith(b"\x89PNG\r\n\x1a\n"):
-        log.warning("%s is no PNG, or cannot be read; it is left out.", file)
-        return None
-    return found
-
-
-def _figure(caption, png):
-    data = base64.b64encode(png).decode()
-    caption = html.escape(caption)
-    return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
-    )
-
-
-def _png(picture):
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
-    return stream.getvalue()
+def _hash(text):
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -8,7 +8,7 @@ import math
 import pathlib
 from types import SimpleNamespace
 
-from barlow_jax.results import page, published
+from barlow_jax.results import plain, published
 from barlow_jax.results.lines import FILE, line, read
 from barlow_jax.run import pictures
 
@@ -108,7 +108,7 @@ def markdown(found, members):
         mine = [_text(cell(found, name, title), title, most) for title in shown]
         paper = ["" if x is None else f"{100 * x:.1f}" for x in published.ABLATIONS.get(name, (None, None))]
         rows.append([name, *mine, *(paper if theirs else [])])
-    return "\n".join([page.markdown(head, rows), "", *_notes(found, most)]) + "\n"
+    return "\n".join([plain.markdown(head, rows), "", *_notes(found, most)]) + "\n"
 
 
 def _text(value, title, most):

@@ -8,7 +8,7 @@ import pathlib
 import barlow_jax
 from barlow_jax import model, results
 from barlow_jax.data import order
-from barlow_jax.results import page, published
+from barlow_jax.results import plain, published
 from barlow_jax.run.checkpoint import FOLDER
 from barlow_jax.weights import as_run, files, hub
 
@@ -52,7 +52,7 @@ def text(weights, config, channels, meta, lines, report):
     shown = hub.public(config)
     parts = [
         _header(shown, meta, told),
-        f"# {page.printable(name)}",
+        f"# {plain.printable(name)}",
         _what(weights, shown, channels, meta, told),
         *(_training(weights, shown, meta) if told else ()),
         *_measured(lines),
@@ -178,7 +178,7 @@ def _measured(lines):
     if any(line["spread"] is not None for line in lines):
         yield "Behind +- is the standard deviation over the seeds."
     for (protocol, departures), mark in noted.items():
-        yield page.printable(f"{mark.strip()} not as {protocol} has it: {', '.join(departures)}")
+        yield plain.printable(f"{mark.strip()} not as {protocol} has it: {', '.join(departures)}")
 
 
 def _set(name):
@@ -222,10 +222,10 @@ def _export(name, report):
     return f"""\
 ## Export
 
-By barlow-jax {barlow_jax.__version__}, `{page.printable(line)}`.
+By barlow-jax {barlow_jax.__version__}, `{plain.printable(line)}`.
 Every array was read back and is the run's to the bit. The largest relative difference of the features of fixed images,
 by who computed them: {found}. SHA-256 of {files.HUB_FILE}: `{report["sha256"]}`."""
 
 
 def _table(head, rows):
-    return page.markdown(head, [[page.printable(cell).replace("|", "\\|") for cell in row] for row in rows])
+    return plain.markdown(head, [[plain.printable(cell).replace("|", "\\|") for cell in row] for row in rows])

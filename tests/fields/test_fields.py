@@ -17,8 +17,7 @@ from barlow_jax.evaluation import classify
 from barlow_jax.fields import page, together
 from barlow_jax.networks import resnet, vit
 from barlow_jax.ops import image
-from barlow_jax.results import page as results_page
-from barlow_jax.results import published
+from barlow_jax.results import curves, published
 from barlow_jax.run import config_files, launch
 from barlow_jax.training import microbatches
 
@@ -100,7 +99,7 @@ def test_the_table_has_the_names_that_the_modules_have():
     assert {*fields.together.OF_FORMS} == {name for name, read in reading.items() if "loss_form" in read}
     assert {*published.READ_LAMBD} == {name for name, read in reading.items() if "lambd" in read}
     assert {name for read in reading.values() for name in read} <= fields.PRETRAINING.fields.keys()
-    assert {term for chosen in objectives.OBJECTIVES.values() for term in chosen.terms} == {*results_page.TERMS}
+    assert {term for chosen in objectives.OBJECTIVES.values() for term in chosen.terms} == {*curves.TERMS}
     assert fields.together.VITS == tuple(model.VITS)
     assert fields.together.CONVNEXTS == tuple(model.CONVNEXTS)
     assert {*kinds.NEED_PATH} == {*fields.together.NEED_PATH}
