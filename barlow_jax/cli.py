@@ -22,6 +22,7 @@ COMMANDS = {
     "probe": "many linear heads at once on frozen features",
     "transfer": "linear SVMs on VOC2007",
     "embed": "features of your images, one row an image",
+    "explore": "near-duplicates, clusters, outliers, what to label next, search by an image: of features",
     "export": "weights for torchvision, timm, detectron2, the official code; safetensors, StableHLO",
     "sweep": "several trainings and their evaluations, such as a table of the paper, and the table they make",
     "report": "all results below some folders, beside the paper's, and a page of the runs",

@@ -12,6 +12,8 @@ Stopped or killed and started again with the same line, it goes on from the last
 
     import numpy as np
     found = np.load("features.npz")         # features [n, F], paths [n], and labels, class_names where there are some
+
+docs/use.md has what can be done with it: near-duplicates, clusters, outliers, what to label next, search by an image.
 """
 
 import logging
@@ -23,11 +25,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from barlow_jax import augment, experiment, fields, sharding
-from barlow_jax.data import eval_steps, open_source, pixels
-from barlow_jax.data.listed import ListedFiles
-from barlow_jax.data.walk import local_path
+from barlow_jax.data import eval_steps, pixels
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import embedding_files, features, subject
+from barlow_jax.evaluation import duplicates, embedded, embedding_files, features, subject
+from barlow_jax.evaluation.image_sets import open_images
 from barlow_jax.run import launch, pictures
 from barlow_jax.run.checkpoint import WEIGHTS
 from barlow_jax.run.progress import Progress
@@ -45,6 +46,8 @@ def define_flags(flag):
     flag.text("out", "The file to write, .npz or .parquet.")
     flag.choice("ema", WEIGHTS, "Of a run with config.ema, which of its weights.", default="average")
     flag.text("neighbours", "A picture to draw: some images and those nearest to them.")
+    flag.text("pairs", "A .csv of near-duplicates to write, and a picture of some beside it; see barlow-jax explore.")
+    flag.number("threshold", "Of --pairs: the least cosine similarity.", default=duplicates.THRESHOLD)
     flag.number("batch_size", "Images at a time, over all devices.", default=256)
     flag.choice("precision", ("float32", "bfloat16"), "Of the network's arithmetic.", default="float32")
     flag.number("threads", "For decoding; 0 is one per core.")
@@ -74,6 +77,8 @@ def main(wanted):
         raise UserError("This runs in one process; give each of several a part of the images, as a list of files.")
     if out.suffix == ".parquet":
         embedding_files.parquet_library()
+    if wanted.pairs:
+        duplicates.check_name(wanted.pairs)
     judged = subject.load(given[0], ema=wanted.ema)
     config = settings(judged, wanted)
     source = open_images(given[1], judged.channels, wanted.data_dir, **experiment.reading(config.data))
@@ -83,36 +88,16 @@ def main(wanted):
         return 0
     if wanted.neighbours:  # before --out, which is not written twice
         draw_neighbours(config, source, parts, wanted.neighbours)
-    WRITERS[out.suffix](out, parts, source.where, source.class_names)
+    about = parts.about | made_by(judged, config, wanted)
+    WRITERS[out.suffix](out, parts, source.where, source.class_names, about)
     rows = len(parts.index())
     if rows < len(source):
         log.warning("%d images could not be read and have no row", len(source) - rows)
     parts.remove()
     print(f"{out}: {rows} images of {source.name}, by {judged}")
+    if wanted.pairs:
+        print(duplicates.write(wanted.pairs, embedded.read(out), wanted.threshold))
     return 0
-
-
-def open_images(named, channels, data_dir="", **reading):
-    """The source that the second argument names, for a network of images with so many channels.
-
-    data_dir: of TFDS. reading: value_range and max_pixels, see `data.pixels.Reading`.
-    """
-    path = local_path(named)
-    reading |= {"channels": channels}
-    before, _, after = named.rpartition(":")
-    if path.is_dir():
-        source = open_source("folder", named, "", **reading)
-    elif path.suffix == ".npz" or before.endswith(".npz"):
-        source = open_source("npz", *((named, "") if path.suffix == ".npz" else (before, after)))
-    elif path.is_file():
-        source = ListedFiles(path, **reading)
-    elif before and "/" not in after:
-        source = open_source("tfds", data_dir, after, name=before, **reading)
-    else:
-        raise UserError(f"{named} is no folder, no file and no NAME:SPLIT of TFDS; give the images to embed.")
-    if source.channels != channels:
-        raise UserError(f"{source.name} has images of {source.channels} channels and the network is for {channels}.")
-    return source
 
 
 def settings(judged, wanted):
@@ -184,6 +169,20 @@ def embed(judged, config, source, folder, stop):
             experiment.canvas(config, source),
         )
     return parts
+
+
+def made_by(judged, config, wanted):
+    """Who made the features of what, for `explore` to find both again, a plain dict."""
+    return {
+        "checkpoint": str(pathlib.Path(judged.path).absolute()),
+        "step": judged.step,
+        "ema": judged.ema or "average",
+        "images as given": wanted.arguments[1],
+        "working folder": str(pathlib.Path.cwd()),  # where relative paths begin
+        "data_dir": wanted.data_dir,
+        "channels": judged.channels,
+        "reading": experiment.reading(config.data),
+    }
 
 
 def dependencies(judged, config, source):

@@ -13,9 +13,10 @@ import tfds_sets
 from PIL import Image
 from saved_runs import a_config, save_run
 
-from barlow_jax import embed, export
+from barlow_jax import embed, explore, export
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import embedding_files, subject
+from barlow_jax.evaluation import embedded, embedding_files, subject
+from barlow_jax.run import launch
 
 UNDISTURBED = types.SimpleNamespace(received=None)
 
@@ -61,16 +62,21 @@ def by_hand(judged, paths):
 def test_a_row_for_each_image_with_its_path(judged, photographs, tmp_path):
     source = embed.open_images(str(photographs), 3)
     parts = embed.embed(judged, config_of(judged), source, tmp_path / "parts", UNDISTURBED)
-    embedding_files.write_npz(tmp_path / "x.npz", parts, source.where, source.class_names)
+    embedding_files.write_npz(tmp_path / "x.npz", parts, source.where, source.class_names, parts.about)
     with np.load(tmp_path / "x.npz") as found:
         assert [*found["paths"]] == sorted(str(path) for path in photographs.rglob("*.jpg"))
         assert [*found["labels"]] == [0] * 9 + [1] * 9 + [2] * 9 and found["class_names"][2] == "class2"
         np.testing.assert_allclose(found["features"], by_hand(judged, found["paths"]), rtol=1e-4, atol=1e-5)
         kept = found["features"]
-    embedding_files.write_parquet(tmp_path / "x.parquet", parts, source.where, source.class_names)
+    embedding_files.write_parquet(tmp_path / "x.parquet", parts, source.where, source.class_names, parts.about)
     table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "x.parquet").to_pydict()
     np.testing.assert_array_equal(np.array(table["features"], np.float32), kept)
     assert table["class"][-1] == "class2" and table["path"][0].endswith("class0/000.jpg") and table["label"][9] == 1
+    for name in ("x.npz", "x.parquet"):  # as explore has them
+        found = embedded.read(tmp_path / name)
+        np.testing.assert_array_equal(found.features, kept)
+        assert [*found.paths] == table["path"] and [*found.labels] == table["label"] and found.about == parts.about
+        assert found.class_names == ("class0", "class1", "class2") and not len(found.zeros)
 
 
 def test_stopped_and_started_again(judged, photographs, tmp_path):
@@ -237,6 +243,38 @@ def test_the_command(run, photographs, tmp_path):
         assert picture.width > 8 * 24
     status, output = commands.run(*line)
     assert status == 1 and "exists; remove it, or give another." in output and "Traceback" not in output
+
+
+def test_its_file_is_searched_by_an_image(run, photographs, tmp_path, capsys):
+    """With --pairs in one go; by the network that made it, and by no other."""
+
+    def said_by(command, *words):
+        flag = launch.Flags()
+        command.define_flags(flag)
+        assert command.main(flag.parsed(["x", *map(str, words)])) == 0
+        return capsys.readouterr().out
+
+    out = tmp_path / "x.npz"
+    pairs = (f"--pairs={tmp_path / 'pairs.csv'}", "--threshold=0.7")
+    said = said_by(embed, run, photographs, f"--out={out}", "--batch_size=8", *pairs)
+    assert "Pairs with a cosine similarity of 0.7 or more: " in said and (tmp_path / "pairs.png").exists()
+    asked = [photographs / "class1" / "003.jpg", photographs / "class2" / "000.jpg"]
+    said = said_by(explore, out, f"--like={asked[0]},{asked[1]}", "--nearest=5")
+    assert said.startswith("The images nearest to 2, with their similarities.")
+    rows = np.genfromtxt(tmp_path / "like.csv", delimiter=",", dtype=str, skip_header=1)
+    for name, nearest in ((asked[0], rows[0]), (asked[1], rows[5])):
+        assert nearest[0] == nearest[2] == f'"{name}"' and nearest[1] == "1" and float(nearest[3]) > 0.99999
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    with np.load(out) as held:
+        arrays = dict(held)
+    arrays["about"] = np.array(str(arrays["about"]).replace(subject.load(run).sha256, "another's"))
+    np.savez(tmp_path / "other.npz", **arrays)
+    for words, sentence in (
+        ((out, f"--like={tmp_path / 'bad.jpg'}"), "bad.jpg, which cannot be read"),
+        ((tmp_path / "other.npz", f"--like={asked[0]}"), "has not the weights that made these embeddings"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            said_by(explore, *words)
 
 
 def test_a_split_of_tfds(run, tmp_path):

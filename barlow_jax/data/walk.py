@@ -60,6 +60,17 @@ def readable(path):
     return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
 
 
+def named(text):
+    """The path that `readable` told, for the operating system."""
+    if "\\x" not in text:
+        return text
+
+    def meant(match):
+        return "\\" if match[1] == "\\" else chr(0xDC00 + int(match[1][1:], 16))  # as os.fsdecode has such a byte
+
+    return os.fsdecode(os.fsencode(re.sub(r"\\(\\|x[0-9a-f]{2})", meant, text)))
+
+
 def look(root):
     """What lies below a folder, as `Found`.
 

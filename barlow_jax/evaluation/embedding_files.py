@@ -22,6 +22,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.run import writing
 
 ABOUT = "about.json"
+METADATA = "barlow_jax"  # where a .parquet keeps the same
 
 # What numpy and zipfile raise where the bytes of an .npz are not what they should be.
 DAMAGE = (
@@ -50,7 +51,7 @@ class Parts:
 
     def __init__(self, folder, about):
         self.folder = pathlib.Path(folder)
-        about = json.loads(json.dumps(about))  # as it will be read back
+        self.about = about = json.loads(json.dumps(about))  # as it will be read back
         file = self.folder / ABOUT
         with writing.told(self.folder):
             self.folder.mkdir(exist_ok=True)
@@ -96,15 +97,18 @@ class Parts:
         shutil.rmtree(self.folder)
 
 
-def write_npz(path, parts, path_of, class_names):
-    """features float32 [n, F], paths [n] and, of labelled images, labels int32 [n] and class_names.
+def write_npz(path, parts, path_of, class_names, about=None):
+    """features float32 [n, F], paths [n] and, of labelled images, labels int32 [n] and class_names; about, as JSON.
 
-    path_of: place in the source -> what to call the image.
+    path_of: place in the source -> what to call the image. about: how they were made, a plain dict.
     """
     index = parts.index()
     labels = np.concatenate([found for _, found, _ in parts])
     width = next(iter(parts))[2].shape[1]
-    small = {"paths": np.array([path_of(place) for place in index], np.str_)}
+    small = {
+        "paths": np.array([path_of(place) for place in index], np.str_),
+        "about": np.array(json.dumps(about or {})),
+    }
     if np.any(labels >= 0):
         small |= {"labels": labels, "class_names": np.array(class_names or (), np.str_)}
     with writing.whole(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
@@ -119,8 +123,8 @@ def write_npz(path, parts, path_of, class_names):
             archive.writestr(f"{name}.npy", stream.getvalue())
 
 
-def write_parquet(path, parts, path_of, class_names):
-    """Columns path, features (a list of F float32) and, of labelled images, label and class."""
+def write_parquet(path, parts, path_of, class_names, about=None):
+    """Columns path, features (a list of F float32) and, of labelled images, label and class; about in the metadata."""
     pyarrow, parquet = parquet_library()
     labelled = any(np.any(labels >= 0) for _, labels, _ in parts)
     with writing.whole(path) as unfinished, contextlib.ExitStack() as stack:
@@ -135,17 +139,17 @@ def write_parquet(path, parts, path_of, class_names):
                 columns["label"] = pyarrow.array(labels)
                 names = [class_names[k] if class_names and k >= 0 else None for k in labels]
                 columns["class"] = pyarrow.array(names, pyarrow.string())
-            table = pyarrow.table(columns)
+            table = pyarrow.table(columns).replace_schema_metadata({METADATA: json.dumps(about or {})})
             writer = writer or stack.enter_context(parquet.ParquetWriter(unfinished, table.schema))
             writer.write_table(table)
 
 
-def parquet_library():
+def parquet_library(otherwise="take --out=FILE.npz"):
     """pyarrow and pyarrow.parquet; UserError where it is not installed."""
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise UserError("A .parquet file needs pyarrow; pip install pyarrow, or take --out=FILE.npz.") from None
+        raise UserError(f"A .parquet file needs pyarrow; pip install pyarrow, or {otherwise}.") from None
 
 
 def nearest(parts, rows, count):

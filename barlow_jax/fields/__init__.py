@@ -8,12 +8,13 @@ docs/fields.md is printed from the same tables. Plain Python; a config is anythi
 
 from barlow_jax.fields.checks import check, check_flags, check_together, fill_in
 from barlow_jax.fields.rules import INT32, SEEDS, Table, Together
-from barlow_jax.fields.tables import EMBED, FROZEN, LINEAR, PLAN, PRETRAINING, VOC07
+from barlow_jax.fields.tables import EMBED, EXPLORE, FROZEN, LINEAR, PLAN, PRETRAINING, VOC07
 from barlow_jax.fields.together import DATA, VIEW
 
 __all__ = [
     "DATA",
     "EMBED",
+    "EXPLORE",
     "FROZEN",
     "INT32",
     "LINEAR",

@@ -23,7 +23,7 @@ READERS = {
     "FROZEN": "Frozen features: knn, probe",
     "VOC07": "VOC2007: transfer",
 }
-FLAGS = {"EMBED": "Flags of embed", "PLAN": "Flags of plan"}
+FLAGS = {"EMBED": "Flags of embed", "EXPLORE": "Flags of explore", "PLAN": "Flags of plan"}
 
 
 def markdown():

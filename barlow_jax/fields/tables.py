@@ -250,6 +250,15 @@ EMBED = {
     "max_pixels": integer(1, 178_956_970, special={0: AS_IN_RUN}),
     "threads": IMAGES["data.threads"],
     "max_bad_fraction": IMAGES["data.max_bad_fraction"],
+    "threshold": number(-1, 1),
+}
+EXPLORE = {
+    "threshold": EMBED["threshold"],
+    "most": integer(1, 10**8),
+    "clusters": integer(1, 10**5, special={0: "none"}),
+    "outliers": integer(1, special={0: "none"}),
+    "nearest": integer(1, 10**4),
+    "label_next": integer(1, special={0: "none"}),
 }
 PLAN = {
     "images": integer(1, 2**40, special={0: "those of the config, or ImageNet's"}),

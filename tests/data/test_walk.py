@@ -140,7 +140,7 @@ def bytes_of(text):
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_are_not_utf_8(name):
     text = walk.readable(os.fsdecode(name))
-    assert text == NAMES[name] and text.encode() and bytes_of(text) == name
+    assert text == NAMES[name] and text.encode() and bytes_of(text) == os.fsencode(walk.named(text)) == name
 
 
 def test_images_and_classes_of_such_names_are_read(tmp_path):

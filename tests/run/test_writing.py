@@ -11,7 +11,7 @@ from saved_runs import a_config, save_run
 
 from barlow_jax import export, results
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import embedding_files, heads
+from barlow_jax.evaluation import embedding_files, heads, sheets
 from barlow_jax.run import metric_writers, pictures, workdir, writing
 
 # Larger than the 64 kB of `full_disk`, and nothing that could be packed.
@@ -54,6 +54,7 @@ def written(folder):
         ("results.jsonl", lambda file, _: results.append(file.parent, [LINE | {"n": n} for n in range(500)])),
         ("config_changes.jsonl", lambda file, _: writing.append(file, ["x" * 1000] * 100)),
         ("views.png", lambda file, _: pictures._save(NOISE, file)),
+        ("pairs.csv", lambda file, _: sheets.table(file, ("path",), [["x" * 1000]] * 100)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -1,0 +1,116 @@
+"""The images that a word names, and small pictures of some of them for people."""
+
+import functools
+import pathlib
+
+import numpy as np
+
+from barlow_jax.data import open_source, pixels, walk
+from barlow_jax.data.listed import ListedFiles
+from barlow_jax.data.walk import local_path
+from barlow_jax.errors import UserError
+
+SIDE = 112  # pixels of a small picture
+
+
+def open_images(named, channels, data_dir="", **reading):
+    """The source that the second argument names, for a network of images with so many channels.
+
+    data_dir: of TFDS. reading: value_range and max_pixels, see `data.pixels.Reading`.
+    """
+    path = local_path(named)
+    reading |= {"channels": channels}
+    before, _, after = named.rpartition(":")
+    if path.is_dir():
+        source = open_source("folder", named, "", **reading)
+    elif path.suffix == ".npz" or before.endswith(".npz"):
+        source = open_source("npz", *((named, "") if path.suffix == ".npz" else (before, after)))
+    elif path.is_file():
+        source = ListedFiles(path, **reading)
+    elif before and "/" not in after:
+        source = open_source("tfds", data_dir, after, name=before, **reading)
+    else:
+        raise UserError(f"{named} is no folder, no file and no NAME:SPLIT of TFDS; give the images to embed.")
+    if source.channels != channels:
+        raise UserError(f"{source.name} has images of {source.channels} channels and the network is for {channels}.")
+    return source
+
+
+class Thumbnails:
+    """Small pictures of images by their paths as embed writes them, each whole, in the middle of a white square.
+
+    Args:
+      about: of the embeddings, see `embed.made_by`: where the paths begin, and the set whose images are no files.
+    Attributes:
+      unreadable: {path: why} of those that were asked for and could not be read.
+    """
+
+    def __init__(self, about):
+        self._about, self.unreadable = about, {}
+
+    def of(self, path, side=SIDE):
+        """uint8 [side, side, 3], or None where the image cannot be read."""
+        try:
+            return _in_square(self._pixels(path), side)
+        except Exception as error:  # Pillow's plugins raise whatever their parsers run into; it is told of
+            self.unreadable[path] = " ".join(str(error).split())[:200] or type(error).__name__
+            return None
+
+    def told(self):
+        """[] or a line for people on what could not be read."""
+        if not self.unreadable:
+            return []
+        path, why = next(iter(self.unreadable.items()))
+        return [f"{len(self.unreadable)} images for the picture could not be read, {path} for one ({why})."]
+
+    def _pixels(self, path):
+        file = self._from(walk.named(path))
+        if file.is_file():
+            return pixels.pillow_pixels(file.read_bytes(), self._reading)
+        if self._source is None or path not in self._places:
+            raise ValueError("there is no such file")
+        place = self._places[path]
+        if self._source.images is None:
+            return pixels.pillow_pixels(self._source.encoded(place), self._reading)
+        height, width = self._source.shape[:2] if self._source.sizes is None else self._source.sizes[place]
+        return self._source.images[place, :height, :width]
+
+    def _from(self, path):
+        return pathlib.Path(self._about.get("working folder", "")) / path
+
+    @functools.cached_property
+    def _reading(self):
+        """As the images were read for their features, but for the number of channels: RGB shows them all."""
+        told = self._about.get("reading", {})
+        return pixels.Reading(3, tuple(told.get("value_range", ())), told.get("max_pixels", pixels.MAX_PIXELS))
+
+    @functools.cached_property
+    def _source(self):
+        """The set whose images are no files, or None."""
+        given = self._about.get("images as given", "")
+        if not given or self._from(given).is_dir():
+            return None
+        begins = self._from(given.rpartition(":")[0] or given)
+        where = str(self._from(given)) if begins.exists() or self._from(given).exists() else given
+        return open_images(where, self._about["channels"], self._about["data_dir"])
+
+    @functools.cached_property
+    def _places(self):
+        return {self._source.where(place): place for place in range(len(self._source))}
+
+
+def _in_square(image, side):
+    """uint8 [h, w, C] at the largest size that fits, whole multiples where it grows: uint8 [side, side, 3]."""
+    from PIL import Image
+
+    channels = image.shape[-1]
+    if channels == 2:
+        image = np.concatenate([image, np.zeros_like(image[..., :1])], -1)
+    found = Image.fromarray(np.repeat(image, 3, -1) if channels == 1 else np.ascontiguousarray(image[..., :3]))
+    zoom = side // max(found.size)
+    if zoom > 1:
+        found = found.resize((zoom * found.width, zoom * found.height), Image.Resampling.NEAREST)
+    found.thumbnail((side, side))
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(found, ((side - found.width) // 2, (side - found.height) // 2))
+    return np.asarray(square)
