@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torch test-torch compilers test-programs programs test-browser test-slow lint format bench clean
+.PHONY: demo pictures test torch test-torch compilers test-programs programs test-browser test-slow lint format bench clean
 
 # Installed once, and again when a list of requirements changes.
 $(VENV)/.run: requirements.txt
@@ -19,6 +19,10 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 demo: $(VENV)/.run
 	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
 	$(BIN)/python -m barlow_jax.demo --workdir=runs/demo
+
+# What README.md and docs/ show, anew, of the demo's run.
+pictures: $(VENV)/.run
+	$(BIN)/python benchmarks/pictures.py --run=runs/demo --out=docs/pictures
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

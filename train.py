@@ -25,7 +25,7 @@ from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.run.profile import Profile
 from barlow_jax.run.progress import Progress, due
 from barlow_jax.run.signals import StopSignals
-from barlow_jax.training import evidence
+from barlow_jax.training import drawn, evidence
 from barlow_jax.weights import as_run
 
 log = logging.getLogger("train")
@@ -113,7 +113,7 @@ def train(config, workdir, stop, init=""):
                 with progress.paused():
                     look = inspect(state, batch)
                     if begins:
-                        draw_views(look, config, workdir, writer)
+                        draw_views(look, config, source, step, workdir, writer)
                         if config.eval.every_epochs:
                             teller.scalars(step, evaluate(state, first=True) | look["agreement"])
                     draw_correlation(look, step, workdir, writer)
@@ -155,19 +155,20 @@ def train(config, workdir, stop, init=""):
     return True
 
 
-def draw_views(look, config, workdir, writer):
-    """What the network is shown: 8 images, all views of each, in views.png."""
+def draw_views(look, config, source, step, workdir, writer):
+    """What the network is shown: 8 images, all views of each, and what was drawn for them, in views.png."""
     if jax.process_index() == 0:
-        scale = config.views.mean, config.views.std
-        picture = pictures.views_grid(jax.device_get(look["views"]), *scale, workdir / "views.png")
-        writer.image(0, "views", picture)
+        look, scale = jax.device_get(look | {"c": ()}), (config.views.mean, config.views.std)
+        told = drawn.captions(config, source, look, step)
+        writer.image(0, "views", pictures.views_grid(look["views"], *scale, workdir / "views.png", captions=told))
 
 
 def draw_correlation(look, step, workdir, writer):
-    """The cross-correlation matrix of the next batch, in correlation/STEP.png."""
+    """The cross-correlation matrix of a batch and its histograms, in correlation/STEP.png."""
     if jax.process_index() == 0:
-        path = workdir / "correlation" / f"{step:08d}.png"
-        writer.image(step, "cross_correlation", pictures.cross_correlation_picture(np.asarray(look["c"]), path))
+        path, of = workdir / "correlation" / f"{step:08d}.png", {"step": step, "width": int(look["width"])}
+        picture = pictures.cross_correlation_picture(np.asarray(look["c"]), len(look["index"]), path, **of)
+        writer.image(step, "cross_correlation", picture)
 
 
 if __name__ == "__main__":

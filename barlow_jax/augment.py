@@ -189,7 +189,12 @@ def apply(image: Array, box: Array, numbers: Draw, recipe: Recipe) -> Array:
 
 
 def random_views(keys: Array, canvas: Array, boxes: Array, recipe: Recipe) -> Array:
-    """Makes the views of every example of a batch, one for each box.
+    """Makes the views of every example of a batch, one for each box: the first of `views_and_draws`."""
+    return views_and_draws(keys, canvas, boxes, recipe)[0]
+
+
+def views_and_draws(keys: Array, canvas: Array, boxes: Array, recipe: Recipe) -> tuple[Array, Draw]:
+    """The views of every example of a batch, one for each box, and what was drawn for them.
 
     The third view and the fourth are the two views of another key, made of the example's, and so on: odd views have the
     first of the recipe's two distributions, even ones the second, and no view changes when there are more of them.
@@ -201,7 +206,7 @@ def random_views(keys: Array, canvas: Array, boxes: Array, recipe: Recipe) -> Ar
       recipe: see Recipe.
 
     Returns:
-      float32 [B, V, size, size, C], normalised.
+      float32 [B, V, size, size, C], normalised; Draw of [B, V, ...].
 
     Raises:
       UserError: if the recipe is for another number of channels.
@@ -216,8 +221,8 @@ def random_views(keys: Array, canvas: Array, boxes: Array, recipe: Recipe) -> Ar
         raise ValueError(f"boxes must have shape ({len(canvas)}, views, 4); got {boxes.shape}.")
 
     def one_view(key, image, box, view):
-        levels = apply(image, box, draw(key, recipe, view), recipe)
-        return color_ops.normalize(levels, recipe.mean, recipe.std)
+        numbers = draw(key, recipe, view)
+        return color_ops.normalize(apply(image, box, numbers, recipe), recipe.mean, recipe.std), numbers
 
     number = boxes.shape[1]
     distribution = jnp.arange(number) if number <= 2 else jnp.arange(number) % 2

@@ -122,9 +122,16 @@ def draw_neighbours(bank, queries, train, test, path, rows=8, columns=8):
     def unit(x):
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
-    nearest = np.argsort(-unit(queries[chosen]) @ unit(bank).T, axis=1)[:, :columns]
-    correct = train.labels[nearest] == test.labels[chosen][:, None]
-    pictures.neighbours_grid(test.images[chosen], train.images[nearest], correct, path=path)
+    cosines = unit(queries[chosen]) @ unit(bank).T
+    nearest = np.argsort(-cosines, axis=1)[:, :columns]
+    labels = np.concatenate([test.labels[chosen][:, None], train.labels[nearest]], 1)
+    told = {
+        "names": [[f"digit {label}" for label in row] for row in labels],
+        "similarities": np.take_along_axis(cosines, nearest, 1),
+    }
+    pictures.neighbours_grid(
+        test.images[chosen], train.images[nearest], labels[:, 1:] == labels[:, :1], path=path, **told
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Features of your images: one row an image, with its path.
 
     python -m barlow_jax.embed runs/r50 /my/photos --out=features.npz
-    python -m barlow_jax.embed resnet50.pth list.txt --out=features.parquet --neighbours=neighbours.png
+    python -m barlow_jax.embed resnet50.pth list.txt --out=features.parquet --neighbours=neighbours.png --map=map.png
     python -m barlow_jax.embed runs/r50 imagenette:validation --out=features.npz
 
 The first argument is a run of train.py, one of its checkpoints, or a file of weights. The second is a folder of images
@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from barlow_jax import augment, experiment, fields, sharding
 from barlow_jax.data import eval_steps, pixels
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import duplicates, embedded, embedding_files, features, subject
+from barlow_jax.evaluation import duplicates, embedded, embedding_files, features, maps, subject
 from barlow_jax.evaluation.image_sets import open_images
 from barlow_jax.run import launch, pictures
 from barlow_jax.run.checkpoint import WEIGHTS
@@ -48,6 +48,7 @@ def define_flags(flag):
     flag.text("neighbours", "A picture to draw: some images and those nearest to them.")
     flag.text("pairs", "A .csv of near-duplicates to write, and a picture of some beside it; see barlow-jax explore.")
     flag.number("threshold", "Of --pairs: the least cosine similarity.", default=duplicates.THRESHOLD)
+    flag.text("map", "A picture to draw: all images along the two principal components of their features.")
     flag.number("batch_size", "Images at a time, over all devices.", default=256)
     flag.choice("precision", ("float32", "bfloat16"), "Of the network's arithmetic.", default="float32")
     flag.number("threads", "For decoding; 0 is one per core.")
@@ -88,6 +89,8 @@ def main(wanted):
         return 0
     if wanted.neighbours:  # before --out, which is not written twice
         draw_neighbours(config, source, parts, wanted.neighbours)
+    if wanted.map:
+        draw_map(config, source, parts, wanted.map)
     about = parts.about | made_by(judged, config, wanted)
     WRITERS[out.suffix](out, parts, source.where, source.class_names, about)
     rows = len(parts.index())
@@ -217,14 +220,32 @@ def draw_neighbours(config, source, parts, path, queries=8, columns=8):
     if columns < 1:
         raise UserError("There are too few images for --neighbours; it takes two or more.")
     chosen = np.unique(np.linspace(0, len(index) - 1, queries).astype(int))
-    nearest = embedding_files.nearest(parts, chosen, columns)
+    nearest, cosines = embedding_files.nearest_and_cosines(parts, chosen, columns)
     labels = np.concatenate([found for _, found, _ in parts])
     known = np.all(labels[chosen] >= 0) and np.all(labels[nearest] >= 0)
     correct = labels[nearest] == labels[chosen][:, None] if known else None
     shown = np.concatenate([chosen[:, None], nearest], 1)
     tiles = as_seen(config, source, index[shown.ravel()])
     tiles = tiles.reshape(*shown.shape, *tiles.shape[1:])
-    pictures.neighbours_grid(tiles[:, 0], tiles[:, 1:], correct, path=pathlib.Path(path).expanduser())
+    names = [[pathlib.PurePath(source.where(place)).name for place in row] for row in index[shown]]
+    path, told = pathlib.Path(path).expanduser(), {"names": names, "similarities": cosines}
+    pictures.neighbours_grid(tiles[:, 0], tiles[:, 1:], correct, path=path, **told)
+
+
+def draw_map(config, source, parts, path):
+    """All images along the first two principal components of their features, coloured by label."""
+    points, shares = maps.principal(lambda: (rows for _, _, rows in parts))
+    rows, _ = pictures.spread(points)
+    labels = np.concatenate([found for _, found, _ in parts])
+    pictures.features_map(
+        points,
+        shares,
+        as_seen(config, source, parts.index()[rows]),
+        labels=labels,
+        class_names=source.class_names,
+        width=next(iter(parts))[2].shape[1],
+        path=pathlib.Path(path).expanduser(),
+    )
 
 
 def as_seen(config, source, rows):

@@ -265,11 +265,13 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
       pretrain.Method; TrainState, not yet on the mesh: `method.state_sharding` says how it lies there.
     """
     recipe, small = viewing.recipe(config, channels), viewing.small_recipe(config, channels)
-    views_of = views.make_views(recipe, config.seed, mesh, microbatches=config.microbatches, small=small)
+    options = {"microbatches": config.microbatches, "small": small}
+    views_of, told = (views.make_views(recipe, config.seed, mesh, told=told, **options) for told in (False, True))
     loss, draw = objective(config)
     with_more = objectives.OBJECTIVES[config.objective].views_of
     if with_more:
-        views_of = with_more(views_of, lambda step: draw(step)["key"])
+        more = functools.partial(with_more, keys=lambda step: draw(step)["key"])
+        views_of, told = more(views_of), views.with_more_told(told, more)
     tx, schedules = optimizer(config, steps_per_epoch)
     probe_tx = probe_optimizer(config, steps_per_epoch) if num_classes else None
     structure = []
@@ -294,6 +296,7 @@ def method(config, *, channels, num_classes, steps_per_epoch, mesh, abstract=Fal
         loss=loss,
         mesh=mesh,
         draw=draw,
+        told_views_of=told,
         forward=microbatches.make_forward(config.microbatches, config.microbatch_statistics),
         scale_loss=config.scale_loss,
         probe_tx=probe_tx,

@@ -60,6 +60,7 @@ class Method:
       loss: (z1, z2, ..., mesh=mesh) -> loss, {name: term}, of embeddings [B, D]: `loss.barlow_twins_loss` with lambd.
       mesh: the devices.
       draw: step -> {argument: array}, what the loss draws anew in each step.
+      told_views_of: (step, batch) -> the same views and what was drawn for them, for a look; None: nothing is told.
       forward: the network there and back, see `microbatches`.
       scale_loss: factor on the loss that is differentiated; the loss that is shown is without it. It matters only where
         the optimiser is not scale-free.
@@ -78,6 +79,7 @@ class Method:
     mesh: jax.sharding.Mesh
     _: dataclasses.KW_ONLY
     draw: Callable[[jax.Array], dict[str, jax.Array]] = lambda step: {}
+    told_views_of: Callable[..., tuple[jax.Array, dict[str, Any]]] | None = None
     forward: Callable = microbatches.whole
     scale_loss: float = 1.0
     probe_tx: optax.GradientTransformation | None = None
@@ -280,14 +282,25 @@ def make_inspect_step(method: Method) -> Callable[[TrainState, Any], dict[str, j
     """A look at a batch without learning from it: the views and embeddings that the train step would see.
 
     Returns:
-      (state, batch) -> {"views" [<= 8, V, S, S, C] or a tuple of such, "c" [D, D], and "agreement" of `metrics`}, c of
-      the first two views and the first 8192 dimensions where there are more, divided by the rows that the batch has.
+      (state, batch) -> {"views" [<= 8, V, S, S, C] or a tuple of such, "boxes" and "small_boxes" [<= 8, V, 4], "draws"
+      (of these views, see `views.make_views`), "c" [D, D], "width" [], "index" [B], and
+      "agreement" of `metrics`}. c is of the first two views and the first 8192 of `width` dimensions, divided by the
+      rows that the batch has.
     """
 
     def inspect(state, batch):
-        views = method.views_of(state.step, batch)
+        told = method.told_views_of or (lambda *of: (method.views_of(*of), {}))
+        views, draws = told(state.step, batch)
         _, z, _, _ = method.forward(method.graphdef, state.params, state.batch_stats, views)
         c = cross_correlation(z[:, 0, :8192], z[:, 1, :8192])
-        return {"views": jax.tree.map(lambda one: one[:8], views), "c": c, "agreement": agreement(c)}
+        return {
+            "views": jax.tree.map(lambda one: one[:8], views),
+            "draws": jax.tree.map(lambda one: one[:8], draws),
+            "c": c,
+            "agreement": agreement(c),
+            "width": jnp.int32(z.shape[-1]),
+            "index": batch["index"],
+            **{name: batch[name][:8] for name in ("boxes", "small_boxes") if name in batch},
+        }
 
     return jax.jit(inspect, in_shardings=(None, by_example(method.mesh)), out_shardings=replicated(method.mesh))

@@ -36,7 +36,13 @@ class Size:
 
 
 def make_views(
-    recipe: augment.Recipe, seed: int, mesh: Mesh, *, microbatches: int = 1, small: augment.Recipe | None = None
+    recipe: augment.Recipe,
+    seed: int,
+    mesh: Mesh,
+    *,
+    microbatches: int = 1,
+    small: augment.Recipe | None = None,
+    told: bool = False,
 ) -> Callable[[Any, Batch], Any]:
     """(step, batch) -> a view for each box of every image, float32 [B, V, S, S, C], normalised.
 
@@ -45,11 +51,13 @@ def make_views(
 
     With `small`, the recipe of small views, the batch has "small_boxes" [B, V2, 4] too, and the result is a tuple of
     the views and of the small ones [B, V2, s, s, C]. Those have draws of their own, and the others stay what they are.
+
+    told: the result is (views, {"boxes": what was drawn for them, "small_boxes"}), `augment.Draw`s of [B, V, ...].
     """
 
     def views(step, batch):
         side = batch["size"].pixels if "size" in batch else recipe.size
-        local = functools.partial(_of_sizes, recipe=dataclasses.replace(recipe, size=side), small=small)
+        local = functools.partial(_of_sizes, recipe=dataclasses.replace(recipe, size=side), small=small, told=told)
         boxes = [batch["boxes"]] if small is None else [batch["boxes"], batch["small_boxes"]]
         keys = example_keys(seed, step, batch["canvas"].shape[0])
         return _by_example(_in_parts(local, microbatches), mesh)(keys, batch["canvas"], *boxes)
@@ -57,11 +65,12 @@ def make_views(
     return views
 
 
-def _of_sizes(keys, canvas, boxes, *small_boxes, recipe, small):
-    views = augment.random_views(keys, canvas, boxes, recipe)
+def _of_sizes(keys, canvas, boxes, *small_boxes, recipe, small, told):
+    views, draws = augment.views_and_draws(keys, canvas, boxes, recipe)
     if small is None:
-        return views
-    return views, augment.random_views(augment.keys_of_small(keys), canvas, small_boxes[0], small)
+        return (views, {"boxes": draws}) if told else views
+    few, draws_of_few = augment.views_and_draws(augment.keys_of_small(keys), canvas, small_boxes[0], small)
+    return ((views, few), {"boxes": draws, "small_boxes": draws_of_few}) if told else (views, few)
 
 
 def _in_parts(whole, n):
@@ -74,6 +83,16 @@ def _in_parts(whole, n):
         return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), views)
 
     return whole if n == 1 else in_parts
+
+
+def with_more_told(told: Callable[..., Any], more: Callable[..., Any]) -> Callable[..., Any]:
+    """`told`, of `make_views`, with the views that `more`, a function of (step, batch) -> views, makes of them."""
+
+    def views(step, batch):
+        made, draws = told(step, batch)
+        return more(lambda step, batch: made)(step, batch), draws
+
+    return views
 
 
 def make_one_view(recipe: augment.Recipe, seed: int, mesh: Mesh) -> Callable[[Any, Batch], Array]:

@@ -235,12 +235,14 @@ def test_the_command(run, photographs, tmp_path):
         f"--out={tmp_path / 'x.npz'}",
         "--batch_size=8",
         f"--neighbours={tmp_path / 'near.png'}",
+        f"--map={tmp_path / 'map.png'}",
     )
     status, output = commands.run(*line)
     assert status == 0 and "x.npz: 27 images of" in output, output
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["near.png", "x.npz"]
-    with Image.open(tmp_path / "near.png") as picture:
-        assert picture.width > 8 * 24
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["map.png", "near.png", "x.npz"]
+    for name in ("near", "map"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 8 * 24
     status, output = commands.run(*line)
     assert status == 1 and "exists; remove it, or give another." in output and "Traceback" not in output
 

@@ -281,7 +281,7 @@ def test_a_look_at_a_batch_is_the_correlation_of_its_two_views():
     graphdef, state = pretrain.create_state(network, tx)
     _, z = network(jnp.asarray(views), train=True)
     method = pretrain.Method(graphdef, tx, lambda step, batch: batch["views"], barlow_twins_loss, mesh)
-    shown = pretrain.make_inspect_step(method)(state, {"views": views})
+    shown = pretrain.make_inspect_step(method)(state, {"views": views, "index": np.arange(16, dtype=np.int32)})
     want = np.corrcoef(z[:, 0], z[:, 1], rowvar=False)[:5, 5:]
     np.testing.assert_allclose(shown["c"], want, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(shown["views"], views[:8])
@@ -289,4 +289,5 @@ def test_a_look_at_a_batch_is_the_correlation_of_its_two_views():
     np.testing.assert_allclose(agreement["alignment"], diagonal.mean(), rtol=1e-3)
     np.testing.assert_allclose(agreement["c_on_diag"], ((1 - diagonal) ** 2).sum(), rtol=1e-3)
     np.testing.assert_allclose(agreement["c_off_diag"], (want**2).sum() - (diagonal**2).sum(), rtol=1e-3)
+    assert len(shown["index"]) == 16 and shown["width"] == 5
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(shown))

@@ -123,7 +123,7 @@ PLANTED = [
     ("networks.convnet", "def f():\n    import barlow_jax.model", "barlow_jax.networks.convnet -> barlow_jax.model "),
     ("networks.resnet", "from . import convnet", "No cycles are allowed in barlow_jax.networks."),
     ("optim", "import tensorflow as tf", "barlow_jax.optim -> tensorflow "),
-    ("run.pictures", "from orbax import checkpoint", "barlow_jax.run.pictures -> orbax "),
+    ("run.pictures.paper", "from orbax import checkpoint", "barlow_jax.run.pictures.paper -> orbax "),
     ("model", "from absl import flags", "barlow_jax.model -> absl "),
     ("pretrain", "from ml_collections import ConfigDict", "barlow_jax.pretrain -> ml_collections "),
     ("embed", "import torch.nn", "barlow_jax.embed -> torch "),

@@ -259,8 +259,13 @@ def test_the_picture_of_a_sweep():
     plain = pictures.sweep(labels, {"20-NN": values})
     assert (plain != pictures.sweep(labels, {"20-NN": shifted})).any()
     assert (plain != pictures.sweep(["a", "b", "c"], {"20-NN": values})).any()
-    assert pictures._numbers(["0.002", "0.01"]) == [0.002, 0.01]
-    assert pictures._numbers(["16", "x"]) is pictures._numbers(["2", "1"]) is pictures._numbers(["nan", "1"]) is None
+    assert pictures.charts._numbers(["0.002", "0.01"]) == [0.002, 0.01]
+    assert (
+        pictures.charts._numbers(["16", "x"])
+        is pictures.charts._numbers(["2", "1"])
+        is pictures.charts._numbers(["nan", "1"])
+        is None
+    )
     pictures.sweep(["a", "b"], {"20-NN": [None, None], "linear": [None, (3.0, 0.0)]}, less="first")
 
 

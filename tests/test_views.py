@@ -1,6 +1,7 @@
 """Views on the devices against `augment` called plainly."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -40,6 +41,28 @@ def test_views_are_those_of_the_keys_of_the_step(batch):
     plain = jax.jit(augment.random_views, static_argnums=3)(keys, batch["canvas"], batch["boxes"], RECIPE)
     np.testing.assert_array_equal(made, plain)
     assert not np.array_equal(made, on(2, lambda mesh: views.make_views(RECIPE, 5, mesh), 4, batch))
+
+
+def test_what_is_told_of_views_made_them(batch):
+    """The draws of a view, applied to its image alone, give it; so do those of small views, in micro-batches too."""
+    recipe = augment.Recipe(
+        size=16, flip=0.5, grayscale=0.5, solarize=(0.5, 0.5), jitter=0, blur=(0, 0)
+    )  # soon compiled
+    few = dataclasses.replace(recipe, size=8)
+    given = batch | {"small_boxes": batch["boxes"][:, :1]}
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    make = views.make_views(recipe, 5, mesh, microbatches=2, small=few, told=True)
+    made, draws = jax.device_get(jax.jit(make)(3, jax.device_put(given, sharding.by_example(mesh))))
+
+    def applied(image, box, numbers, recipe):
+        return augment.color_ops.normalize(augment.apply(image, box, numbers, recipe), recipe.mean, recipe.std)
+
+    for of, name, of_size in zip(made, ("boxes", "small_boxes"), (recipe, few), strict=True):
+        one = jax.jit(functools.partial(applied, recipe=of_size))
+        for i, v in ((0, 0), (5, 0), (9, of.shape[1] - 1), (14, of.shape[1] - 1)):
+            numbers = jax.tree.map(lambda x, i=i, v=v: x[i, v], draws[name])
+            np.testing.assert_allclose(one(batch["canvas"][i], given[name][i, v], numbers), of[i, v], atol=1e-6)
+        assert len(np.unique(draws[name].factors[..., 0])) == 16 * of.shape[1]
 
 
 def test_small_views_and_another_size_leave_the_rest_as_it_is(batch):

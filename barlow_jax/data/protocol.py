@@ -68,6 +68,10 @@ class Source(Protocol):
         """What to call an image, for a person: the path of its file, or the set and the image's number there."""
         ...
 
+    def stored_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image as it is stored; of a file its header says it."""
+        ...
+
     def fingerprint(self) -> str:
         """64 hex digits that change when the images or labels do, and are the same in another process.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from barlow_jax.data import readers, walk
 from barlow_jax.data.fingerprint import fingerprint
-from barlow_jax.data.pixels import MAX_PIXELS, Reading, largest_of_16_bits
+from barlow_jax.data.pixels import MAX_PIXELS, Reading, largest_of_16_bits, opened
 from barlow_jax.data.protocol import Source
 from barlow_jax.errors import UserError
 
@@ -58,6 +58,11 @@ class Encoded(abc.ABC):
             self._looked_at = True
             _warn_of_dark_images(self)
         return readers.file_batches(self.fetch(), len(self), self.reading, job)
+
+    def stored_size(self, index):
+        """(height, width) of an image, by its header."""
+        with opened(self.encoded(index)) as image:
+            return image.height, image.width
 
     def why_unreadable(self, index):
         """A few words on what is wrong with an image, for a person."""
@@ -300,6 +305,11 @@ class Arrays:
     def where(self, index):
         """The name of the set and the number of one image in it."""
         return f"{self.name}[{self._numbers[index]}]"
+
+    def stored_size(self, index):
+        """(height, width) of an image."""
+        height, width = self.shape[:2] if self.sizes is None else self.sizes[index]
+        return int(height), int(width)
 
     def fingerprint(self):
         """Of every byte of the images, and the labels; see `fingerprint.fingerprint`."""

@@ -34,7 +34,7 @@ def write(name, embeddings, by):
     """
     path, (pyarrow, parquet) = check_name(name), embedding_files.parquet_library()
     rows = embedded.on_sphere(embeddings.features)
-    xy = maps.principal(rows, 2) if by == "pca" else maps.umap(rows)
+    xy = components(rows) if by == "pca" else maps.umap(rows)
     n, thumbnails = len(rows), Thumbnails(embeddings.about)
     with writing.whole(path) as unfinished, contextlib.ExitStack() as stack:
         writer = None
@@ -54,6 +54,12 @@ def write(name, embeddings, by):
     images = f"with images of {SIDE} pixels" if pictured else f"without images, as there are more than {PICTURED}"
     line = f"pip install embedding-atlas; embedding-atlas {path} --x x --y y"
     return "\n".join([*thumbnails.told(), f"{path}: {n} rows, {images}. {line}"])
+
+
+def components(rows):
+    """The first two principal components of rows [n, F], float32 [n, 2]."""
+    points, _ = maps.principal(lambda: (block for _, block in embedded.blocks(rows)))
+    return points.astype(np.float32)
 
 
 def _class(embeddings, row):

@@ -154,6 +154,11 @@ def parquet_library(otherwise="take --out=FILE.npz"):
 
 def nearest(parts, rows, count):
     """The `count` nearest rows by cosine of each of `rows`, itself left out: int [len(rows), count], nearest first."""
+    return nearest_and_cosines(parts, rows, count)[0]
+
+
+def nearest_and_cosines(parts, rows, count):
+    """As `nearest`, and the cosines, [len(rows), count]."""
 
     def unit(features):
         return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
@@ -172,4 +177,4 @@ def nearest(parts, rows, count):
         order = np.argsort(-best, axis=1, kind="stable")[:, :count]
         best, places = np.take_along_axis(best, order, 1), np.take_along_axis(places, order, 1)
         start += len(features)
-    return places
+    return places, best

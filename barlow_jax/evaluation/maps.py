@@ -5,34 +5,44 @@ import importlib
 import numpy as np
 
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation.embedded import blocks
 
 SEED = 0
 
 
-def principal(features, count: int = 2):
-    """The first principal components of the rows, float32 [n, count]; in float64, exact, in blocks.
+def principal(blocks, count=2):
+    """Coordinates along the first principal components, exactly, in float64.
 
-    The sign of a component is that for which its largest weight is positive.
+    Each component points where its largest weight is positive, so that the same features make the same map.
 
     Args:
-      features: [n, F], an array or a memory map.
+      blocks: () -> blocks of rows [m, F], which need not fit in memory together; it is asked three times.
+      count: of components; zeros where the features have fewer dimensions.
+    Returns:
+      points float64 [n, count]; shares [count] of the variance, 0 where there is none.
     Raises:
-      UserError: there are fewer columns than components.
+      UserError: there are fewer than two rows, or a feature is not finite.
     """
-    n, width = features.shape
-    if count > width:
-        raise UserError(f"There are {width} columns of features, too few for {count} principal components.")
-    total, products = np.zeros(width), np.zeros((width, width))
-    for _, block in blocks(features):
-        wide = block.astype(np.float64)
-        total += wide.sum(0)
-        products += wide.T @ wide
+    total, n = 0.0, 0
+    for features in blocks():
+        total, n = total + features.sum(0, dtype=np.float64), n + len(features)
+    if n < 2:
+        raise UserError("There are too few images for a map; it takes two or more.")
+    if not np.isfinite(total).all():
+        raise UserError("Features hold values that are not finite, and have no map.")
     mean = total / n
-    directions = np.linalg.eigh(products / n - np.outer(mean, mean))[1][:, ::-1][:, :count]
-    largest = np.abs(directions).argmax(0)
-    directions *= np.sign(directions[largest, np.arange(count)])
-    return np.concatenate([((block - mean) @ directions).astype(np.float32) for _, block in blocks(features)])
+    scatter = np.zeros((len(mean), len(mean)))
+    for features in blocks():
+        centred = features - mean
+        scatter += centred.T @ centred
+    variances, axes = np.linalg.eigh(scatter)
+    count_there = min(count, len(mean))
+    axes = axes[:, ::-1][:, :count_there]
+    axes *= np.where(axes[np.abs(axes).argmax(0), np.arange(count_there)] < 0, -1, 1)
+    axes = np.pad(axes, ((0, 0), (0, count - count_there)))
+    whole = np.trace(scatter)
+    shares = np.pad(np.maximum(variances[::-1][:count_there], 0), (0, count - count_there))
+    points = np.concatenate([(features - mean) @ axes for features in blocks()])
+    return points, shares / whole if whole > 0 else np.zeros(count)
 
 
 def umap(rows):

@@ -15,15 +15,15 @@ log = logging.getLogger(__name__)
 _OF_RECIPE = {field.name for field in dataclasses.fields(augment.Recipe)}
 
 
-def recipe(config, channels):
-    """The views as an augment.Recipe."""
+def recipe(config, channels, *, told=False):
+    """The views as an augment.Recipe. told: whether the log has said what is left out for so many channels."""
     values = {name: value for name, value in config.views.items() if name in _OF_RECIPE}
     if channels != len(values["mean"]):
         raise UserError(
             f"The images have {channels} channels and config.views.mean {len(values['mean'])} values; "
             "give config.views.mean and config.views.std one value for each channel."
         )
-    if channels != 3:
+    if channels != 3 and not told:
         log.info("images of %d channels: saturation, hue and grayscale are for 3 and are left out", channels)
     return augment.Recipe(size=config.image_size, **values)
 
@@ -32,7 +32,7 @@ def small_recipe(config, channels):
     """Of the small views, the same at their size; None where there are none."""
     if not config.views.small:
         return None
-    return dataclasses.replace(recipe(config, channels), size=config.views.small_size)
+    return dataclasses.replace(recipe(config, channels, told=True), size=config.views.small_size)
 
 
 def boxes(config):

@@ -39,7 +39,7 @@ def canvases(source):
 def test_what_every_source_gives(roots, kind):
     source = source_kinds.opened(kind, roots[kind])
     members = [name for name in vars(Source) if name == "__len__" or not name.startswith("_")]
-    assert len(members) == 15 and not [name for name in members if not hasattr(source, name)]
+    assert len(members) == 16 and not [name for name in members if not hasattr(source, name)]
     n = len(source)
     assert n == source_kinds.COUNT or kind == "digits"
     assert source.channels == 3 and isinstance(source.name, str) and source.name
@@ -50,6 +50,8 @@ def test_what_every_source_gives(roots, kind):
         assert source.images.shape == (n, *source.shape) and source.why_unreadable(0) == ""
     else:
         assert source.shape is source.sizes is None and "save it anew" in source.why_unreadable(0)
+    of_files = (40, 48) if kind in ("array_record", "tfrecord") else (20, 24)
+    assert {source.stored_size(k) for k in range(n)} == {source.shape[:2] if source.shape else of_files}
     pixels, labels = canvases(source)
     if source.labels is not None:
         assert source.labels.dtype == np.int32 and np.array_equal(source.labels, labels)

@@ -11,7 +11,7 @@ from programs import precisions
 
 from barlow_jax import sharding
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import clusters, embedded, label_next, maps
+from barlow_jax.evaluation import atlas, clusters, embedded, label_next, maps
 
 
 def blobs(sizes, width=6, seed=0, noise=0.1):
@@ -102,17 +102,15 @@ def test_products_of_the_choice_are_asked_for_in_full():
     assert found == [jax.lax.Precision.HIGHEST]
 
 
-def test_principal_components_equal_scikit_learn(monkeypatch):
+def test_components_equal_scikit_learn(monkeypatch):
     monkeypatch.setattr(embedded, "BLOCK", 16)
     features, _ = blobs((30, 20), noise=1)
     expected = sklearn.decomposition.PCA(2, svd_solver="full").fit_transform(features.astype(np.float64))
-    found = maps.principal(features, 2)
+    found = atlas.components(features)
     assert found.dtype == np.float32 and found.shape == (50, 2)
     signs = np.sign((found * expected).sum(0))
     np.testing.assert_allclose(found, expected * signs, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    np.testing.assert_array_equal(maps.principal(-features, 2), -found)  # no sign but that of the weights
-    with pytest.raises(UserError, match="There are 6 columns of features, too few for 7"):
-        maps.principal(features, 7)
+    np.testing.assert_array_equal(atlas.components(-features), -found)  # no sign but that of the weights
 
 
 @pytest.mark.slow  # numba compiles for half a minute
