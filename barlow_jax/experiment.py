@@ -328,6 +328,8 @@ def optimizer(config, steps_per_epoch):
         name,
         *rates.values(),
         reference_world_size=config.reference_world_size,
+        backbone_scale=options.get("backbone_scale", 1.0),  # absent: of older runs, as they did
+        backbone_start=options.get("backbone_start", 0) * steps_per_epoch,
         **{option: options[option] for option in accepted},
     )
     return tx, rates

@@ -75,6 +75,10 @@ def get_config():
     config.optimizer.separate_norms = False  # LARS: |g| + wd |p| instead of |g + wd p| (solo-learn)
     config.optimizer.b2 = 0.999  # AdamW: of the mean of squares
     config.optimizer.eps = 1e-8  # AdamW
+    # For weights of others (configs/adapt.py): a factor on the backbone's rates beside those of the projector, and the
+    # epoch in which the backbone begins to move.
+    config.optimizer.backbone_scale = 1.0
+    config.optimizer.backbone_start = 0
     # The official code's gradient is 1/W of the true one on W GPUs, and its rates were tuned on it. Ours is the true
     # one on any number of devices, divided by this. The published model was trained on 16 GPUs (README; paper: 32).
     config.reference_world_size = 16

@@ -94,6 +94,8 @@ PRETRAINING = Table(
         "optimizer.separate_norms": switch(),
         "optimizer.b2": number(0, below=1, default=0.999),
         "optimizer.eps": SHARE,
+        "optimizer.backbone_scale": number(0, 1, special={0.0: "it stays as it is", 1.0: "none"}, default=1.0),
+        "optimizer.backbone_start": integer(0, 10**6, special={0: "at once"}, default=0),
         "reference_world_size": integer(1, 2**16, special={1: "the true gradient"}),
         "ema": number(0, below=1, special={0.0: "none"}, default=0.0),
         "microbatches": integer(1, BATCH, special={1: "the whole batch at once"}),

@@ -155,6 +155,11 @@ PRETRAINING = (
         "the run would end inside its warm-up: train longer or set config.warmup_epochs lower",
     ),
     Together(
+        ("optimizer.backbone_start", "epochs"),
+        lambda start, epochs: start < epochs,
+        "the backbone would never move: let it begin earlier or train longer",
+    ),
+    Together(
         ("remat", "arch"),
         lambda remat, arch: remat == "none" or arch != "convnet",
         "this network has no residual blocks: take 'none'",

@@ -36,6 +36,8 @@ VALUES = {
     "optimizer.separate_norms": (False, None),
     "optimizer.b2": ("no AdamW", "no AdamW"),
     "optimizer.eps": ("no AdamW", "no AdamW"),
+    "optimizer.backbone_scale": (1.0, 1.0),
+    "optimizer.backbone_start": (0, 0),
     "reference_world_size": (16, 32),
     "ema": (0.0, 0.0),
     "microbatches": (1, 1),

@@ -171,7 +171,7 @@ def begin(path, state, config, channels, steps_per_epoch):
       UserError: the file is of another architecture, or has gone further than the run is to go.
     """
     weights = files.load(path)
-    found = architecture.of(weights, path)
+    found = _architecture(weights, path)
     own = [(field, flat(config)[field], there) for field, there in found.own.items()]
     for field, here, there in (("arch", config.arch, found.arch), ("stem", config.stem, found.stem), *own):
         if here != there:
@@ -203,6 +203,16 @@ def begin(path, state, config, channels, steps_per_epoch):
         "of the file" if weights.momentum else "at 0",
     )
     return pretrain.going_on(state, weights.params, weights.batch_stats, weights.momentum, step)
+
+
+def _architecture(weights, path):
+    """`architecture.of`, and of a convnet what its file says: no array tells for images of which size it is."""
+    arrays = files.backbone(weights)
+    if "convs" not in arrays[0] or "config" not in weights.about:
+        return architecture.of(weights, path)
+    config, channels = _told(path, weights.about)
+    architecture.check_fit(path, config["arch"], experiment.backbone(ConfigDict(config), channels), *arrays)
+    return architecture.Architecture(config["arch"], config["stem"], channels, {"image_size": config["image_size"]})
 
 
 def is_file(checkpoint):
