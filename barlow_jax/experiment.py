@@ -197,6 +197,7 @@ def backbone(config, channels, *, remat=False):
         zero_init_residual=config.zero_init_residual,
         remat=remat,
         **config.get("vit", {}),  # absent: of older runs, which had none
+        **config.get("resnet", {}),
         dtype=PRECISIONS[config.precision],
     )
 

@@ -6,9 +6,9 @@
 
 The file has a backbone and the projector is fresh, and what a fresh head sends back distorts what was learned before
 (Kumar et al. 2022, arXiv 2202.10054, who train the head alone first). So the projector has five epochs alone, at the
-authors' rates for this batch, and then the backbone goes on at a tenth of them. Under LARS a step moves a layer by no more
-than eta * rate / (1 - momentum) of its norm, here 0.0004 of it whatever the gradient is. Short runs are enough (Reed et al.
-2021, arXiv 2103.12718). The running statistics of BatchNorms follow the new images from the first step.
+authors' rates for this batch, and then the backbone goes on at a tenth of them. Under LARS a step moves a layer by no
+more than eta * rate / (1 - momentum) of its norm, here 0.0004 of it, whatever the gradient is. Short runs are enough
+(Reed et al. 2021, arXiv 2103.12718). Running statistics of BatchNorms follow the new images from the first step.
 
 docs/pytorch.md has what was measured, before and after, on the new images and on the old ones. Another network than a
 ResNet-50 wants --config.arch. In the order in which they change less and less: backbone_scale=0.03, more images,

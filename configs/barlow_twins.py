@@ -23,6 +23,11 @@ def get_config():
     config.arch = "resnet50"
     config.stem = "imagenet"  # "cifar" for images of about 32 pixels: 3x3 stride 1, no pooling
     config.zero_init_residual = True
+    # Of the ResNets: others than those of their names. Blocks are as there: bottlenecks from resnet50 on.
+    config.resnet = ConfigDict()
+    config.resnet.depths = ()  # blocks of the four stages, such as (1, 1, 1, 1)
+    config.resnet.width = 1.0  # factor on the channels of every layer; 0.25 for small images
+    config.resnet.norm = "batch"  # "none": offsets instead, and a scalar for each residual branch (SkipInit)
     # Of the ViTs; timm's networks of these names are patch 16 at 224 pixels with learned positions and the class token.
     config.vit = ConfigDict()
     config.vit.patch = 16  # pixels; a divisor of image_size, 4 for images of 32 pixels

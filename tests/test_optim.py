@@ -208,7 +208,7 @@ def test_norms_of_split_matrices_are_summed_and_not_gathered():
 
 @pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
 def test_a_backbone_of_others_waits_and_moves_less(name):
-    """Its updates are those of the same optimiser without, times the factor from its first step on; the rest is equal."""
+    """Its updates are those of the same optimiser, times the factor from its first step on; the rest is equal."""
     rng = np.random.default_rng(0)
     params, *grads = (
         {part: {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=3)} for part in ("backbone", "projector")}
