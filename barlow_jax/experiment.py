@@ -199,6 +199,7 @@ def backbone(config, channels, *, remat=False):
         zero_init_residual=config.zero_init_residual,
         remat=remat,
         **config.get("vit", {}),  # absent: of older runs, which had none
+        **config.get("resnet", {}),
         dtype=PRECISIONS[config.precision],
     )
 
@@ -333,6 +334,8 @@ def optimizer(config, steps_per_epoch):
         name,
         *rates.values(),
         reference_world_size=config.reference_world_size,
+        backbone_scale=options.get("backbone_scale", 1.0),  # absent: of older runs, as they did
+        backbone_start=options.get("backbone_start", 0) * steps_per_epoch,
         **{option: options[option] for option in accepted},
     )
     return tx, rates

@@ -33,8 +33,8 @@ from barlow_jax.evaluation import encoder, frozen
 from barlow_jax.run import launch, writing
 from barlow_jax.run.checkpoint import WEIGHTS, restore_all, restore_params
 from barlow_jax.weights import as_run, card, files, finite, hub, in_torch, naming
+from barlow_jax.weights.layouts import FORMATS, bad, check
 
-FORMATS = (*files.LAYOUTS, hub.FORMAT, "stablehlo")
 BOUND = 1e-4  # largest |a - b| / |b| of the features of any image, in float32
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that a StableHLO file runs on
 
@@ -126,51 +126,6 @@ def _trace(opt_state):
     if isinstance(opt_state, dict) and "trace" in opt_state:
         return opt_state["trace"]
     return next((found for found in map(_trace, parts) if found is not None), None)
-
-
-def check(source, layout):
-    """Raises UserError if the source cannot be written in this layout."""
-    arch = source.config["arch"]
-    if layout == hub.FORMAT:
-        hub.check(source.name, source.config)
-    elif arch in {**model.VITS, **model.CONVNEXTS} and layout not in ("timm", "safetensors", "stablehlo"):
-        raise UserError(
-            f"{source.name} is a {arch} under timm's names, which {layout} does not have; take timm, safetensors, "
-            f"{hub.FORMAT} or stablehlo."
-        )
-    elif arch not in {**model.RESNETS, **model.VITS, **model.CONVNEXTS} and layout not in ("safetensors", "stablehlo"):
-        raise UserError(f"{source.name} is a {arch}, which {layout} does not have; take safetensors or stablehlo.")
-    if layout == "official" and "projector" not in source.weights.params:
-        raise UserError(
-            f"{source.name} has no projector, so no full checkpoint can be made of it; take "
-            "--format=torchvision, which is what the official resnet50.pth is."
-        )
-    bare = not source.config.get("projector_batch_norm", True)
-    if layout == "official" and (bare or "predictor" in source.weights.params):
-        raise UserError(f"{source.name} has a predictor or no BatchNorm in its projector; take --format=torchvision.")
-    if layout == "official" and source.config["stem"] != "imagenet":
-        raise UserError(
-            f"{source.name} has the {source.config['stem']} stem, which the official code has not; take "
-            "--format=torchvision."
-        )
-    if layout == "official" and (arch, source.channels) != ("resnet50", 3):
-        raise UserError(
-            f"{source.name} is a {arch} for images of {source.channels} channels, and the official code has a resnet50 "
-            "for 3; take --format=torchvision."
-        )
-    if layout == "official" and "bn" not in source.weights.batch_stats:
-        raise UserError(
-            f"{source.name} has no norm behind its projector, which the official code has; take --format=torchvision."
-        )
-    if layout in ("stablehlo", hub.FORMAT) and _bad(source):
-        what = "program" if layout == "stablehlo" else "folder for the Hub"
-        raise UserError(f"{source.name} holds values that are not finite, of which no {what} is made; take another.")
-
-
-def _bad(source):
-    """Which of its arrays hold values that are not finite."""
-    weights = source.weights
-    return finite.found_bad(naming.state_dict(weights.params, weights.batch_stats))
 
 
 def export(source, layout, out):
@@ -277,7 +232,7 @@ def verify(source, layout, path):
     Raises:
       UserError: an array is not what it was.
     """
-    if _bad(source):  # what is no number equals nothing: the arrays alone are compared
+    if bad(source):  # what is no number equals nothing: the arrays alone are compared
         check_equal(source.weights, files.load(path, only_finite=False))
         return {"arrays read back": 0.0}
     features, weights = features_of(source), files.backbone(source.weights)

@@ -59,6 +59,9 @@ def make_backbone(
     patch: int = 16,
     positions: str = "learned",
     pooling: str = "token",
+    depths: Sequence[int] = (),
+    width: float = 1.0,
+    norm: str = "batch",
     dtype: DTypeLike = jnp.float32,
 ) -> Backbone:
     """A constructor of the named backbone, rngs -> module.
@@ -70,6 +73,7 @@ def make_backbone(
       image_size: side of the images.
       stem, zero_init_residual: of the ResNets; remat: of them, the ViTs and the ConvNeXts.
       patch, positions, pooling: of the ViTs, see `vit.ViT`.
+      depths, width, norm: of the ResNets: `stages`, `width_factor` and `norm` of `resnet.ResNet`.
     """
     if arch not in BACKBONES:
         raise UserError(f"config.arch is {arch!r}; it is one of {', '.join(BACKBONES)}.")
@@ -77,6 +81,7 @@ def make_backbone(
         vit.check(image_size, patch, positions, pooling)
     options = {"image_size": image_size, "stem": stem, "zero_init_residual": zero_init_residual, "remat": remat}
     options |= {"patch": patch, "positions": positions, "pooling": pooling}
+    options |= {"stages": tuple(depths), "width_factor": width, "norm": norm}
     network = getattr(BACKBONES[arch], "func", BACKBONES[arch])
     named = inspect.signature(network.__init__).parameters  # a module's own signature says nothing
     own = {name: value for name, value in options.items() if name in named}

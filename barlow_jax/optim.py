@@ -228,11 +228,31 @@ def going_on(opt_state: optax.OptState, momentum: Tree | None, step: int | Array
     return moved_state
 
 
+def of_backbone(scale: float, start: int) -> optax.GradientTransformation:
+    """Updates of the backbone times `scale`, and none in the first `start` steps; those of other parts as they are.
+
+    Behind an optimiser, whose moments see every gradient: for weights that others have trained, in front of a projector
+    that is fresh (Kumar et al., arXiv 2202.10054: what such a head sends back distorts what was there).
+    """
+
+    def factor(step):
+        return jnp.where(step < start, 0.0, scale)
+
+    return optax.masked(optax.scale_by_schedule(factor), lambda params: {part: part == "backbone" for part in params})
+
+
 OPTIMIZERS = {"lars": lars, "sgd": sgd, "adamw": adamw}
 
 
 def make_optimizer(
-    name: str, rate_weights: Rate, rate_biases: Rate, *, reference_world_size: int = 1, **options: Any
+    name: str,
+    rate_weights: Rate,
+    rate_biases: Rate,
+    *,
+    reference_world_size: int = 1,
+    backbone_scale: float = 1.0,
+    backbone_start: int = 0,
+    **options: Any,
 ) -> optax.GradientTransformation:
     """The optimiser of a run.
 
@@ -243,8 +263,12 @@ def make_optimizer(
         is invisible to autograd and DDP then averages over ranks, so that every gradient is 1/W of the true one. We
         compute the true gradient on any number of devices and divide by W here, on purpose and in one place. It
         matters wherever the optimiser is not scale-free: biases under LARS, and the weight decay inside its ratio.
+      backbone_scale: factor on the rates of the backbone; backbone_start: the step in which it begins to move.
       options: passed on to the optimiser.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"config.optimizer.name is {name!r}; it is one of {', '.join(OPTIMIZERS)}.")
-    return optax.chain(optax.scale(1 / reference_world_size), OPTIMIZERS[name](rate_weights, rate_biases, **options))
+    # A link that changes nothing would change the state, and with it every checkpoint.
+    apart = [] if (backbone_scale, backbone_start) == (1, 0) else [of_backbone(backbone_scale, backbone_start)]
+    optimizer = OPTIMIZERS[name](rate_weights, rate_biases, **options)
+    return optax.chain(optax.scale(1 / reference_world_size), optimizer, *apart)

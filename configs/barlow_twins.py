@@ -23,6 +23,11 @@ def get_config():
     config.arch = "resnet50"
     config.stem = "imagenet"  # "cifar" for images of about 32 pixels: 3x3 stride 1, no pooling
     config.zero_init_residual = True
+    # Of the ResNets: others than those of their names. Blocks are as there: bottlenecks from resnet50 on.
+    config.resnet = ConfigDict()
+    config.resnet.depths = ()  # blocks of the four stages, such as (1, 1, 1, 1)
+    config.resnet.width = 1.0  # factor on the channels of every layer; 0.25 for small images
+    config.resnet.norm = "batch"  # "none": offsets instead, and a scalar for each residual branch (SkipInit)
     # Of the ViTs; timm's networks of these names are patch 16 at 224 pixels with learned positions and the class token.
     config.vit = ConfigDict()
     config.vit.patch = 16  # pixels; a divisor of image_size, 4 for images of 32 pixels
@@ -75,6 +80,10 @@ def get_config():
     config.optimizer.separate_norms = False  # LARS: |g| + wd |p| instead of |g + wd p| (solo-learn)
     config.optimizer.b2 = 0.999  # AdamW: of the mean of squares
     config.optimizer.eps = 1e-8  # AdamW
+    # For weights of others (configs/adapt.py): a factor on the backbone's rates beside those of the projector, and the
+    # epoch in which the backbone begins to move.
+    config.optimizer.backbone_scale = 1.0
+    config.optimizer.backbone_start = 0
     # The official code's gradient is 1/W of the true one on W GPUs, and its rates were tuned on it. Ours is the true
     # one on any number of devices, divided by this. The published model was trained on 16 GPUs (README; paper: 32).
     config.reference_world_size = 16

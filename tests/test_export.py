@@ -106,6 +106,15 @@ def test_safetensors_say_what_they_are(tmp_path):
     make = linear_experiment.classifier(ConfigDict(found.config), ConfigDict(found.config), 3, 4)
     assert make().backbone.num_features == 256
 
+    # And so that a run can go on from it, which no array of such a network would allow.
+    fresh = state._replace(params=jax.tree.map(np.zeros_like, state.params))
+    begun = as_run.begin(tmp_path / "x.safetensors", fresh, config, 3, 12)
+    jax.tree.map(np.testing.assert_array_equal, begun.params["backbone"], state.params["backbone"])
+    assert not np.any(begun.params["projector"]["linears"]["0"]["kernel"]) and int(begun.step) == 0
+    config.image_size = 32
+    with pytest.raises(UserError, match="config.image_size is 32 and .* holds 24; set --config.image_size=24"):
+        as_run.begin(tmp_path / "x.safetensors", fresh, config, 3, 12)
+
 
 def test_a_trained_classifier_keeps_its_head(tmp_path):
     save_run(tmp_path, a_config(stem="cifar"), classifier=5)

@@ -204,3 +204,27 @@ def test_norms_of_split_matrices_are_summed_and_not_gathered():
     assert "all-gather" not in program and "all-to-all" not in program
     sums = re.findall(r"= (.*?) all-reduce\(", program)
     assert sums and not any("[64," in shapes for shapes in sums), sums
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_a_backbone_of_others_waits_and_moves_less(name):
+    """Its updates are those of the same optimiser, times the factor from its first step on; the rest is equal."""
+    rng = np.random.default_rng(0)
+    params, *grads = (
+        {part: {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=3)} for part in ("backbone", "projector")}
+        for _ in range(5)
+    )
+    apart = {"backbone_scale": 0.25, "backbone_start": 2}
+    plain, held = (optim.make_optimizer(name, 0.5, 0.25, **options) for options in ({}, apart))
+    states = [plain.init(params), held.init(params)]
+    for step, grad in enumerate(grads):
+        (want, states[0]), (got, states[1]) = (
+            tx.update(grad, state, params) for tx, state in zip((plain, held), states, strict=True)
+        )
+        factors = {"backbone": 0.0 if step < 2 else 0.25, "projector": 1.0}
+        for part, factor in factors.items():
+            jax.tree.map(lambda a, b, f=factor: np.testing.assert_allclose(a, f * b), got[part], want[part])
+    with_ones = optim.make_optimizer(name, 0.5, 0.25, backbone_scale=1.0, backbone_start=0)
+    assert jax.tree.structure(with_ones.init(params)) == jax.tree.structure(states[0])
+    late = optim.going_on(held.init(params), None, 2)
+    assert np.any(held.update(grads[0], late, params)[0]["backbone"]["kernel"])

@@ -36,7 +36,8 @@ def make_features(config, channels):
     Args:
       config: of the pre-training run, a plain nested dict.
     """
-    own = tuple(sorted(config.get("vit", {}).items()))  # absent: of older runs, which had none
+    groups = (config.get(name, {}) for name in ("vit", "resnet"))  # absent: of older runs, which had none
+    own = tuple((name, tuple(x) if isinstance(x, list) else x) for group in groups for name, x in sorted(group.items()))
     return _features(config["arch"], config["stem"], config["image_size"], channels, own)
 
 

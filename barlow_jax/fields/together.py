@@ -8,6 +8,7 @@ OF_FILES = ("folder", "tfds")  # whose images are decoded onto the canvas; array
 VITS = ("vit_tiny", "vit_small", "vit_base")
 CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base")
 OF_ONE_SIZE = ("convnet", *VITS)  # networks whose parameters depend on the size of the images
+OF_RESNETS = {"resnet.depths": (), "resnet.width": 1.0, "resnet.norm": "batch"}  # as those of their names are
 LONGEST = 2**14  # tokens of an image: as many squared are computed in each head
 
 # What the fields of the images agree on, when all that is as in the pre-training run is filled in.
@@ -155,6 +156,11 @@ PRETRAINING = (
         "the run would end inside its warm-up: train longer or set config.warmup_epochs lower",
     ),
     Together(
+        ("optimizer.backbone_start", "epochs"),
+        lambda start, epochs: start < epochs,
+        "the backbone would never move: let it begin earlier or train longer",
+    ),
+    Together(
         ("remat", "arch"),
         lambda remat, arch: remat == "none" or arch != "convnet",
         "this network has no residual blocks: take 'none'",
@@ -178,6 +184,19 @@ PRETRAINING = (
         ("eval.crop", "image_size", "arch"),
         lambda crop, size, arch: arch not in VITS or crop == size,
         "its positions are for images of one size: take the same for both",
+    ),
+    *(
+        Together(
+            (name, "arch"),
+            lambda value, arch, usual=usual: value == usual or "resnet" in arch,
+            f"this network is no ResNet: take {usual!r}, or one that is",
+        )
+        for name, usual in OF_RESNETS.items()
+    ),
+    Together(
+        ("resnet.width", "arch"),
+        lambda width, arch: 64 * width % 1 == 0,
+        "its first layer has 64 times as many channels: take a multiple of 1/64",
     ),
     Together(
         ("stem", "arch"),

@@ -46,7 +46,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """x: [B, V, ..., C] in training, any [..., C] in evaluation."""
-        return _value(self.normalised(x, train=train)).astype(x.dtype)
+        return value(self.normalised(x, train=train)).astype(x.dtype)
 
     def normalised(self, x: Array, *, train: bool) -> "Normalised":
         """The same, not yet computed: for `relu` and `relu_of_sum`."""
@@ -101,8 +101,8 @@ class Normalised(NamedTuple):
     bias: Array
 
 
-def _value(term):
-    """[B, V, ..., C], float32 or wider."""
+def value(term: "Normalised | Array") -> Array:
+    """A term computed: [B, V, ..., C], float32 or wider."""
     if isinstance(term, Normalised):
         return (term.x.astype(term.mean.dtype) - term.mean) * term.gain + term.bias
     return term.astype(jnp.promote_types(term.dtype, jnp.float32))
@@ -123,7 +123,7 @@ def _pullback(term, dz):
 @jax.custom_vjp
 def relu(term: Normalised) -> Array:
     """max(value, 0) [B, V, ..., C] in the compute dtype; backward, what was positive is seen again in the input."""
-    return jnp.maximum(_value(term), 0).astype(term.x.dtype)
+    return jnp.maximum(value(term), 0).astype(term.x.dtype)
 
 
 def _relu_forward(term):
@@ -131,7 +131,7 @@ def _relu_forward(term):
 
 
 def _relu_backward(term, dy):
-    return (_pullback(term, jnp.where(_value(term) > 0, dy, 0)),)
+    return (_pullback(term, jnp.where(value(term) > 0, dy, 0)),)
 
 
 relu.defvjp(_relu_forward, _relu_backward)
@@ -143,7 +143,7 @@ def relu_of_sum(term: Normalised, shortcut: Normalised | Array) -> Array:
 
     Backward, what was positive is seen in the output, which is kept anyway: the next convolution reads it.
     """
-    return jnp.maximum(_value(term) + _value(shortcut), 0).astype(term.x.dtype)
+    return jnp.maximum(value(term) + value(shortcut), 0).astype(term.x.dtype)
 
 
 def _relu_of_sum_forward(term, shortcut):

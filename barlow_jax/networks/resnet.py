@@ -6,7 +6,7 @@ In training every array has a *view axis*, see `batch_norm`: images are [B, V, H
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from barlow_jax.networks.batch_norm import BatchNorm, Normalised
 conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 STEMS = ("imagenet", "cifar")
+NORMS = ("batch", "none")
 
 
 def precision_of(dtype: DTypeLike) -> str | None:
@@ -63,12 +64,39 @@ def max_pool_3x3(x: Array) -> Array:
     return pooled.reshape(*x.shape[:-3], *pooled.shape[1:])
 
 
+class Offset(nnx.Module):
+    """What stands in the place of a BatchNorm where there is none: x + bias, without statistics.
+
+    Args:
+      features: size C of the last axis.
+      scaled: scale * x + bias, with one scale for all: the scalar of SkipInit, at the end of a residual branch.
+    """
+
+    def __init__(self, features: int, *, scaled: bool = False):
+        self.scale: Any = nnx.Param(jnp.ones(1)) if scaled else None
+        self.bias: Any = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """x: [..., C], and so is the result, in its dtype."""
+        return batch_norm.value(self.normalised(x, train=train)).astype(x.dtype)
+
+    def normalised(self, x: Array, *, train: bool) -> Normalised:
+        """The same, not yet computed, as `BatchNorm.normalised`."""
+        del train
+        bias = self.bias[...]
+        gain = jnp.ones_like(bias) if self.scale is None else jnp.broadcast_to(self.scale[...], bias.shape)
+        return Normalised(x, jnp.zeros_like(bias), gain, bias)
+
+
+Norm = Callable[[int], BatchNorm | Offset]  # channels -> what stands behind a convolution
+
+
 class Downsample(nnx.Module):
     """1x1 convolution and BatchNorm on the shortcut, where a block changes the shape."""
 
-    def __init__(self, in_features: int, features: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, in_features: int, features: int, stride: int, *, norm: Norm, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = Conv(in_features, features, 1, stride, dtype=dtype, rngs=rngs)
-        self.bn = BatchNorm(features)
+        self.bn = norm(features)
 
     def __call__(self, x: Array, *, train: bool) -> Normalised:
         return self.bn.normalised(self.conv(x), train=train)
@@ -79,17 +107,28 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, in_features: int, width: int, stride: int, *, base_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_features: int,
+        width: int,
+        stride: int,
+        *,
+        base_width: int,
+        norm: Norm = BatchNorm,
+        last_norm: Norm = BatchNorm,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         del base_width  # torchvision widens bottlenecks only
         self.conv1 = Conv(in_features, width, 3, stride, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(width)
+        self.bn1 = norm(width)
         self.conv2 = Conv(width, width, 3, dtype=dtype, rngs=rngs)
-        self.bn2 = BatchNorm(width)
+        self.bn2 = last_norm(width)
         reshape = stride != 1 or in_features != width
-        self.downsample = Downsample(in_features, width, stride, dtype=dtype, rngs=rngs) if reshape else None
+        self.downsample = Downsample(in_features, width, stride, norm=norm, dtype=dtype, rngs=rngs) if reshape else None
 
     @property
-    def last_bn(self) -> BatchNorm:
+    def last_bn(self) -> BatchNorm | Offset:
         return self.bn2
 
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -104,19 +143,30 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, in_features: int, width: int, stride: int, *, base_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_features: int,
+        width: int,
+        stride: int,
+        *,
+        base_width: int,
+        norm: Norm = BatchNorm,
+        last_norm: Norm = BatchNorm,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         inner, out = width * base_width // 64, width * self.expansion
         self.conv1 = Conv(in_features, inner, 1, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(inner)
+        self.bn1 = norm(inner)
         self.conv2 = Conv(inner, inner, 3, stride, dtype=dtype, rngs=rngs)
-        self.bn2 = BatchNorm(inner)
+        self.bn2 = norm(inner)
         self.conv3 = Conv(inner, out, 1, dtype=dtype, rngs=rngs)
-        self.bn3 = BatchNorm(out)
+        self.bn3 = last_norm(out)
         reshape = stride != 1 or in_features != out
-        self.downsample = Downsample(in_features, out, stride, dtype=dtype, rngs=rngs) if reshape else None
+        self.downsample = Downsample(in_features, out, stride, norm=norm, dtype=dtype, rngs=rngs) if reshape else None
 
     @property
-    def last_bn(self) -> BatchNorm:
+    def last_bn(self) -> BatchNorm | Offset:
         return self.bn3
 
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -136,6 +186,11 @@ class ResNet(nnx.Module):
       base_width: 64; 128 makes the bottlenecks of the wide variants twice as wide inside.
       stem: "imagenet" (7x7 stride 2 and a max-pool) or "cifar" (3x3 stride 1, no pool) for images of about 32 pixels.
       channels: of the images.
+      stages: blocks in each of the four stages instead of `depths`; () leaves those.
+      width_factor: of the channels of every layer; 64 times it is a whole number.
+      norm: "batch", or "none": an offset stands in the place of every BatchNorm, and a scalar at the end of each
+        residual branch, which starts at 0 (SkipInit, De and Smith 2020, arXiv 2002.10444) or, without
+        zero_init_residual, at 1 / sqrt(blocks), the largest that its authors can train.
       zero_init_residual: start each block as the identity (last BatchNorm scale 0), as the official code does.
       remat: keep only the inputs of the residual blocks for the backward pass, and compute the rest again there.
       dtype: compute dtype; parameters are float32.
@@ -149,6 +204,9 @@ class ResNet(nnx.Module):
         base_width: int = 64,
         stem: str = "imagenet",
         channels: int = 3,
+        stages: Sequence[int] = (),
+        width_factor: float = 1.0,
+        norm: str = "batch",
         zero_init_residual: bool = True,
         remat: bool = False,
         dtype: DTypeLike = jnp.float32,
@@ -156,26 +214,37 @@ class ResNet(nnx.Module):
     ):
         if stem not in STEMS:
             raise UserError(f"config.stem is {stem!r}; it is one of {', '.join(STEMS)}.")
+        if norm not in NORMS or width_factor <= 0 or 64 * width_factor % 1 or (stages and len(stages) != 4):
+            raise UserError(
+                f"config.resnet has norm {norm!r}, width {width_factor} and depths {tuple(stages)}; these are "
+                f"one of {', '.join(NORMS)}, a multiple of 1/64 and four numbers of blocks or ()."
+            )
         self.stem, self.remat, self.dtype = stem, remat, dtype
-        self.num_features = 512 * block.expansion
+        width = round(64 * width_factor)
+        self.num_features = 8 * width * block.expansion
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        self.conv1 = Conv(channels, 64, kernel, stride, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(64)
+        plain: Norm = BatchNorm if norm == "batch" else Offset
+        last: Norm = BatchNorm if norm == "batch" else functools.partial(Offset, scaled=True)
+        self.conv1 = Conv(channels, width, kernel, stride, dtype=dtype, rngs=rngs)
+        self.bn1 = plain(width)
+        options = {"base_width": base_width, "norm": plain, "last_norm": last, "dtype": dtype, "rngs": rngs}
 
         def stage(in_features, width, depth, stride):
-            blocks = [block(in_features, width, stride, base_width=base_width, dtype=dtype, rngs=rngs)]
+            blocks = [block(in_features, width, stride, **options)]
             for _ in range(depth - 1):
-                blocks.append(block(width * block.expansion, width, 1, base_width=base_width, dtype=dtype, rngs=rngs))
+                blocks.append(block(width * block.expansion, width, 1, **options))
             return nnx.List(blocks)
 
-        self.layer1 = stage(64, 64, depths[0], 1)
-        self.layer2 = stage(64 * block.expansion, 128, depths[1], 2)
-        self.layer3 = stage(128 * block.expansion, 256, depths[2], 2)
-        self.layer4 = stage(256 * block.expansion, 512, depths[3], 2)
-        if zero_init_residual:
+        depths, out = tuple(stages) or tuple(depths), block.expansion * width
+        self.layer1 = stage(width, width, depths[0], 1)
+        self.layer2 = stage(out, 2 * width, depths[1], 2)
+        self.layer3 = stage(2 * out, 4 * width, depths[2], 2)
+        self.layer4 = stage(4 * out, 8 * width, depths[3], 2)
+        if zero_init_residual or norm == "none":
+            start = 0.0 if zero_init_residual else sum(depths) ** -0.5
             for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
                 for residual in layer:
-                    residual.last_bn.scale[...] = jnp.zeros_like(residual.last_bn.scale[...])
+                    residual.last_bn.scale[...] = jnp.full_like(residual.last_bn.scale[...], start)
 
     def __call__(self, images: Array, *, train: bool) -> Array:
         """Pooled features.

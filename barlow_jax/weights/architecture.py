@@ -8,6 +8,7 @@ from flax import nnx
 
 from barlow_jax import model
 from barlow_jax.errors import UserError
+from barlow_jax.fields import together
 from barlow_jax.networks import resnet
 from barlow_jax.tree import differences
 from barlow_jax.weights import files, naming
@@ -19,7 +20,9 @@ class Architecture(NamedTuple):
     arch: str  # a key of model.BACKBONES
     stem: str  # one of resnet.STEMS
     channels: int  # of the images
-    own: Any = {}  # of a ViT, {"image_size", "vit.patch", "vit.pooling"}: fields of its config that the arrays tell
+    # Fields of its config that the arrays tell: of a ViT "image_size", "vit.patch" and "vit.pooling", of a ResNet other
+    # than that of its name those of `resnet`.
+    own: Any = {}
 
 
 def of(weights, path):
@@ -31,25 +34,35 @@ def of(weights, path):
     params, batch_stats = files.backbone(weights)
     if "convs" in params:
         raise UserError(f"{path} holds a convnet, which fits images of one size only; give the run that it came from.")
-    depths = tuple(len(params.get(f"layer{k}", ())) for k in (1, 2, 3, 4))
     if "patch_embed" in params:
         return _vit(path, params, batch_stats)
     if "stages" in params:
         return _convnext(path, params, batch_stats)
+    return _resnet(path, params, batch_stats)
+
+
+def _resnet(path, params, batch_stats):
+    """`of` for a ResNet: one that has a name, or its blocks in another number or of another width."""
+    depths = tuple(len(params.get(f"layer{k}", ())) for k in (1, 2, 3, 4))
     first = params.get("layer1", {}).get("0", {})
     block = resnet.Bottleneck if "conv3" in first else resnet.BasicBlock
-    _, _, _, width = _kernel_shape(first)
-    side, _, channels, _ = _kernel_shape(params)
-    arch, stem = _RESNETS.get((block, depths, width)), {7: "imagenet", 3: "cifar"}.get(side)
-    if arch is None or stem is None:
+    _, _, _, inner = _kernel_shape(first)
+    side, _, channels, width = _kernel_shape(params)
+    base_width, stem = 64 * inner / max(width, 1), {7: "imagenet", 3: "cifar"}.get(side)
+    named = _RESNETS.get((block, depths, base_width))
+    alike = [arch for (kind, _, base), arch in _RESNETS.items() if (kind, base) == (block, base_width)]
+    if not alike or stem is None or 0 in depths:
         raise UserError(
-            f"{path} holds {depths} blocks of width {width} behind a convolution of {side} x {side}, which is none of "
-            f"{', '.join(_RESNETS.values())}; give one of these."
+            f"{path} holds {depths} blocks of width {inner} behind a convolution of {side} x {side} and {width} "
+            f"channels, which is none of {', '.join(_RESNETS.values())} in any depth and width; give one of these."
         )
-    found = Architecture(arch, stem, channels)
-    make = model.make_backbone(arch, image_size=32, channels=channels, stem=stem)
+    own = {"resnet.depths": () if named else depths, "resnet.width": width / 64}
+    own["resnet.norm"] = "batch" if "scale" in params.get("bn1", {"scale"}) else "none"
+    options = {name.removeprefix("resnet."): value for name, value in own.items()}
+    arch = named or alike[0]
+    make = model.make_backbone(arch, image_size=32, channels=channels, stem=stem, **options)
     check_fit(path, arch, make, params, batch_stats)
-    return found
+    return Architecture(arch, stem, channels, {} if own == OF_NAMED else own)
 
 
 def _vit(path, params, batch_stats):
@@ -109,8 +122,9 @@ def _kernel_shape(module):
     return shape if len(shape) == 4 else (0, 0, 0, 0)
 
 
+OF_NAMED = together.OF_RESNETS  # what the fields of `resnet` are of those that have a name
 _RESNETS = {
-    (make.args[0], make.args[1], make.keywords.get("base_width", 64)): arch  # (block, depths, width of the first block)
+    (make.args[0], make.args[1], make.keywords.get("base_width", 64)): arch  # (block, depths, its base_width)
     for arch, make in model.RESNETS.items()
 }
 _VITS = {(make.args[0], 12): arch for arch, make in model.VITS.items()}  # (width, blocks)

@@ -45,9 +45,9 @@ def restore(path, *, whole=False, only_finite=True):
     small = found.stem == "cifar" or found.own.get("image_size", 224) <= 64
     config = config_files.load("cifar10" if small else "barlow_twins").unlock()
     config.arch, config.stem = found.arch, found.stem
-    if found.own:
+    config.update_from_flattened_dict(found.own)
+    if "image_size" in found.own:
         side = found.own["image_size"]
-        config.update_from_flattened_dict(found.own)
         config.eval.crop, config.eval.resize = side, side if small else round(side * 256 / 224)
     config.precision = "float32"
     if found.channels != len(config.views.mean):
@@ -119,11 +119,11 @@ def _told(path, about):
             value = value.get(part, {})
         if value == {} or not is_right(value):
             raise damaged(f"config.{field} is {peers.shown(str(value or 'missing'))}")
-    for name in ("patch", "positions", "pooling"):
-        value = given.get("vit", {}).get(name, ours["vit"][name])
-        fault = fields.PRETRAINING.fields[f"vit.{name}"].fault(value)
-        if fault:
-            raise damaged(f"config.vit.{name} is {peers.shown(str(value))}")
+    for field in [field for field in fields.PRETRAINING.fields if field.startswith(("vit.", "resnet."))]:
+        group, name = field.split(".")
+        value = given.get(group, {}).get(name, ours[group][name])
+        if fields.PRETRAINING.fields[field].fault(tuple(value) if isinstance(value, list) else value):
+            raise damaged(f"config.{field} is {peers.shown(str(value))}")
     if not len(given["views"]["mean"]) == len(given["views"]["std"]) == int(channels):
         raise damaged(f"config.views.mean and std are not of {channels} channels")
     return _filled(given, ours), int(channels)
@@ -171,8 +171,9 @@ def begin(path, state, config, channels, steps_per_epoch):
       UserError: the file is of another architecture, or has gone further than the run is to go.
     """
     weights = files.load(path)
-    found = architecture.of(weights, path)
-    own = [(field, flat(config)[field], there) for field, there in found.own.items()]
+    found = _architecture(weights, path)
+    told = (architecture.OF_NAMED if found.arch in model.RESNETS else {}) | found.own
+    own = [(field, flat(config)[field], there) for field, there in told.items()]
     for field, here, there in (("arch", config.arch, found.arch), ("stem", config.stem, found.stem), *own):
         if here != there:
             raise UserError(f"config.{field} is {here!r} and {path} holds {there!r}; set --config.{field}={there}.")
@@ -203,6 +204,16 @@ def begin(path, state, config, channels, steps_per_epoch):
         "of the file" if weights.momentum else "at 0",
     )
     return pretrain.going_on(state, weights.params, weights.batch_stats, weights.momentum, step)
+
+
+def _architecture(weights, path):
+    """`architecture.of`, and of a convnet what its file says: no array tells for images of which size it is."""
+    arrays = files.backbone(weights)
+    if "convs" not in arrays[0] or "config" not in weights.about:
+        return architecture.of(weights, path)
+    config, channels = _told(path, weights.about)
+    architecture.check_fit(path, config["arch"], experiment.backbone(ConfigDict(config), channels), *arrays)
+    return architecture.Architecture(config["arch"], config["stem"], channels, {"image_size": config["image_size"]})
 
 
 def is_file(checkpoint):

@@ -80,6 +80,7 @@ def test_the_table_has_the_names_that_the_modules_have():
     for table, name, known in (
         (fields.PRETRAINING, "arch", {*model.BACKBONES} - {"pixels"}),  # a baseline, which nobody can train
         (fields.PRETRAINING, "stem", resnet.STEMS),
+        (fields.PRETRAINING, "resnet.norm", resnet.NORMS),
         (fields.PRETRAINING, "vit.positions", vit.POSITIONS),
         (fields.PRETRAINING, "vit.pooling", vit.POOLINGS),
         (fields.PRETRAINING, "precision", experiment.PRECISIONS),
@@ -235,6 +236,17 @@ def test_values_that_cannot_work_are_refused(page_name):
             "barlow_twins",
             {"arch": "vit_small", "stem": "cifar"},
             "a ViT has no stem: take 'imagenet', and config.vit.pat",
+        ),
+        (
+            "demo",
+            {"resnet.width": 0.5},
+            "config.resnet.width is 0.5 with config.arch 'convnet'; this network is no ResN",
+        ),
+        ("cifar10", {"resnet.width": 0.3}, "config.resnet.width is 0.3 with .* take a multiple of 1/64"),
+        (
+            "barlow_twins",
+            {"optimizer.backbone_start": 1000},
+            "config.optimizer.backbone_start is 1000 with config.epochs 1000; the backbone would never move",
         ),
         ("cifar10", {"arch": "convnext_tiny"}, "a ConvNeXt has a stem of its own, for large images: take 'imagenet'"),
         (
