@@ -4,6 +4,7 @@ Pages link as they do in the repository, where one reads them too; here these li
 the site. A file that is no page becomes one, under source/.
 """
 
+import json
 import pathlib
 import posixpath
 import re
@@ -67,11 +68,19 @@ def _place(path):
 def _shown(path):
     """A page that shows a file, or all files of Python in a folder."""
     files = sorted((ROOT / path).glob("*.py")) if (ROOT / path).is_dir() else [ROOT / path]
+    if path.endswith(".ipynb"):
+        return _notebook((ROOT / path).read_text())
     parts = [f"# {path}"]
     for file in files:
         parts += [f"## {file.name}"] * (len(files) > 1)
         parts.append(f"~~~~{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text()}\n~~~~")
     return "\n\n".join(parts) + "\n"
+
+
+def _notebook(text):
+    """The cells of a notebook, one below the other."""
+    cells = [("".join(cell["source"]), cell["cell_type"]) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(f"~~~~python\n{cell}\n~~~~" if kind == "code" else cell for cell, kind in cells) + "\n"
 
 
 def _leaves(nav):
