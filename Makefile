@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo pictures test torch test-torch compilers test-programs programs test-browser test-slow lint format bench clean
+.PHONY: demo pictures test torch test-torch compilers test-programs programs site test-browser test-slow lint format bench clean
 
 # Installed once, and again when a list of requirements changes.
 $(VENV)/.run: requirements.txt
@@ -65,6 +65,15 @@ $(VENV)-browser/.browser: requirements-browser.txt requirements-dev.txt requirem
 test-browser: $(VENV)-browser/.browser
 	$(VENV)-browser/bin/python -m pytest -rs -m slow tests/results/test_browser.py
 
+# The docs site, in site/: open site/index.html.
+$(VENV)-site/.site: requirements-site.txt
+	test -x $(VENV)-site/bin/python || $(PYTHON) -m venv $(VENV)-site
+	$(VENV)-site/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-site.txt
+	touch $@
+
+site: $(VENV)-site/.site
+	NO_MKDOCS_2_WARNING=1 PATH=$(VENV)-site/bin:$$PATH $(VENV)-site/bin/mkdocs build --strict
+
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m slow
 
@@ -84,4 +93,4 @@ bench: $(VENV)/.run
 	test -z "$(IMAGES)" || $(BIN)/python benchmarks/input_pipeline.py --images="$(IMAGES)"
 
 clean:
-	rm -rf $(VENV) $(VENV)-torch $(VENV)-programs $(VENV)-browser runs
+	rm -rf $(VENV) $(VENV)-torch $(VENV)-programs $(VENV)-browser $(VENV)-site site runs

@@ -41,7 +41,7 @@ def define_flags(flag):
 
 def main(wanted):
     config = wanted.config
-    experiment.check(config)
+    experiment.settle(config, wanted.workdir)
     keep = {"free": experiment.FREE_FIELDS, "allowed": wanted.allow_changes}
     with workdirs.opened(wanted.workdir, config.to_dict(), **keep) as workdir, StopSignals() as stop:
         with compilation_cache.used(config.compilation_cache, workdir):

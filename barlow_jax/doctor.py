@@ -10,6 +10,7 @@ minute; what does not answer within --seconds is a problem and is not waited for
 is, it measures the way between them too. Exits with status 1 if there is a problem.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ from barlow_jax.data import checkup as images
 from barlow_jax.data import order
 from barlow_jax.errors import UserError
 from barlow_jax.run import checkup, checkup_devices, checkup_host, config_files, launch
-from barlow_jax.training import evidence, first_fault, remedies
+from barlow_jax.training import evidence, first_fault, presets, remedies
 
 MOST_DEVICES = 8  # whose arithmetic is checked, of one process
 PATIENCE = 6  # times as long as other checks may opening a set take, all files on a network, and starting to read it
@@ -77,7 +78,11 @@ def of_host(config, folder, given):
     """{name: check} of the machine beside its devices; given: whether there is a config to measure it by."""
 
     def disk():
-        return checkup_host.disk(folder, checkpoint_bytes(config) if given else 0)
+        if given:
+            with contextlib.suppress(UserError):  # the check of the set tells it
+                experiment.settle(config, str(folder))
+        known = given and not presets.left_open(config)
+        return checkup_host.disk(folder, checkpoint_bytes(config) if known else 0)
 
     return {
         "packages": lambda: checkup_host.packages(checkup_host.requirements(config_files.PROGRAMS)),
@@ -124,7 +129,7 @@ def open_images(config, opened):
 
     opened: list that gets the source.
     """
-    experiment.check(config)
+    experiment.settle(config)
     where_they_are = config.copy_and_resolve_references().unlock()
     where_they_are.data.resident_bytes = 0
     source, held_out = experiment.sources(where_they_are)

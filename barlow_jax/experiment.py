@@ -10,7 +10,7 @@ from flax import nnx
 from barlow_jax import fields, metrics, model, objectives, optim, pretrain, sharding, views
 from barlow_jax.data import open_source, order, pixels
 from barlow_jax.errors import UserError
-from barlow_jax.training import feed, microbatches, viewing
+from barlow_jax.training import feed, microbatches, presets, viewing
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,13 @@ def check(config):
         )
 
 
+def settle(config, workdir=""):
+    """`check`, and the fields that are open (None) get values: see `presets.settle`."""
+    check(config)
+    if presets.settle(config, workdir, lambda: _opened(config.data, config.data.train)):
+        check(config)
+
+
 def check_steps(config, steps_per_epoch):
     """Raises UserError if there are more steps than a program counts to."""
     steps = config.epochs * steps_per_epoch
@@ -73,24 +80,26 @@ def reading(data):
 def sources(config):
     """The training source, and the validation source or None."""
     data = config.data
-    pixels.check(**reading(data))
-    options = {
-        "folder": {"channels": data.channels, **reading(data)},
-        "tfds": {"channels": data.channels, "name": data.name, **reading(data)},
-    }.get(data.kind, {})
-
-    def opened(split, **more):
-        split = "" if (data.kind, split) == ("folder", ".") else split
-        return open_source(data.kind, data.path, split, **options, **more)
-
-    listed = {"listed": data.file_list} if data.file_list else {}
-    train = opened(data.train, **listed)
+    train = _opened(data, data.train)
     train = feed.resident(train, data.resident_bytes, **_reading(config, train))
     if not data.val:
         return train, None
     # Both splits of a folder must number their classes alike.
     names = {"class_names": train.class_names} if data.kind == "folder" and train.class_names else {}
-    return train, opened(data.val, **names)
+    return train, _opened(data, data.val, **names)
+
+
+def _opened(data, split, **more):
+    """A source of config.data as it is stored; the list of files is of the training images."""
+    pixels.check(**reading(data))
+    if data.file_list and split == data.train:
+        more["listed"] = data.file_list
+    options = {
+        "folder": {"channels": data.channels, **reading(data)},
+        "tfds": {"channels": data.channels, "name": data.name, **reading(data)},
+    }.get(data.kind, {})
+    split = "" if (data.kind, split) == ("folder", ".") else split
+    return open_source(data.kind, data.path, split, **options, **more)
 
 
 def check_microbatches(config, mesh):

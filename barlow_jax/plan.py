@@ -12,6 +12,7 @@ status 1 if it does not fit.
 
 import dataclasses
 import math
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from barlow_jax.planning import compiled, forecast, machines
 from barlow_jax.planning.tables import size, table
 from barlow_jax.results import published
 from barlow_jax.run import launch
-from barlow_jax.training import viewing
+from barlow_jax.training import presets, viewing
 
 IMAGENET = 1_281_167  # training images of ILSVRC 2012
 
@@ -37,6 +38,7 @@ class Images:
     classes: int | None  # for the online probe; None for unlabelled images
     canvas: int  # side in pixels
     origin: str  # of these figures, for people
+    side: int = 224  # usual short side in pixels
 
 
 def define_flags(flag):
@@ -59,7 +61,7 @@ def main(wanted):
     if machine and machine.platform == "gpu":
         jax.config.update("jax_num_cpu_devices", machine.devices)  # simulated; JAX has not started yet
     images = images_of(config, wanted.images)
-    show(meaning(config, images))
+    show([*settled(config, images, machine.platform if machine else ""), *meaning(config, images)])
     if machine:
         compiler = machines.compiler(machine)
         cost = compile_step(config, images, machine, compiler)
@@ -99,9 +101,23 @@ def images_of(config, count):
         if config.data.path:
             raise UserError(f"{str(error).rstrip('.')}; or leave config.data.path empty and give --images.") from None
         return assumed
-    side = experiment.canvas(config, source)
+    canvas = experiment.canvas(config, source)
     origin = "as you say" if count else source.name
-    return Images(count or len(source), source.channels, source.num_classes, side, origin)
+    classes, short = source.num_classes, presets.short_side(source)
+    return Images(count or len(source), source.channels, classes, canvas, origin, short)
+
+
+def settled(config, images, platform):
+    """Lines on the fields that the config leaves open, which get their values here."""
+    if not presets.left_open(config):
+        return []
+    features = presets.features(config)
+    seen = presets.Images(images.count, images.side, features, platform)
+    values = presets.by_images(presets.asked(config), seen)
+    presets.fill(config, values)
+    check(config)
+    on_cpus = "" if platform or "precision" not in values else " On CPUs, precision=float32."
+    return ["", *textwrap.wrap(presets.told(values, seen) + "." + on_cpus, 120, break_on_hyphens=False)]
 
 
 # What a config means.

@@ -7,26 +7,49 @@ training and validation images, kNN and linear accuracy are shown too:
 
     ... --config.data.path=/my/set --config.data.train=train --config.data.val=val
 
-The batch size picks the learning rate that the authors gave for it and 300 epochs; for a small set train
-longer (--config.epochs=1000). Small images want --config.image_size=64 --config.eval.resize=64 --config.eval.crop=64.
+Projector, epochs, warm-up, batch size, image size and others are open here (None): they are chosen by the number and
+the size of the images, by the rules of docs/presets.md. What is set on the command line holds, and the rest goes by it:
+
+    ... --config.epochs=5 --config.image_size=64
+
+`barlow-jax plan --config=image_folder --config.data.path=/my/photos` prints what is chosen. The batch size picks the
+learning rate that the authors gave for it:
 
     --config=configs/image_folder.py:128         # with half the memory
 """
 
+from ml_collections import config_dict
+
 import barlow_jax
+from barlow_jax.training.presets import LEARNING_RATES
 
-# batch size: learning rate of the weights, as the authors gave them for ResNet-50 and 300 epochs.
-LEARNING_RATES = {128: 0.7, 256: 0.4, 512: 0.3, 1024: 0.25, 2048: 0.2, 4096: 0.2}
+OPEN = {
+    "image_size": int,
+    "stem": str,
+    "precision": str,
+    "projector": tuple,
+    "lambd": float,
+    "batch_size": int,
+    "epochs": int,
+    "warmup_epochs": int,
+    "picture_every_epochs": int,
+    "checkpoint_every_steps": int,
+}
 
 
-def get_config(batch_size="256"):
-    """batch_size: one of LEARNING_RATES."""
-    if not batch_size.isdigit() or int(batch_size) not in LEARNING_RATES:
+def get_config(batch_size=""):
+    """batch_size: one of LEARNING_RATES, or "" for what suits the number of images."""
+    if batch_size and (not batch_size.isdigit() or int(batch_size) not in LEARNING_RATES):
         raise ValueError(f"configs/image_folder.py:{batch_size} is unknown; take one of {list(LEARNING_RATES)}.")
     config = barlow_jax.config("barlow_twins").unlock()
-    config.batch_size = int(batch_size)
-    config.optimizer.learning_rate_weights = LEARNING_RATES[config.batch_size]
-    config.epochs = 300
+    for name, kind in OPEN.items():
+        config[name] = config_dict.placeholder(kind)
+    config.optimizer.learning_rate_weights = config_dict.placeholder(float)
+    config.views.blur = config_dict.placeholder(tuple)
+    for name in ("every_epochs", "resize", "crop"):
+        config.eval[name] = config_dict.placeholder(int)
+    if batch_size:
+        config.batch_size = int(batch_size)
     config.reference_world_size = 1  # one GPU
     config.data.train = "."
     config.data.val = ""

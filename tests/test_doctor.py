@@ -53,6 +53,16 @@ def test_images_that_train_would_refuse_are_a_problem(tmp_path, capsys, monkeypa
     assert out.startswith("problem  set ") and "nothing" in out and out.endswith("1 problems, 0 warnings, 0 ok\n")
 
 
+def test_what_a_config_leaves_open_is_chosen_before_it_is_asked_about(photographs, tmp_path):
+    config = config_files.load("image_folder").unlock()
+    config.update({"arch": "convnet", "image_size": 24})
+    config.data.path = str(photographs)
+    checks, opened = doctor.of_host(config, tmp_path, given=True), []
+    assert any("of it for checkpoints" in line[2] for line in checks["work folder"]())
+    ((verdict, _, said),) = doctor.open_images(config, opened)
+    assert verdict == "ok" and said.endswith(": 48 images, 2 steps of 32 an epoch") and len(opened[0]) == 48
+
+
 def test_what_hangs_does_not_keep_the_process(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examined", lambda *_: [checkup.Line("problem", "disk", "no answer.")])
     monkeypatch.setattr(checkup, "hanging", lambda: ["disk"])

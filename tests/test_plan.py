@@ -45,7 +45,8 @@ def images(config, canvas=32):
 def test_every_config_has_a_meaning(name):
     config = config_named(name)
     plan.check(config)
-    text = "\n".join(plan.meaning(config, plan.images_of(config, 0)))
+    shown = plan.images_of(config, 0)
+    text = "\n".join([*plan.settled(config, shown, ""), *plan.meaning(config, shown)])
     assert f"{config.optimizer.learning_rate_weights * config.batch_size / 256:g} " in text
     assert "product c" in text
     assert not published.unknown_fields(config), "a new field: say in published.py what the authors have there"

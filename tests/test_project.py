@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from barlow_jax import experiment, model
-from barlow_jax.training import viewing
+from barlow_jax.training import presets, viewing
 
 CONFIGS = sorted(p.stem for p in (commands.ROOT / "configs").glob("*.py") if p.stem != "__init__")
 FROZEN = {"frozen": "-m barlow_jax.knn", "voc07": "-m barlow_jax.transfer"}  # by the command that its page shows
@@ -72,6 +72,7 @@ def test_every_config_builds(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     with config.unlocked():
         config.data.path = config.data.path or ("" if config.data.kind == "digits" else "somewhere")
+    presets.fill(config, presets.by_images(presets.asked(config), presets.Images(10_000)))
     experiment.check(config)
     recipe = viewing.recipe(config, 3)
     assert recipe.size == config.image_size
@@ -91,14 +92,6 @@ def test_every_field_of_the_first_config_is_explained():
         commented = any(line.strip().startswith("#") for line in block.splitlines())
         bare += [] if commented else re.findall(r"config\.[\w.]+ = (?!ConfigDict)[^#\n]*$", block, re.M)
     assert not bare
-
-
-@pytest.mark.parametrize("batch_size,rate", [("128", 0.7), ("256", 0.4), ("512", 0.3), ("1024", 0.25), ("2048", 0.2)])
-def test_single_gpu_learning_rates(batch_size, rate):
-    from configs import image_folder
-
-    config = image_folder.get_config(batch_size)
-    assert (config.batch_size, config.optimizer.learning_rate_weights) == (int(batch_size), rate)
 
 
 LINT = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"

@@ -13,5 +13,9 @@ def arguments(photographs, workdir, *more):
         "--config.checkpoint_every_steps=5",
         "--config.eval.every_epochs=4",
         "--config.data.val=.",
+        "--config.picture_every_epochs=10",
+        "--config.views.blur=(1.0, 0.1)",
+        "--config.lambd=0.0051",
+        "--config.optimizer.learning_rate_weights=0.4",
         *more,
     )

@@ -28,6 +28,7 @@ def check(config, table, needed=None):
             near = _same_last(name, table) or difflib.get_close_matches(name, table.fields, n=1)
             remedy = f"did you mean config.{near[0]}?" if near else f"configs/{table.page}.py has all that there are."
             raise UserError(f"config.{name} is no field; {remedy}")
+    values = {name: value for name, value in values.items() if value is not None or name not in table.may_be_open}
     for name, value in values.items():
         fault = table.fields[name].fault(value)
         if fault:

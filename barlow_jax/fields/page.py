@@ -32,7 +32,7 @@ def markdown():
     for name, title in READERS.items():
         table = getattr(tables, name)
         parts.append(f"## {title}\n\n`configs/{table.page}.py`, and all that start from it.\n")
-        parts.append(_rows("field", table.fields, ""))
+        parts.append(_rows("field", table.fields, "", table.may_be_open))
         if table.together:
             parts.append("What goes together; anything else is refused with the reason that stands here:\n")
             parts.append("".join(f"- {_names(one.names)}: {one.remedy}.\n" for one in table.together))
@@ -47,11 +47,12 @@ def write(file):
     pathlib.Path(file).write_text(markdown())
 
 
-def _rows(what, rules, prefix):
+def _rows(what, rules, prefix, may_be_open=()):
     lines = [f"| {what} | values | special |", "|---|---|---|"]
     for name, rule in rules.items():
         special = [f"{value!r}: {meaning}" for value, meaning in rule.special.items()]
         special += [] if rule.default is REQUIRED else [f"if absent: {rule.default!r}"]
+        special += ["None: [by the images](presets.md)"] * (name in may_be_open)
         lines.append(f"| `{prefix}{name}` | {rule.says} | {'; '.join(special)} |")
     return "\n".join(lines) + "\n"
 

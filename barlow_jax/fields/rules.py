@@ -59,11 +59,15 @@ class Together(NamedTuple):
 
 
 class Table(NamedTuple):
-    """All fields of a config; page: the config that comes along and has them all."""
+    """All fields of a config; page: the config that comes along and has them all.
+
+    may_be_open: names of fields that may be None until something is known which the config does not say.
+    """
 
     page: str
     fields: dict[str, Rule]
     together: tuple[Together, ...] = ()
+    may_be_open: tuple[str, ...] = ()
 
 
 def number(low=None, high=None, *, above=None, below=None, special=None, default=REQUIRED):

@@ -51,6 +51,13 @@ PROGRAMS = {
     "compilation_cache": path(special={"": "compiled/ in the work folder", "none": "no cache"}, default=""),
 }
 
+# What may be open, None, until the number and size of the images are known; the rules: training/presets.py.
+BY_IMAGES = (
+    *("image_size", "stem", "views.blur", "eval.crop", "eval.resize", "precision", "projector", "lambd", "batch_size"),
+    *("optimizer.learning_rate_weights", "epochs", "warmup_epochs", "eval.every_epochs", "picture_every_epochs"),
+    "checkpoint_every_steps",
+)
+
 PRETRAINING = Table(
     "barlow_twins",
     {
@@ -155,6 +162,7 @@ PRETRAINING = Table(
         **PROGRAMS,
     },
     together.PRETRAINING,
+    BY_IMAGES,
 )
 
 LINEAR = Table(

@@ -9,6 +9,7 @@ A folder that holds a run with another config is refused, field by field.
 
 import contextlib
 import datetime
+import functools
 import json
 import logging
 import os
@@ -140,6 +141,22 @@ def resume(checkpoints, state, source, total_steps):
         )
     log.info("going on from step %d of %d", int(state.step), total_steps)
     return state, saved
+
+
+def began_with(named, names):
+    """{name: value} of dotted names of fields in the config of a run that goes on; {} where none does, or none is read.
+
+    A config.json that is damaged or another run's is told of where the folder is `opened`.
+    """
+    folder = pathlib.Path(named).expanduser()
+    if not named or not (folder / CONFIG_FILE).is_file() or not holds_checkpoints(folder):
+        return {}
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+        values = {name: functools.reduce(lambda group, part: group[part], name.split("."), config) for name in names}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _keep_config(folder, config, free, allowed):

@@ -165,6 +165,8 @@ def test_every_field_with_values_of_every_kind(table):
                 assert f"config.{name}" in text and "\n" not in text and text.endswith((".", "?")), text
                 assert len(text) < 700, text
             else:
+                if value is None and name in table.may_be_open:
+                    continue
                 assert not rule.fault(value), (name, value)
                 assert_sensible(name, value)
     assert refused > 90 * len(table.fields)
