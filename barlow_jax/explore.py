@@ -19,11 +19,12 @@ import pathlib
 import jax
 import numpy as np
 
-from barlow_jax import fields, metrics, sharding
+from barlow_jax import fields, sharding
 from barlow_jax.data import walk
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import atlas, clusters, duplicates, embedded, label_next, queries, sheets
 from barlow_jax.evaluation.image_sets import Thumbnails
+from barlow_jax.evaluation.nearest import nearest_rows
 from barlow_jax.run import launch
 from barlow_jax.run.progress import tracked
 
@@ -164,7 +165,7 @@ def like(wanted, found, path):
     files = [str(pathlib.Path(file).expanduser()) for file in wanted.like]
     count = min(wanted.nearest, len(found.paths))
     asked = queries.features_of_files(files, found.about, wanted.checkpoint)
-    similarity, places = metrics.nearest_rows(found.features, asked, count, mesh=sharding.make_mesh())
+    similarity, places = nearest_rows(found.features, asked, count, mesh=sharding.make_mesh())
     names = [walk.readable(pathlib.Path(file).absolute()) for file in files]
     rows = [
         (name, rank, str(found.paths[place]), value)

@@ -2,7 +2,6 @@
 
     topk_accuracy        a classifier's hits, as counts that add up over batches and devices
     knn_accuracy         weighted nearest neighbours, the usual probe without training
-    nearest_rows         the nearest neighbours themselves
     effective_rank       how many directions the features use
     lidar                how many of them tell images apart whatever the augmentation does
     distinct_rows        how many images there are, to a network
@@ -111,49 +110,15 @@ def knn_predict(
       UserError: k exceeds the number of training rows.
     """
     ks = (k,) if isinstance(k, int) else tuple(k)
-    m, classes = len(test_features), num_classes or int(np.max(train_labels)) + 1
-    mesh = mesh or _own_device()
-    best = _search(train_features, train_labels, test_features, max(ks), block, mesh, track)
-    predicted = np.asarray(_voter(mesh, ks, classes)(*best, temperature)).reshape(len(ks), -1)[:, :m]
-    return predicted[0] if isinstance(k, int) else predicted
-
-
-def nearest_rows(
-    bank: Rows,
-    queries: Rows,
-    k: int,
-    *,
-    block: int = 4096,
-    mesh: Mesh | None = None,
-    track: Callable[[Iterable[int]], Iterable[int]] = lambda starts: starts,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of `bank` that are most similar to each query by cosine, exactly, by the search of `knn_predict`.
-
-    Args:
-      bank: [n, F]; queries: [m, F]; the others as of `knn_predict`. In one process.
-    Returns:
-      similarities float32 [m, k], the largest first, and places int32 [m, k] in the bank, the lower first of equals.
-    Raises:
-      UserError: k exceeds n.
-    """
-    found = _search(bank, np.arange(len(bank)), queries, k, block, mesh or _own_device(), track)
-    similarities, places = (np.asarray(x).reshape(-1, k)[: len(queries)] for x in found)
-    return similarities, places
-
-
-def _own_device():
-    return jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:1])
-
-
-def _search(train_features, train_labels, test_features, k, block, mesh, track):
-    """Similarities and labels of the nearest training rows, [blocks, rows, k] each, split over the devices."""
     n, m = len(train_features), len(test_features)
-    if not 0 < k <= n:
-        raise UserError(f"k is {k}, but there are {n} training rows; take a k from 1 to {n}.")
+    if not 0 < max(ks) <= n:
+        raise UserError(f"k is {max(ks)}, but there are {n} training rows; take a k from 1 to {n}.")
+    classes = num_classes or int(np.max(train_labels)) + 1
+    mesh = mesh or jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:1])
     rows, columns = min(block, QUERY_BLOCK, m), min(block, n)
     blocks = -(-m // (rows * mesh.size)) * mesh.size
     # In parts along the first axis, each made on its own device.
-    shape, sharding = (blocks, rows, k), NamedSharding(mesh, P("data"))
+    shape, sharding = (blocks, rows, max(ks)), NamedSharding(mesh, P("data"))
     queries = _pad(np.asarray(test_features, np.float32), blocks * rows).reshape(blocks, rows, -1)
     queries = _placed(queries, sharding)
     best = jax.jit(
@@ -166,7 +131,8 @@ def _search(train_features, train_labels, test_features, k, block, mesh, track):
         labels = _pad(np.asarray(train_labels[start:stop], np.int32), columns, fill=-1)
         before, best = best, merge(*best, queries, _placed(features, whole), _placed(labels, whole))
         jax.block_until_ready(before)  # else the host would send block after block to a device that is still busy
-    return best
+    predicted = np.asarray(_voter(mesh, ks, classes)(*best, temperature)).reshape(len(ks), -1)[:, :m]
+    return predicted[0] if isinstance(k, int) else predicted
 
 
 def _placed(x, sharding):

@@ -27,10 +27,11 @@ from absl import app, flags
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from barlow_jax import experiment, metrics, sharding
+from barlow_jax import experiment, sharding
 from barlow_jax.data import load_npz
 from barlow_jax.data.sources import Arrays
 from barlow_jax.evaluation import features, pairs, subject
+from barlow_jax.evaluation.nearest import nearest_rows
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A run of train.py.")
 IMAGES = flags.DEFINE_string("images", "", "An .npz with a split test.")
@@ -103,7 +104,7 @@ def table(rows, told):
 
 def nearest(rows, told):
     """The last line."""
-    _, places = metrics.nearest_rows(rows, rows, 2, mesh=sharding.make_mesh())
+    _, places = nearest_rows(rows, rows, 2, mesh=sharding.make_mesh())
     other = np.where(places[:, 0] == np.arange(len(rows)), places[:, 1], places[:, 0])
     shares = [np.mean([(other[a] == b, other[b] == a) for a, b in those]) for those in told.values()]
     return f"| nearest | | | {' | '.join(f'{share:.3f}' for share in shares)} |"

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from programs import precisions
 
-from barlow_jax import loss, metrics, sharding
+from barlow_jax import loss, metrics
 from barlow_jax.errors import UserError
 
 
@@ -91,21 +91,6 @@ def test_knn_is_the_same_on_any_number_of_devices(devices):
     alone = metrics.knn_predict(train, train_labels, test, **options)
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     np.testing.assert_array_equal(metrics.knn_predict(train, train_labels, test, **options, mesh=mesh), alone)
-
-
-def test_nearest_rows_equal_float64():
-    """Of equal rows the first comes first; two devices share 700 queries unevenly."""
-    (bank, _), (queries, _) = clusters(203, 0), clusters(700, 1)
-    bank[200] = 2 * bank[7]
-    similarity, places = metrics.nearest_rows(bank, queries, 20, block=64, mesh=sharding.make_mesh(jax.devices()[:2]))
-    wide, asked = (
-        x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1)[:, None] for x in (bank, queries)
-    )
-    expected = np.argsort(-(asked @ wide.T).round(12), axis=1, kind="stable")[:, :20]
-    np.testing.assert_array_equal(places, expected)
-    np.testing.assert_allclose(similarity, np.take_along_axis(asked @ wide.T, expected, 1), atol=1e-6)
-    with pytest.raises(UserError, match="k is 4, but there are 3 training rows"):
-        metrics.nearest_rows(bank[:3], queries, 4)
 
 
 def test_every_process_is_told_the_whole_vote():

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from barlow_jax import metrics
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation.embedded import unit
+from barlow_jax.evaluation.nearest import nearest_rows
 
 
 def k_means(rows, count: int, seed: int = 0):
@@ -69,7 +69,7 @@ def loneliness(
     found, starts = np.zeros(n, np.float32), range(0, n, rows)
     for start in track(starts, len(starts)):
         queries = np.asarray(features[start : start + rows], np.float32)
-        similarity, places = metrics.nearest_rows(features, queries, k + 1, mesh=mesh)
+        similarity, places = nearest_rows(features, queries, k + 1, mesh=mesh)
         # Itself goes; where so many are equal to it that it is not among them, the last one in its place.
         own = places == np.arange(start, start + len(queries))[:, None]
         own[~own.any(1), -1] = True

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax import metrics
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation.nearest import nearest_rows
 from barlow_jax.evaluation.pairs import STEPS
 
 CHOSEN = STEPS + 1  # as similarity of a row that is labelled or chosen: larger than any
@@ -38,7 +38,7 @@ def k_centre(rows, count: int, labelled, *, mesh):
         raise UserError(f"--label_next is {count}, but {free} of {n} images have no label; take at most as many.")
     nearest, before = np.full(n, -STEPS, np.int32), []
     if labelled.any():
-        similarity, _ = metrics.nearest_rows(rows[labelled], rows, 1, mesh=mesh)
+        similarity, _ = nearest_rows(rows[labelled], rows, 1, mesh=mesh)
         nearest = np.rint(similarity[:, 0] * STEPS).astype(np.int32)
         nearest[labelled] = CHOSEN
     else:

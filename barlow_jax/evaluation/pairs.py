@@ -148,9 +148,9 @@ def _tiles(features, least, mesh, block):
     split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
     program, ahead = _program(mesh), None
     for first_row in range(0, n, rows):
-        mine = jax.device_put(_block(features, first_row, rows), split)
+        mine = jax.device_put(padded(features, first_row, rows), split)
         for first_column in range(first_row // columns * columns, n, columns):
-            others = jax.device_put(_block(features, first_column, columns, fill=-1), whole)
+            others = jax.device_put(padded(features, first_column, columns, fill=-1), whole)
             now = first_row, first_column, *program(*mine, *others, np.int32(least))
             if ahead is not None:
                 yield ahead
@@ -158,7 +158,7 @@ def _tiles(features, least, mesh, block):
     yield ahead
 
 
-def _block(features, start, size, fill=NOWHERE):
+def padded(features, start, size, fill=NOWHERE):
     """Rows from `start` on, filled up with zeros to `size`, and their places, those of the filling `fill`."""
     part = np.asarray(features[start : start + size], np.float32)
     places = np.full(size, fill, np.int32)

@@ -11,7 +11,7 @@ from programs import precisions
 
 from barlow_jax import sharding
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import atlas, clusters, embedded, label_next, maps
+from barlow_jax.evaluation import atlas, clusters, embedded, label_next, maps, nearest
 
 
 def blobs(sizes, width=6, seed=0, noise=0.1):
@@ -57,6 +57,25 @@ def test_how_far_off_rows_are():
     assert expected.argmax() == 50
     with pytest.raises(UserError, match="--nearest is 71, but there are 71 rows, so 70 others"):
         clusters.loneliness(features, 71, mesh=mesh)
+
+
+def test_nearest_rows_equal_float64():
+    """Of equal rows the first comes first; two devices share the queries unevenly, in blocks."""
+    rng = np.random.default_rng(0)
+    bank, queries = (rng.standard_normal((n, 12)).astype(np.float32) for n in (203, 301))
+    bank[200] = 2 * bank[7]
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    similarity, places = nearest.nearest_rows(bank, queries, 20, block=64, mesh=mesh)
+    wide, asked = (
+        x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1)[:, None] for x in (bank, queries)
+    )
+    expected = np.argsort(-(asked @ wide.T).round(12), axis=1, kind="stable")[:, :20]
+    np.testing.assert_array_equal(places, expected)
+    np.testing.assert_allclose(similarity, np.take_along_axis(asked @ wide.T, expected, 1), atol=1e-6)
+    with pytest.raises(UserError, match="k is 4, but there are 3 rows; take a k from 1 to 3"):
+        nearest.nearest_rows(bank[:3], queries, 4, mesh=mesh)
+    arrays = np.zeros((4, 2), np.float32), np.zeros((4, 2), np.int32), np.ones((4, 3)), np.ones((8, 3)), np.arange(8)
+    assert precisions(jax.make_jaxpr(nearest._merge)(*arrays)) == [jax.lax.Precision.HIGHEST]
 
 
 def furthest_first(unit, chosen, count):
