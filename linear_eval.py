@@ -22,6 +22,7 @@ from barlow_jax import experiment, results, sharding, views
 from barlow_jax.data import order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, linear_experiment
+from barlow_jax.fields import free
 from barlow_jax.results import protocols
 from barlow_jax.run import cluster, compilation_cache, launch, metric_writers
 from barlow_jax.run import workdir as workdirs
@@ -55,7 +56,7 @@ def judge(wanted, stop):
     config = wanted.config
     linear_experiment.check(config)
     linear_experiment.check_folders(wanted.checkpoint, wanted.workdir)
-    keep = {"free": linear_experiment.FREE_FIELDS, "allowed": wanted.allow_changes}
+    keep = {"free": free.LINEAR, "allowed": wanted.allow_changes}
     with workdirs.opened(wanted.workdir, config.to_dict(), **keep) as workdir, contextlib.ExitStack() as stack:
         stack.enter_context(compilation_cache.used(config.compilation_cache, workdir))
         seeds, folders = zip(*linear_experiment.seeds_and_folders(config, workdir), strict=True)

@@ -18,6 +18,7 @@ import numpy as np
 from barlow_jax import experiment, pretrain, sharding
 from barlow_jax.data import order
 from barlow_jax.evaluation import online
+from barlow_jax.fields import free
 from barlow_jax.results import kept, watching
 from barlow_jax.run import cluster, compilation_cache, launch, metric_writers, pictures
 from barlow_jax.run import workdir as workdirs
@@ -42,7 +43,7 @@ def define_flags(flag):
 def main(wanted):
     config = wanted.config
     experiment.settle(config, wanted.workdir)
-    keep = {"free": experiment.FREE_FIELDS, "allowed": wanted.allow_changes}
+    keep = {"free": free.PRETRAINING, "allowed": wanted.allow_changes}
     with workdirs.opened(wanted.workdir, config.to_dict(), **keep) as workdir, StopSignals() as stop:
         with compilation_cache.used(config.compilation_cache, workdir):
             finished = train(config, workdir, stop, wanted.init)

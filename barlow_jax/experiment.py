@@ -16,29 +16,6 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
-# Fields that change what is shown or how fast, and not the result: they may differ when a run goes on.
-FREE_FIELDS = (
-    "data.path",
-    "data.threads",
-    "eval.every_epochs",
-    "eval.batch_size",
-    "log_every_steps",
-    "picture_every_epochs",
-    "checkpoint_every_steps",
-    "keep_checkpoints",
-    "wandb",
-    "mlflow",
-    "profile_steps",
-    "compilation_cache",
-    "deterministic",
-    "remat",
-    "shard_params",
-    "eval.lidar_images",
-    "on_collapse",
-    "on_nonfinite",
-    "max_skipped",
-)
-
 
 def check(config):
     """Raises UserError at the first value that cannot work, before anything is opened or compiled.

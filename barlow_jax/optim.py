@@ -238,7 +238,10 @@ def of_backbone(scale: float, start: int) -> optax.GradientTransformation:
     def factor(step):
         return jnp.where(step < start, 0.0, scale)
 
-    return optax.masked(optax.scale_by_schedule(factor), lambda params: {part: part == "backbone" for part in params})
+    def backbone(params: Any) -> Any:
+        return {part: part == "backbone" for part in params}
+
+    return optax.masked(optax.scale_by_schedule(factor), backbone)
 
 
 OPTIMIZERS = {"lars": lars, "sgd": sgd, "adamw": adamw}

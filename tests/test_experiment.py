@@ -7,6 +7,7 @@ import pytest
 from barlow_jax import experiment, sharding, tree, views
 from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
+from barlow_jax.fields import free
 from barlow_jax.run import workdir
 from barlow_jax.training import viewing
 from configs import cifar10, demo
@@ -27,7 +28,7 @@ def test_a_run_from_before_a_free_field_goes_on():
     before = {name: value for name, value in config.items() if name != "profile_steps"}
     changes = workdir.changed_fields(before, config)
     assert list(changes) == ["profile_steps"]
-    workdir.check_changes("runs/demo", changes, experiment.FREE_FIELDS, ())
+    workdir.check_changes("runs/demo", changes, free.PRETRAINING, ())
 
 
 @pytest.mark.parametrize(("precision", "num_classes"), [("float32", 10), ("float16", None)])

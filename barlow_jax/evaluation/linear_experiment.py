@@ -12,20 +12,6 @@ from barlow_jax.evaluation import classify, subject
 from barlow_jax.results import protocols
 from barlow_jax.run.checkpoint import holds_checkpoints, restore_params
 
-# Fields that change what is shown or how fast, and not the result: they may differ when an evaluation goes on.
-FREE_FIELDS = (
-    "data.path",
-    "data.threads",
-    "eval.batch_size",
-    "log_every_steps",
-    "checkpoint_every_epochs",
-    "keep_checkpoints",
-    "wandb",
-    "mlflow",
-    "compilation_cache",
-    "deterministic",
-)
-
 log = logging.getLogger(__name__)
 
 

@@ -94,7 +94,7 @@ def _revision():
         ).stdout
 
     try:
-        changed = said("status", "--porcelain", "--untracked-files=no")
+        changed = said("status", "-s", "-uno")
         return said("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return ""
