@@ -1,6 +1,6 @@
 """The work folder of a run: made, locked for this run, and its config kept in it.
 
-    with workdir.opened(wanted.workdir, config.to_dict(), free=free.PRETRAINING, allowed=wanted.allow_changes) as folder:
+    with workdir.opened(wanted.workdir, config.to_dict(), free=free.PRETRAINING, allowed=names) as folder:
         state, saved = workdir.resume(checkpoints, state, source, total_steps)
         ...                             # the lock is given back at the end
 
