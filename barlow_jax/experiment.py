@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from barlow_jax import fields, metrics, model, objectives, optim, pretrain, sharding, views
-from barlow_jax.data import open_source, order, pixels
+from barlow_jax.data import order, pixels
+from barlow_jax.data.kinds import open_fields
 from barlow_jax.errors import UserError
 from barlow_jax.training import feed, microbatches, presets, viewing
 
@@ -32,7 +33,7 @@ def check(config):
 def settle(config, workdir=""):
     """`check`, and the fields that are open (None) get values: see `presets.settle`."""
     check(config)
-    if presets.settle(config, workdir, lambda: _opened(config.data, config.data.train)):
+    if presets.settle(config, workdir, lambda: open_fields(config.data, config.data.train, reading(config.data))):
         check(config)
 
 
@@ -57,26 +58,13 @@ def reading(data):
 def sources(config):
     """The training source, and the validation source or None."""
     data = config.data
-    train = _opened(data, data.train)
+    train = open_fields(data, data.train, reading(data))
     train = feed.resident(train, data.resident_bytes, **_reading(config, train))
     if not data.val:
         return train, None
     # Both splits of a folder must number their classes alike.
     names = {"class_names": train.class_names} if data.kind == "folder" and train.class_names else {}
-    return train, _opened(data, data.val, **names)
-
-
-def _opened(data, split, **more):
-    """A source of config.data as it is stored; the list of files is of the training images."""
-    pixels.check(**reading(data))
-    if data.file_list and split == data.train:
-        more["listed"] = data.file_list
-    options = {
-        "folder": {"channels": data.channels, **reading(data)},
-        "tfds": {"channels": data.channels, "name": data.name, **reading(data)},
-    }.get(data.kind, {})
-    split = "" if (data.kind, split) == ("folder", ".") else split
-    return open_source(data.kind, data.path, split, **options, **more)
+    return train, open_fields(data, data.val, reading(data), **names)
 
 
 def check_microbatches(config, mesh):

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 
-from barlow_jax.data.pixels import MAX_PIXELS
+from barlow_jax.data.pixels import MAX_PIXELS, check
 from barlow_jax.data.protocol import Source
 from barlow_jax.data.sources import Arrays, ImageFolder
 from barlow_jax.data.walk import local_path
@@ -111,3 +111,19 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
     if not path and kind in NEED_PATH:
         raise UserError(f"config.data.kind {kind!r} needs config.data.path: set it to where the images are.")
     return opener(path, split, **options)
+
+
+def open_fields(data, split: str, reading: dict, **more) -> Source:
+    """The source that config.data names, of one split of it; its list of files is of the training images.
+
+    reading: value_range and max_pixels, see `pixels.check`; more: other options of `open_source`.
+    """
+    check(**reading)
+    if data.file_list and split == data.train:
+        more["listed"] = data.file_list
+    options = {
+        "folder": {"channels": data.channels, **reading},
+        "tfds": {"channels": data.channels, "name": data.name, **reading},
+    }.get(data.kind, {})
+    split = "" if (data.kind, split) == ("folder", ".") else split
+    return open_source(data.kind, data.path, split, **options, **more)

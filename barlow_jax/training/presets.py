@@ -155,7 +155,7 @@ def images_of(config, source: Source, platform: str) -> Images:
 
 def features(config) -> int:
     """The width of what config.arch gives; nothing is computed."""
-    backbone = model.make_backbone(config.arch, image_size=SIZES[-1])
+    backbone = model.make_backbone(config.arch, image_size=SIZES[-1], **config.get("resnet", {}))
     return nnx.eval_shape(lambda: backbone(rngs=nnx.Rngs(0))).num_features
 
 
