@@ -10,8 +10,8 @@ either, so what is compared is the curves and the spread. `official_on_cpu.py` s
 networks, the network before training and the pixels are judged by `barlow-jax knn` and `probe` on the same images.
 
 Stopped and started again with the same line, it goes on: the official code at its last epoch, ours at its checkpoint.
---data holds x_train, y_train, x_test, y_test; the first --images of x_train are taken, a multiple of 256. What comes out
-is table.md and losses.png in the work folder.
+--data is an .npz of train and test images (docs/data.md); the first --images are taken, a multiple of 256. What comes
+out is table.md and losses.png in the work folder.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-from barlow_jax import results
+from barlow_jax import data, results
 from barlow_jax.results import page
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -38,7 +38,9 @@ MEASURES = {"20-NN": ("knn", 20), "linear probe": ("fast probe", None)}  # proto
 
 def arguments():
     parser = argparse.ArgumentParser(description="The official code and this one, side by side.")
-    parser.add_argument("--official", required=True, type=pathlib.Path, help="a checkout of facebookresearch/barlowtwins")
+    parser.add_argument(
+        "--official", required=True, type=pathlib.Path, help="a checkout of facebookresearch/barlowtwins"
+    )
     parser.add_argument("--torch", default=".venv-torch/bin/python", help="a Python that has torch and torchvision")
     parser.add_argument("--data", required=True, type=pathlib.Path)
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
@@ -59,10 +61,9 @@ def take_part(chosen):
     from PIL import Image
 
     file, folder = chosen.workdir / "part.npz", chosen.workdir / "images"
-    with np.load(chosen.data) as arrays:
-        images, labels = arrays["x_train"][: chosen.images], arrays["y_train"].ravel()[: chosen.images]
-        part = {"train_images": images, "train_labels": labels}
-        part |= {"test_images": arrays["x_test"], "test_labels": arrays["y_test"].ravel()}
+    train, test = (data.open_source("npz", str(chosen.data), split) for split in ("train", "test"))
+    images, labels = train.images[: chosen.images], train.labels[: chosen.images]
+    part = {"train_images": images, "train_labels": labels, "test_images": test.images, "test_labels": test.labels}
     if len(images) < chosen.images:
         sys.exit(f"error: {chosen.data} has {len(images)} images, and not {chosen.images}.")
     if file.exists():
@@ -117,9 +118,9 @@ def train_here(chosen, seed, folder):
 
 def judge(chosen, folder, checkpoint, baseline=""):
     """`knn` and `probe` of a run or file of weights, into the results.jsonl of a folder."""
-    data = {"kind": "npz", "path": chosen.workdir / "part.npz", "train": "train", "val": "test"}
+    source = {"kind": "npz", "path": chosen.workdir / "part.npz", "train": "train", "val": "test"}
     words = [f"--checkpoint={checkpoint}", f"--workdir={folder}", "--config.eval.resize=32", "--config.eval.crop=32"]
-    words += [f"--config.data.{name}={value}" for name, value in data.items()]
+    words += [f"--config.data.{name}={value}" for name, value in source.items()]
     words += [f"--baseline={baseline}"] if baseline else []
     for command in ("knn", "probe"):
         run(folder, command + baseline, [sys.executable, "-m", f"barlow_jax.{command}", *words])

@@ -24,7 +24,9 @@ except ImportError as error:
 
 def arguments():
     parser = argparse.ArgumentParser(description="The official main.py on a CPU.")
-    parser.add_argument("--official", required=True, type=pathlib.Path, help="a checkout of facebookresearch/barlowtwins")
+    parser.add_argument(
+        "--official", required=True, type=pathlib.Path, help="a checkout of facebookresearch/barlowtwins"
+    )
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--warmup", type=int, default=2, help="epochs")
