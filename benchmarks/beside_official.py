@@ -38,9 +38,7 @@ MEASURES = {"20-NN": ("knn", 20), "linear probe": ("fast probe", None)}  # proto
 
 def arguments():
     parser = argparse.ArgumentParser(description="The official code and this one, side by side.")
-    parser.add_argument(
-        "--official", required=True, type=pathlib.Path, help="a checkout of facebookresearch/barlowtwins"
-    )
+    parser.add_argument("--official", required=True, type=pathlib.Path, help="a checkout of the official code")
     parser.add_argument("--torch", default=".venv-torch/bin/python", help="a Python that has torch and torchvision")
     parser.add_argument("--data", required=True, type=pathlib.Path)
     parser.add_argument("--workdir", required=True, type=pathlib.Path)

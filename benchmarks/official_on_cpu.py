@@ -4,8 +4,8 @@
         -- FOLDER --batch-size=256 --epochs=20 --projector=512-512-512 --checkpoint-dir=runs/official
 
 For `beside_official.py`, by a Python that has torch and torchvision. What stands behind `--` goes to main.py as it is.
-Changed is what a CPU lacks (no CUDA, gloo for nccl, one process, plain BatchNorm for SyncBatchNorm, no float16), and what
-main.py has no flag for: the network, the size of the crops, the epochs of warm-up, the seed.
+Changed is what a CPU lacks (no CUDA, gloo for nccl, one process, plain BatchNorm for SyncBatchNorm, no float16), and
+what main.py has no flag for: the network, the size of the crops, the epochs of warm-up, the seed.
 """
 
 import argparse
@@ -24,9 +24,7 @@ except ImportError as error:
 
 def arguments():
     parser = argparse.ArgumentParser(description="The official main.py on a CPU.")
-    parser.add_argument(
-        "--official", required=True, type=pathlib.Path, help="a checkout of facebookresearch/barlowtwins"
-    )
+    parser.add_argument("--official", required=True, type=pathlib.Path, help="a checkout of the official code")
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--warmup", type=int, default=2, help="epochs")
