@@ -11,8 +11,7 @@ more than eta * rate / (1 - momentum) of its norm, here 0.0004 of it, whatever t
 (Reed et al. 2021, arXiv 2103.12718). Running statistics of BatchNorms follow the new images from the first step.
 
 docs/pytorch.md has what was measured, before and after, on the new images and on the old ones. Another network than a
-ResNet-50 wants --config.arch. In the order in which they change less and less: backbone_scale=0.03, more images,
-fewer epochs.
+ResNet-50 wants --config.arch; --config.optimizer.backbone_scale says how far it may go.
 """
 
 import barlow_jax
