@@ -1,9 +1,8 @@
 """The official main.py on a CPU, in one process: read from a checkout, changed in memory. Nothing of it stands here.
 
-    python benchmarks/official_on_cpu.py --official=barlowtwins --arch=resnet18 --image_size=32 --warmup=2 --seed=0 \
-        -- FOLDER --batch-size=256 --epochs=20 --projector=512-512-512 --checkpoint-dir=runs/official
+    python benchmarks/official_on_cpu.py --official=barlowtwins --arch=resnet18 --image_size=32 --warmup=2 --seed=0
 
-For `beside_official.py`, by a Python that has torch and torchvision. What stands behind `--` goes to main.py as it is.
+For `beside_official.py`, by a Python that has torch and torchvision. What else is given, behind `--`, goes to main.py.
 Changed is what a CPU lacks (no CUDA, gloo for nccl, one process, plain BatchNorm for SyncBatchNorm, no float16), and
 what main.py has no flag for: the network, the size of the crops, the epochs of warm-up, the seed.
 """

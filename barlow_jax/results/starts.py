@@ -95,6 +95,6 @@ def _revision():
 
     try:
         changed = said("status", "-s", "-uno")
-        return said("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed.strip() else "")
+        return said("rev-parse", "HEAD").strip()[:12] + ("+" if changed.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -69,7 +69,7 @@ def test_a_file_that_fails_is_told_with_its_line(tmp_path, text, sentence):
 @pytest.mark.parametrize(
     ("named", "sentence"),
     [
-        ("dmeo", "There is no config 'dmeo'; the names are barlow_twins, "),
+        ("dmeo", "There is no config 'dmeo'; the names are adapt, barlow_twins, "),
         ("nowhere/x.py", "nowhere/x.py is not there"),
         ("elsewhere/demo.py", "--config=demo names the one that comes along"),
         ("/", "cannot be read"),

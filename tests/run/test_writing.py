@@ -171,7 +171,7 @@ ELSEWHERE = {
     "run/manifest.py": 1,  # into the folder that Orbax gives its name
     "run/last_words.py": 1,  # the standard error
     "run/stages.py": 1,  # what a command prints, as it comes
-    "run/checkup_host.py": 1,  # what the doctor writes to see how fast it goes
+    "run/checkup_host.py": 2,  # what the doctor writes to see how fast it goes
     "run/metric_writers.py": 1,  # line by line, as they come
     "run/pictures/paper.py": 1,  # a PNG that Pillow would make larger
     "evaluation/embedding_files.py": 1,  # a part of an archive
