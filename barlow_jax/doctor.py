@@ -154,8 +154,8 @@ def of_images(config, source, seconds):
         "images": lambda: images.files(source, config.image_size, config.data.max_bad_fraction),
         "reading": lambda: images.speed(source, config.batch_size, canvas, seconds / 3, threads),
     }
-    if paths := images.paths(source):
-        checks["duplicates"] = lambda: images.duplicates(paths)
+    if config.data.kind == "folder":
+        checks["duplicates"] = lambda: images.duplicates(source.paths)
     return checks
 
 

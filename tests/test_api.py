@@ -83,6 +83,7 @@ def test_the_same_call_goes_on_and_gives_handlers_and_lock_back(trained):
         barlow_jax.train("cifar10", data=data, workdir=run, **(FIELDS | {"epochs": 3}))
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_first(trained, tmp_path, monkeypatch):
     _, data = trained
     fields = FIELDS | {"epochs": 50, "log_every_steps": 1}

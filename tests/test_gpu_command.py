@@ -140,6 +140,7 @@ def test_the_time_of_a_step_and_its_shares(context):
     assert not absent or "torch" in found["PyTorch"]["beside"]
 
 
+@pytest.mark.slow
 def test_a_forecast_is_made_by_plan(context):
     found = memory.planned(context, {"arch": "convnet", "side": 24, "batch_size": 16}, "gpu:1xH100")
     assert found["bytes"] > found["temporaries"] > 0

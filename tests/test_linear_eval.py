@@ -271,7 +271,7 @@ FINETUNED = ("--config.weights=finetune", "--config.optimizer.learning_rate_back
     "baseline,features,more",
     [
         ("random", 256, ()),
-        ("pixels", 24 * 24 * 3, ()),
+        pytest.param("pixels", 24 * 24 * 3, (), marks=pytest.mark.slow),
         pytest.param("pixels", 24 * 24 * 3, FINETUNED, marks=pytest.mark.slow),
     ],
 )

@@ -95,7 +95,7 @@ def test_probe_learns_and_leaves_the_network_alone():
     rng = np.random.default_rng(0)
     label = np.arange(32, dtype=np.int32) % 4
     views = (label[:, None, None, None, None] - 1.5 + 0.3 * rng.normal(size=(32, 2, 16, 16, 3))).astype(np.float32)
-    mesh = sharding.make_mesh(jax.devices()[:2])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     tx, probe_tx = optim.make_optimizer("adamw", 1e-3, 1e-3), optim.make_optimizer("sgd", 0.1, 0.1)
 
     def train(label, **probe):
@@ -181,7 +181,7 @@ def on_one_device():
     return args, official.run(*args, lambd=0.01)
 
 
-@pytest.mark.parametrize(("devices", "split"), [(2, False), (8, True)])
+@pytest.mark.parametrize(("devices", "split"), [pytest.param(2, False, marks=pytest.mark.slow), (8, True)])
 def test_float32_on_several_devices(on_one_device, devices, split):
     """Stated tolerances after four steps: losses 1e-5, gradient norms 5e-5 (a ReLU near zero may open on one side
     alone), parameters and statistics 1e-4 of the largest of their tensor; the state whole or split over the devices.
@@ -206,23 +206,23 @@ def collectives(text, kind):
     return [tuple(map(int, dims.split(","))) for line in lines for dims in re.findall(r"\w\[([\d,]+)\]", line)]
 
 
-def test_nothing_large_travels_between_eight_devices():
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_nothing_large_travels_between_eight_devices(n):
     """No all-reduce of D x D, and no all-gather but of embeddings, whole and in micro-batches."""
     rows, width, mesh = 64, 96, sharding.make_mesh()
     tx = optim.make_optimizer("lars", 0.2, 0.01)
     graphdef, state = pretrain.create_state(small_network(widths=(48, width)), tx)
     batch = {"canvas": ((rows, 24, 24, 3), np.uint8), "boxes": ((rows, 2, 4), np.float32), "label": ((rows,), np.int32)}
     batch = {name: jax.ShapeDtypeStruct(*of) for name, of in batch.items()}
-    for n in (1, 4):
-        views_of = views.make_views(augment.Recipe(size=16), 0, mesh, microbatches=n)
-        loss = functools.partial(barlow_twins_loss, lambd=0.01)
-        method = pretrain.Method(graphdef, tx, views_of, loss, mesh, forward=microbatches.make_forward(n))
-        step = pretrain.make_train_step(method)
-        text = step.lower(state, batch).compile().as_text()
-        reduced, gathered = collectives(text, "all-reduce"), collectives(text, "all-gather")
-        assert {(48, width), (width, 48)} & {*reduced}  # a gradient: the pattern finds what is there
-        assert (width, width) not in reduced and f"f32[{width},{width}]" not in text
-        assert gathered and max(map(np.prod, gathered)) <= rows * width
+    views_of = views.make_views(augment.Recipe(size=16), 0, mesh, microbatches=n)
+    loss = functools.partial(barlow_twins_loss, lambd=0.01)
+    method = pretrain.Method(graphdef, tx, views_of, loss, mesh, forward=microbatches.make_forward(n))
+    step = pretrain.make_train_step(method)
+    text = step.lower(state, batch).compile().as_text()
+    reduced, gathered = collectives(text, "all-reduce"), collectives(text, "all-gather")
+    assert {(48, width), (width, 48)} & {*reduced}  # a gradient: the pattern finds what is there
+    assert (width, width) not in reduced and f"f32[{width},{width}]" not in text
+    assert gathered and max(map(np.prod, gathered)) <= rows * width
 
 
 def test_a_state_goes_on_with_what_it_is_given():

@@ -90,11 +90,6 @@ def files(source, image_size, max_bad_fraction, count=SAMPLE):
     return lines
 
 
-def paths(source):
-    """The files of a source that has one for each image, else ()."""
-    return getattr(source, "paths", ())
-
-
 def duplicates(paths, where=str):
     """Files that are the same to the byte: by their sizes, and of those of equal size by content."""
     by_size = collections.defaultdict(list)

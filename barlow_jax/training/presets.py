@@ -17,9 +17,8 @@ import numpy as np
 from flax import nnx
 
 from barlow_jax import model
-from barlow_jax.data import order, pixels
+from barlow_jax.data import order
 from barlow_jax.data.protocol import Source
-from barlow_jax.data.sources import Encoded
 from barlow_jax.run import cluster, workdir
 
 log = logging.getLogger(__name__)
@@ -191,16 +190,10 @@ def fill(config, values: Fields) -> None:
 def short_side(source: Source) -> int:
     """The median of the short sides of up to LOOKED_AT images, in pixels; where none can be read, the usual 224."""
     rows = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int))
-    if source.sizes is not None:
-        return int(np.median(source.sizes[rows].min(axis=1)))
-    if source.shape is not None:
-        return min(source.shape[:2])
-    if not isinstance(source, Encoded):  # somebody's own, which tells no sizes
-        return SIZES[-1]
     sides = []
     for row in rows:
         try:
-            sides.append(min(pixels.opened(source.encoded(row)).size))
+            sides.append(min(source.stored_size(int(row))))
         except Exception:  # whatever a reader runs into; what is unreadable is told of when it is its turn
             continue
     return int(np.median(sides)) if sides else SIZES[-1]
