@@ -131,13 +131,16 @@ def train(config, workdir, stop, init=""):
                 watch.check(state)
                 teller.scalars(done, metrics | progress.rates())
             scores = {}
-            if config.eval.every_epochs and (last or due(done, config.eval.every_epochs * steps_per_epoch)):
+            judged = config.eval.every_epochs and (last or due(done, config.eval.every_epochs * steps_per_epoch))
+            if judged or last:
                 with progress.paused():
-                    scores = evaluate(state) | inspect(state, batch)["agreement"]
+                    look = inspect(state, batch)
+                    scores = evaluate(state) | look["agreement"] if judged else {}
+            if judged:
                 teller.scalars(done, scores)
             given_up = ends_epoch and teller.epoch(done // steps_per_epoch) and not last
             if last:
-                draw_correlation(inspect(state, batch), done, workdir, writer)
+                draw_correlation(look, done, workdir, writer)
             if scores or last:
                 page.write()
             if scores or last or stopping or given_up or due(done, config.checkpoint_every_steps):
