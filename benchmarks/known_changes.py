@@ -234,7 +234,7 @@ KNOWN = [  # (module, text, what takes its place, the test that holds it): what 
         "data/test_walk.py::test_other_files_are_no_warning",
     ),
     (
-        "export",
+        "weights.files",
         '"weight_decay_filter": True',
         '"weight_decay_filter": False',
         "test_export.py::test_the_official_full_checkpoint_goes_there_and_back",

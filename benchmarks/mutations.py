@@ -55,14 +55,40 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
     "ops.color": ["ops/test_ops.py", "test_augment.py"],
     "ops.image": ["ops/test_ops.py", "test_augment.py"],
     "networks.resnet": ["networks/test_resnet.py"],
+    "networks.convnet": [
+        "networks/test_resnet.py::test_every_backbone_runs",
+        "test_precision.py::test_on_accelerators_it_is_what_it_is_on_a_cpu",
+    ],
+    "networks.convnext": ["networks/test_convnext.py"],
+    "networks.vit": ["networks/test_vit.py", "test_vit_runs.py"],
+    "networks.windows": ["networks/test_windows.py"],
+    "objectives.__init__": ["objectives/test_objectives.py", "objectives/test_steps.py"],
+    "objectives.ablations": ["objectives/test_objectives.py"],
+    "objectives.lejepa": ["objectives/test_objectives.py"],
+    "objectives.mixed": ["objectives/test_objectives.py"],
+    "objectives.normalize": ["objectives/test_objectives.py"],
+    "objectives.nt_xent": ["objectives/test_objectives.py"],
+    "objectives.vicreg": ["objectives/test_objectives.py"],
     "networks.batch_norm": ["networks/test_batch_norm.py", "networks/test_resnet.py"],
     "training.microbatches": ["training/test_microbatches.py"],
     "training.nonfinite": ["training/test_nonfinite.py"],
     "training.loss_scale": ["training/test_nonfinite.py"],
-    "training.viewing": ["test_experiment.py", "test_feed.py"],
+    "training.averaging": ["training/test_averaging.py"],
+    "training.drawn": ["training/test_drawn.py"],
+    "training.feed": ["training/test_feed.py"],
+    "training.presets": ["training/test_presets.py"],
+    "training.first_fault": ["training/test_first_fault.py"],
+    "training.viewing": ["test_experiment.py", "training/test_feed.py", "training/test_drawn.py"],
     "evaluation.heads": ["evaluation/test_heads.py"],
     "evaluation.classify": ["evaluation/test_classify.py", "evaluation/test_classify_official.py"],
     "evaluation.svm": ["test_transfer.py"],
+    "evaluation.clusters": ["evaluation/test_clusters.py"],
+    "evaluation.label_next": ["evaluation/test_clusters.py"],
+    "evaluation.pairs": ["evaluation/test_pairs.py"],
+    "evaluation.nearest": ["evaluation/test_clusters.py", "test_explore.py"],
+    "evaluation.maps": ["evaluation/test_maps.py"],
+    "results.measured": ["results/test_verdict.py", "results/test_watching.py"],
+    "results.verdict": ["results/test_verdict.py"],
     "data.boxes": ["data/test_boxes.py", "data/test_pipeline.py"],
     "data.order": ["data/test_order.py"],
     "data.pixels": ["data/test_pixels.py"],
@@ -99,7 +125,7 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
 }
 
 NAMES = ["loss", "networks", "model", "optim", "pretrain", "training", "ops", "augment", "sharding", "data"]
-NAMES += ["evaluation.classify", "evaluation.heads", "evaluation.svm", "metrics", "run", "weights", "export"]
+NAMES += ["objectives", "evaluation", "results", "metrics", "run", "weights", "export"]
 
 BINARY = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "+", ast.Pow: "*"}
 BINARY |= {ast.BitAnd: "|", ast.BitOr: "&"}
