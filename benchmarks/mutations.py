@@ -29,7 +29,8 @@ from harmless_changes import HARMLESS
 from known_changes import KNOWN
 
 ROOT = pathlib.Path(__file__).parent.parent
-COPIED = ("barlow_jax", "benchmarks", "configs", "tests", "pyproject.toml", "train.py", "linear_eval.py")
+COPIED = ("barlow_jax", "benchmarks", "configs", "docs", "tests", "pyproject.toml", "README.md")
+COPIED += ("train.py", "linear_eval.py")
 
 _FAULTS = [  # of a file whose tests wait for reading threads
     "data/test_faults.py::test_unreadable_images_are_replaced_by_the_next",

@@ -9,6 +9,7 @@ command that has others than this process starts from nothing.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -88,6 +89,8 @@ def main():
     del sys.modules["jax"]
     for name in WITH_JAX:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # or each fork takes apart all that is loaded when it ends: 1.3 s instead of 0.3
     assert "barlow_jax" not in sys.modules
     words = serve(socket.socket(fileno=int(sys.argv[1])))
     if words[0] == "-m":

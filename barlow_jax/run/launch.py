@@ -12,6 +12,7 @@ if __name__ == "__main__":
 """
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -202,6 +203,7 @@ def run(main, define_flags, command=None):
       command: list of words, the first one the program's name; None is sys.argv.
     """
     command = list(sys.argv if command is None else command)
+    gc.freeze()  # what was imported stays: nobody has to look through it again, nor take it apart in the end (0.4 s)
     flag = Flags()
     define_flags(flag)
     if {"--help", "-help", "-h", "--helpfull"} & {*command[1:]}:

@@ -9,7 +9,8 @@ import pytest
 from barlow_jax.errors import UserError
 from barlow_jax.run import launch
 
-NAMES = ("knn", "probe", "transfer", "embed", "export", "report", "plan", "demo")
+NAMES = ("knn", "probe", "transfer", "embed", "explore", "export", "report", "sweep", "plan", "demo", "doctor")
+ON_FROZEN = ("knn", "probe", "transfer")
 
 
 def defined(flag):
@@ -104,6 +105,8 @@ def test_all_modules_can_be_imported_side_by_side():
 def test_help_ends_with_0(command):
     status, output = commands.run(*command.split(), "--help")
     assert status == 0 and f"usage: python {command}" in output and "\n  --" in output, output
+    if command.rpartition(".")[2] in ("py", *ON_FROZEN):
+        assert "\n  --config" in output and "\n  --workdir" in output, output
 
 
 def test_a_reader_who_has_enough(tmp_path):
