@@ -36,7 +36,7 @@ def k_centre(rows, count: int, labelled, *, mesh):
     n, free = len(rows), int((~labelled).sum())
     if count > free:
         raise UserError(f"--label_next is {count}, but {free} of {n} images have no label; take at most as many.")
-    nearest, before = np.full(n, -STEPS, np.int32), []
+    before = []
     if labelled.any():
         similarity, _ = nearest_rows(rows[labelled], rows, 1, mesh=mesh)
         nearest = np.rint(similarity[:, 0] * STEPS).astype(np.int32)

@@ -34,6 +34,14 @@ def test_clusters_are_found_by_direction_the_largest_first():
         np.testing.assert_array_equal(clusters.central(found, similarity, 4)[k], order[:4])
 
 
+def test_the_same_rows_make_the_same_clusters():
+    """Where there are none to be found, and so every start ends elsewhere."""
+    rows = embedded.unit(np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32))
+    once, again, otherwise = (clusters.k_means(rows, 20, seed=seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(once, again)
+    assert (once != otherwise).any()
+
+
 def test_fewer_different_rows_than_clusters():
     rows = np.repeat(np.eye(3, dtype=np.float32), (1, 5, 2), axis=0)
     found, similarity = clusters.k_means(rows, 5)

@@ -59,6 +59,12 @@ def test_the_most_similar_are_kept_and_all_are_counted():
             np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name)[:most], name)
 
 
+def test_a_threshold_below_zero_finds_every_pair():
+    """And nothing of what fills up the last block, which resembles all by 0."""
+    rows = rows_with_duplicates()
+    assert pairs.above(rows, -1.0, most=5, mesh=mesh_of(2), block=50).found == 203 * 202 // 2
+
+
 @pytest.mark.parametrize(("devices", "block"), [(1, 64), (8, 4096)])
 def test_of_equal_pairs_the_first_are_kept(devices, block):
     """A set of one image many times over: neither memory nor order goes astray."""

@@ -201,6 +201,15 @@ def test_every_backbone_runs(arch):
         assert net(jnp.ones((2, 32, 32, 1)), train=False).shape == (2, net.num_features)
 
 
+def test_the_small_network_by_its_parameters():
+    """Convolutions of 32, 64 and 64 maps, a layer of 256, what BatchNorm has of each, and a classifier of 7."""
+    backbone = model.make_backbone("convnet", image_size=30, channels=2)  # 15, 8, 4 pixels
+    shapes = jax.eval_shape(lambda: model.split(model.Classifier(backbone, 7, rngs=nnx.Rngs(0)))[1])
+    convolutions = 9 * (2 * 32 + 32 * 64 + 64 * 64)
+    count = convolutions + 4 * 4 * 64 * 256 + 2 * (32 + 64 + 64 + 256) + 256 * 7 + 7
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
+
+
 @pytest.mark.parametrize(
     "arch,count",
     [

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from saved_runs import a_config
 
 from barlow_jax import augment, experiment, sharding
@@ -16,12 +17,14 @@ def numbers(**given):
     return augment.Draw(**{name: np.asarray(value) for name, value in (nothing | given).items()})
 
 
-def test_the_boxes_are_those_of_the_batch():
+@pytest.mark.parametrize("last", ["wrap", "drop"])
+def test_the_boxes_are_those_of_the_batch(last):
     """Of every view, as shares of each image's own size; drawn again where the host reads, and kept on the devices."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(20, 41, (24, 2)).astype(np.int32)
     source = Arrays(rng.integers(0, 256, (24, 40, 40, 3)).astype(np.uint8), sizes=sizes)
     config = a_config("convnet", batch_size=16)
+    config.data.last = last
     config.data.resident_bytes, config.views.small, config.views.number = 0, 2, 3
     batches = experiment.pretraining_batches(config, source, 5, sharding.make_mesh(jax.devices()[:2]))
     batch = jax.device_get(next(batches))
