@@ -274,4 +274,42 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "(2)",
         "the width does not depend on the size",
     ),
+    (
+        "model",
+        "features, z = zip(*(network(of_one_size, train=True) for of_one_size in views), strict=True)",
+        "(network(of_one_size))",
+        "train has no other value unless told",
+    ),
+    ("pretrain", "@dataclasses.dataclass(frozen=True)", "(False)", "nobody sets a field"),
+    (
+        "run.checkpoint",
+        "manifest.write(unfinished if unfinished.exists() else self.directory / str(step), meta, metrics)",
+        "(unfinished)",
+        "on a file system it is always there",
+    ),
+    (
+        "optim",
+        "rate_weights: Rate, rate_biases: Rate, *, weight_decay: float = 1e-6, momentum: float = 0.9",
+        "(1.1e-06)",
+        "the config says it",
+    ),
+    ("results.verdict", 'weight = config["lambd"] * (found.d - 1) / found.n', "((found.d) + (1))", "2 of D dimensions"),
+    (
+        "weights.pickle_writer",
+        'empty = _call("numpy.core.multiarray", "_reconstruct", (_global("numpy", "ndarray"), (0,), b"b"))',
+        "(1)",
+        "the state that follows says the shape",
+    ),
+    (
+        "networks.windows",
+        "product = lax.dynamic_slice(padded, (0, *place, 0), x.shape) * dy",
+        "(1)",
+        "a slice of full length begins at 0 wherever it is asked for",
+    ),
+    (
+        "run.manifest",
+        "(folder / FILE).write_text(json.dumps(manifest, indent=1, sort_keys=True))",
+        "(2)",
+        "for the eye",
+    ),
 ]

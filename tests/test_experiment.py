@@ -45,18 +45,21 @@ def test_the_state_of_shapes_is_like_the_state(precision, num_classes):
     assert bool(state.probe) == bool(num_classes) and bool(state.loss_scale) == (precision == "float16")
 
 
-def test_a_ramp_is_a_function_of_the_step():
+def test_a_ramp_is_a_function_of_the_step(caplog):
     """16 pixels in epochs 0 and 1, 20 in epoch 2, then 24, of 4 steps an epoch; opened anywhere, the same."""
     config = cifar10.get_config().unlock()
     config.update({"batch_size": 8, "image_size": 24, "views": {"ramp_sizes": (16, 20), "ramp_epochs": (2, 3)}})
     assert [viewing.size_at(config, epoch) for epoch in range(5)] == [16, 16, 20, 24, 24]
     source = Arrays(np.zeros((35, 4, 4, 3), np.uint8), np.zeros(35, np.int32))
+    caplog.set_level("INFO")
     for first in (0, 7, 11, 12):
+        caplog.clear()
         batches = experiment.pretraining_batches(config, source, first, sharding.make_mesh())
         sizes = [next(batches)["size"] for _ in range(4)]
         batches.close()
         want = [16] * 8 + [20] * 4 + [24] * 8
         assert sizes == [views.Size(side) for side in want[first : first + 4]]
+        assert caplog.text.count("by a program of their own") == len({*want[first : first + 4]})
     config.views.update({"ramp_sizes": (), "ramp_epochs": ()})
     batches = experiment.pretraining_batches(config, source, 0, sharding.make_mesh())
     assert "size" not in next(batches)

@@ -271,6 +271,11 @@ def test_a_file_of_ours_with_damaged_metadata(run, tmp_path):
     about = weights.about | {"config": json.dumps(older)}
     files.save(tmp_path / "w.safetensors", "safetensors", weights, about=about)
     assert as_run.restore(tmp_path / "w.safetensors")[1] == config  # a field that is younger than the file
+    conv1 = weights.params["backbone"]["conv1"]
+    conv1["kernel"] = conv1["kernel"][:, :, :1]
+    about = weights.about | {"config": json.dumps(config | {"views": views | {"mean": [0.5], "std": [0.25]}})}
+    files.save(tmp_path / "w.safetensors", "safetensors", weights, about=about | {"channels": "1"})
+    assert as_run.restore(tmp_path / "w.safetensors")[2] == 1
     (tmp_path / "z.safetensors").write_bytes(data[:-1000])
     with pytest.raises(UserError, match="z.safetensors is damaged or cut off"):
         as_run.restore(tmp_path / "z.safetensors")

@@ -141,12 +141,18 @@ def test_lidar_equals_a_generalised_eigenproblem_and_knows_what_views_hide():
     n, views, width = 60, 4, 12
     means = rng.normal(size=(n, 1, width)) * np.logspace(0, -1, width)
     features = (means + 0.3 * rng.normal(size=(n, views, width)) * np.linspace(0.2, 2, width)).astype(np.float32)
+
+    def expected(features):
+        rows = features - features.mean(1, keepdims=True)
+        within = rows.reshape(-1, width).T @ rows.reshape(-1, width) / (n * (views - 1)) + 1e-4 * np.eye(width)
+        values = scipy.linalg.eigh(np.cov(features.mean(1), rowvar=False), within, eigvals_only=True)
+        share = values / values.sum()
+        return np.exp(-np.sum(share * np.log(share)))
+
     wide = features.astype(np.float64)
-    rows = wide - wide.mean(1, keepdims=True)
-    within = rows.reshape(-1, width).T @ rows.reshape(-1, width) / (n * (views - 1)) + 1e-4 * np.eye(width)
-    values = scipy.linalg.eigh(np.cov(wide.mean(1), rowvar=False), within, eigvals_only=True)
-    share = values / values.sum()
-    assert metrics.lidar(features) == pytest.approx(np.exp(-np.sum(share * np.log(share))), rel=1e-6)
+    assert metrics.lidar(features) == pytest.approx(expected(wide), rel=1e-6)
+    # However little the images differ.
+    assert metrics.lidar(1e-3 * wide) == pytest.approx(expected(1e-3 * wide), rel=1e-6)
     # Ten directions of one size: all of them, whatever noise there is; where the views hide eight, two.
     images = np.eye(10)[np.arange(100) % 10][:, None] + 1e-3 * rng.normal(size=(100, 5, 10))
     assert 8.5 < metrics.lidar(images) < 9.01  # nine differences of ten corners

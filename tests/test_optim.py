@@ -138,6 +138,22 @@ def test_adamw_decays_weights_only():
     np.testing.assert_allclose(updates["b"], 0.0)
 
 
+def test_adamw_equals_its_formula():
+    """Two steps in float64 numpy, with moments of other rates than the usual ones."""
+    rng, rate, (b1, b2), eps, decay = np.random.default_rng(0), 0.3, (0.7, 0.9), 1e-3, 0.2
+    w = rng.normal(size=(4, 3))
+    tx = optim.make_optimizer("adamw", rate, rate, weight_decay=decay, b1=b1, b2=b2, eps=eps)
+    params = {"w": jnp.asarray(w, jnp.float32)}
+    state, m, v = tx.init(params), 0, 0
+    for t in (1, 2):
+        g = rng.normal(size=w.shape)
+        updates, state = tx.update({"w": jnp.asarray(g, jnp.float32)}, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        w = w - rate * (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + decay * w)
+        np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+
+
 def test_reference_world_size_scales_the_gradient_once():
     params = {"b": jnp.ones(2)}
     one, four = (optim.make_optimizer("lars", 1.0, 1.0, reference_world_size=w) for w in (1, 4))

@@ -40,6 +40,14 @@ def test_a_variance_that_rounding_makes_negative_is_zero():
     assert jnp.isfinite(y).all() and norm.var[...].min() >= 0.9
 
 
+def test_the_gradient_of_a_relu_at_zero_is_zero():
+    """As autodiff's and PyTorch's: of a channel with one value everywhere, which is exactly 0 behind BatchNorm."""
+    x = jnp.stack([jnp.ones((4, 2, 3, 3)), jnp.arange(72.0).reshape(4, 2, 3, 3)], -1)
+    norm = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
+    bias = jax.grad(lambda norm: batch_norm.relu(ours(norm, x)).sum())(norm)["bias"]
+    assert bias[0] == 0 and bias[1] > 0
+
+
 def by_formula(norm, x):
     """The normalised x [B, V, H, W, C], as anybody would write it."""
     mean, var = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)

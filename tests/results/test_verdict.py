@@ -52,6 +52,19 @@ CASES = {
         "still rises",
     ),
     "no better than chance": (run(now=(0.78, 1.5)), verdict.EARLY, "no better than at the start, beyond chance"),
+    "soon after the warm-up": (
+        [line(1, learning_rate_weights=0.0), *(line(step, 0.3, learning_rate_weights=3e-3) for step in range(20, 26))],
+        verdict.EARLY,
+        "6 lines of metrics were written since .* peak; 10 are waited for",
+    ),
+    "directions of the features": (
+        run(before=[first(effective_rank=90.0)], after=[{"step": 100, "effective_rank": 44.0}]),
+        verdict.COLLAPSED,
+        "use 44.0 directions .* less than half of the 90.0",
+    ),
+    "as many directions": (run(before=[first()], after=[{"step": 100, "effective_rank": 61.0}]), verdict.LEARNING, ""),
+    "a start of noise": (run(start=(0.99, 1.0), now=(0.6, 300.0)), verdict.LEARNING, "on 1 directions of 512"),
+    "a start of noise, agreed": (run(start=(0.99, 1.0), now=(0.1, 300.0)), verdict.COLLAPSED, "fewer than the 2.0"),
     "labels do not show it": (
         run(before=[first(knn=0.29)], after=[{"step": 100, "effective_rank": 140.0, "knn": 0.31}]),
         verdict.EARLY,
@@ -101,6 +114,17 @@ def test_what_each_failure_looks_like(case):
     assert (found.name in verdict.FAILED) == bool(found.remedies), found
     for field in re.findall(r"config\.([\w.]*\w)", " ".join(found.remedies + found.reasons)):
         assert field in PRETRAINING.fields, field
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("bfloat16", 7), ("float16", 10), ("float32", 23)])
+def test_bits_of_a_precision(precision, bits):
+    for std, name in ((0.9 * 2**-bits, verdict.ILL), (1.1 * 2**-bits, verdict.LEARNING)):
+        assert verdict.judge(run(z_mean=1.0, z_std=std), CONFIG | {"precision": precision}).name == name
+
+
+def test_the_last_tenth_is_recent():
+    lines = [{"step": step, "loss": step} for step in (2, 90, 91, 100)] + [{"step": 50, "z_mean": 3.0}]
+    assert [line["step"] for line in measured.recent(lines, "z_mean")] == [91, 100, 50]
 
 
 def test_black_images_are_told_from_a_network_that_died():

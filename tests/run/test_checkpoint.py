@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from small_states import State, assert_same, folders, like, make_state, saved_run, with_string_keys
 
 from barlow_jax.errors import UserError
+from barlow_jax.run import manifest
 from barlow_jax.run.checkpoint import Checkpoints, restore_params
 
 
@@ -23,6 +24,11 @@ def test_state_comes_back_bitwise_with_its_structure_and_meta(tmp_path):
         assert meta == {"config": {"size": [32, 32]}, "step": 3}
         assert_same(checkpoints.restore(like(make_state()), step=1)[0], make_state(1))
         assert not checkpoints.reached_preemption(3)
+
+
+def test_long_reasons_are_cut_in_front():
+    assert manifest.reason(ValueError("x" * 300 + " no space left\nand more")) == "..." + "x" * 103 + " no space left"
+    assert manifest.reason(ValueError("")) == "ValueError"
 
 
 def test_saving_the_same_step_again_does_nothing(tmp_path):

@@ -140,3 +140,9 @@ def test_what_is_said_of_a_step_that_is_finite_now():
     assert "5 steps younger" in line
     (line,) = remedies.told(None, {"step": 7, "state_of_step": 7}, [], config)
     assert "the devices that it ran on" in line
+
+
+def test_what_an_array_holds_in_words():
+    assert str(Numbers((2, 3), "float32", -1.5, 2.25, 1)) == "float32[2, 3] -1.5 to 2.25, 1 of 6 not finite"
+    assert str(Numbers((2, 3), "float32", np.inf, -np.inf, 6)) == "float32[2, 3] no finite value, 6 of 6 not finite"
+    assert str(Numbers((), "float32", 1, 1, 0)) == "float32[] 1 to 1"

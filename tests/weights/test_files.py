@@ -226,8 +226,9 @@ def test_files_of_classifiers_and_wrapped_files(tmp_path, golden):
         "backbone": lambda a: {"state_dict": {name: value.astype(np.float16) for name, value in a.items()}},
     }
     for kind, wrap in wraps.items():
-        arrays = write_backbone(golden, tmp_path / "x.pth", wrap=wrap)
+        arrays = write_backbone(golden, tmp_path / "x.pth", wrap=wrap, **{"bn1.num_batches_tracked": np.array(7)})
         weights = files.load(tmp_path / "x.pth")
+        assert weights.step == (7 if kind == "classifier" else 3)  # in pre-training the official code counts each view
         assert weights.kind == kind and ("fc" in weights.params) == (kind != "backbone")
         assert architecture.of(weights, "x")[:3] == ("resnet18", "imagenet", 3)
         kernel = weights.params["backbone"]["layer1"]["0"]["conv1"]["kernel"]
