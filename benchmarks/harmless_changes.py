@@ -312,4 +312,24 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "(2)",
         "for the eye",
     ),
+    ("evaluation.clusters", "own[~own.any(1), -1] = True", "(1)", "all of them are equal there"),
+    (
+        "networks.convnext",
+        "convnext_small = functools.partial(ConvNeXt, (3, 3, 27, 3), (96, 192, 384, 768))",
+        "(193)",
+        "the slow tier counts its parameters",
+    ),
+    (
+        "networks.convnext",
+        "convnext_base = functools.partial(ConvNeXt, (3, 3, 27, 3), (128, 256, 512, 1024))",
+        "(513)",
+        "the slow tier counts its parameters",
+    ),
+    (
+        "training.feed",
+        "batches = pipeline.train_batches(",
+        "(pipeline.train_batches(source, batch_size=batch_size, canvas=canvas, start_step=start_step, "
+        "max_bad_fraction=max_bad_fraction, **boxes_of, **order_of))",
+        "threads: speed",
+    ),
 ]

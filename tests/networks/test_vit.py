@@ -149,6 +149,11 @@ def test_parameter_counts_of_timm(arch, count):
     assert sum(p.size for p in jax.tree.leaves(params)) == count
 
 
+def test_the_first_layer_is_drawn_as_pytorch_draws_a_convolution():
+    drawn = np.asarray(vit.uniform_init(48)(jax.random.key(0), (48, 200)))
+    assert 0.99 < np.abs(drawn).max() * 48**0.5 <= 1 and abs(drawn.std() * 3**0.5 * 48**0.5 - 1) < 0.02
+
+
 def test_fixed_positions_are_sines_and_cosines_of_both_coordinates():
     found = np.asarray(jax.jit(vit.sincos_positions, static_argnums=(0, 1))(3, 8))
     assert found.shape == (1, 10, 8) and not found[0, 0].any()

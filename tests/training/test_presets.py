@@ -41,6 +41,11 @@ SETS = {
 }
 
 
+def test_lambd_times_the_dimensions_is_that_of_2048_below_them():
+    images = Images(100, 32, 16, "cpu")
+    assert [presets.lambd({"projector": (d,)}, images) for d in (64, 512, 8192)] == [0.1632, 0.0204, 0.0051]
+
+
 @pytest.mark.parametrize(("batch", "rate"), [(128, 0.7), (256, 0.4), (512, 0.3), (1024, 0.25), (2048, 0.2), (64, 0.7)])
 def test_the_learning_rate_is_that_of_the_batch_size(batch, rate):
     config = chosen(a_config(batch_size=batch), 10**6)
