@@ -64,7 +64,7 @@ def main(wanted):
 def examined(config, folder, seconds):
     """The lines of all checks, as they are found."""
     fields.fill_in(config, fields.PRETRAINING)
-    given = bool(config.data.path) or config.data.kind not in ("folder", "npz", "tfds")
+    given = bool(config.data.path) or config.data.kind not in (*fields.together.NEED_PATH, "tfds")
     yield from checkup.examine(of_host(config, folder, given), seconds)
     yield from checkup.examine(of_devices(), seconds)
     if given:

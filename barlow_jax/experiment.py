@@ -9,7 +9,7 @@ from flax import nnx
 
 from barlow_jax import fields, metrics, model, objectives, optim, pretrain, sharding, views
 from barlow_jax.data import order, pixels
-from barlow_jax.data.kinds import open_fields
+from barlow_jax.data.kinds import CLASSES_OF_TRAIN, open_fields
 from barlow_jax.errors import UserError
 from barlow_jax.training import feed, microbatches, presets, viewing
 
@@ -62,8 +62,9 @@ def sources(config):
     train = feed.resident(train, data.resident_bytes, **_reading(config, train))
     if not data.val:
         return train, None
-    # Both splits of a folder must number their classes alike.
-    names = {"class_names": train.class_names} if data.kind == "folder" and train.class_names else {}
+    # Both splits must number their classes alike.
+    numbered_alike = data.kind in CLASSES_OF_TRAIN and train.class_names
+    names = {"class_names": train.class_names} if numbered_alike else {}
     return train, open_fields(data, data.val, reading(data), **names)
 
 

@@ -54,6 +54,16 @@ def from_records(source):
     return fetch
 
 
+def from_encoded(encoded, labels, n):
+    """The same of a function from an index to bytes, in Python, of n images."""
+    labels = tf.constant(np.full(n, -1, np.int32) if labels is None else labels)
+
+    def fetch(index):
+        return tf.ensure_shape(tf.numpy_function(encoded, [index], tf.string, stateful=False), []), labels[index]
+
+    return fetch
+
+
 def why_unreadable(source, index):
     """A few words on what is wrong with an example of a source of files, for a person."""
     try:

@@ -6,6 +6,7 @@ sections 2.2 and 3; for the augmentations it refers to BYOL (arXiv 2006.07733, a
 
 from typing import NamedTuple
 
+from barlow_jax.fields.together import OF_FILES
 from barlow_jax.objectives import OBJECTIVES
 
 # Field of the config: (code, paper).
@@ -240,6 +241,6 @@ def in_use(field, fields):
     if field == "lambd":
         return fields.get("objective", "barlow_twins") in READ_LAMBD
     if field == "data.canvas":
-        return fields["data.kind"] in ("folder", "tfds")  # arrays are put on whole
+        return fields["data.kind"] in OF_FILES  # arrays are put on whole
     readers = READ_BY.get(field.removeprefix("optimizer.")) if field.startswith("optimizer.") else None
     return readers is None or fields["optimizer.name"] in readers
