@@ -276,7 +276,7 @@ def members(file, size):
         if kind in b"gK":
             continue
         if kind == b"S" or any(key.startswith("GNU.sparse") for key in longer):
-            raise Damaged("has a sparse member, which cannot be read by its place: pack it without --sparse.")
+            raise Damaged("has a sparse member, which cannot be read by its place: pack it without holes.")
         if kind in b"0\0007":
             name = longer.get("path") or _name(block)
             yield name.removeprefix("./").replace("\0", ""), start, length
