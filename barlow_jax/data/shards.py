@@ -111,3 +111,19 @@ def class_names(root: str) -> tuple[str, ...] | None:
             raise UserError(f"{path} is no list of names of classes: write it again, or remove it.")
         return tuple(found)
     return None
+
+
+def kind_of(path: str | os.PathLike) -> str:
+    """ "tar" or "parquet" where a path is such a file, or a folder with such files in it or in its folder data; else ""."""
+    path = os.fspath(path)
+    try:
+        names = (
+            [path] if os.path.isfile(path) else [name for sub in ("", "data") for name in _in(os.path.join(path, sub))]
+        )
+    except OSError:
+        return ""
+    return next((kind for kind in ("tar", "parquet") if any(name.endswith(f".{kind}") for name in names)), "")
+
+
+def _in(folder):
+    return os.listdir(folder) if os.path.isdir(folder) else []

@@ -213,7 +213,7 @@ def test_columns_of_parquet(tmp_path):
     """A struct or bytes, labels as integers, as text, null or absent; names of the Hub's or of classes.json."""
     pytest.importorskip("pyarrow.parquet")
     about = json.dumps(
-        {"info": {"features": {"pic": {"_type": "Image"}, "kind": {"_type": "ClassLabel", "names": "ab"}}}}
+        {"info": {"features": {"pic": {"_type": "Image"}, "kind": {"_type": "ClassLabel", "names": ["cat", "dog"]}}}}
     )
     struct = [{"bytes": file, "path": "x"} for file in FILES]
     cases = [

@@ -434,7 +434,7 @@ LINES = [
     (
         "demo",
         "--config.data.kind=foldr",
-        "config.data.kind is 'foldr'; it is one of folder, tfds, tar, parquet, npz, digits",
+        "config.data.kind is 'foldr'; it is one of folder, tfds, tar, parquet, npz",
     ),
     ("demo", "--config.data.path=x", "config.data.path is 'x' with config.data.kind 'digits'"),
     ("demo", "--config.eval.knn_k=0", "config.eval.knn_k is 0; it must be at least 1"),
