@@ -7,9 +7,9 @@
 
     barlow-jax data stats /my/photos
 
-`pack` writes WebDataset's form, the bytes of the files as they are or made smaller once. A line that was stopped goes on;
-at the end all is read again and compared. `data stats` says how images are to be read, as lines for a command. A set is a
-folder, an .npz, a list of files, a folder of tar or Parquet shards (FOLDER:SPLIT), or NAME:SPLIT of TFDS.
+`pack` writes WebDataset's form, the bytes of the files as they are or made smaller once. A line that was stopped goes
+on; at the end all is read again and compared. `data stats` says how images are to be read, as lines for a command. A set
+is a folder, an .npz, a list of files, a folder of tar or Parquet shards (FOLDER:SPLIT), or NAME:SPLIT of TFDS.
 """
 
 import os
@@ -29,9 +29,7 @@ PIXELS = 2000  # images whose pixels are looked at, if not said
 def define_flags(flag):
     flag.arguments("pack SET OUT, or stats SET")
     flag.text("split", "pack: what the names of the shards begin with.", "train")
-    flag.number(
-        "short_side", "pack: images with a longer short side become JPEGs of this one; 0 packs files as they are."
-    )
+    flag.number("short_side", "pack: images with a longer one become JPEGs of this; 0 packs files as they are.")
     flag.number("quality", "pack: of these JPEGs, 1 to 95.", 90)
     flag.number("shard", "pack: images in each shard; 0 is as many as make about 256 MB.")
     flag.number("pixels", "stats: images whose every pixel is looked at, evenly spaced; 0 is all.", PIXELS)

@@ -35,7 +35,7 @@ ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "DIB": "bm
 
 
 class Size(NamedTuple):
-    """How images are stored. short_side: as JPEGs of this short side in pixels, those that are larger; 0: as they are."""
+    """How images are stored: those with a longer short side as JPEGs of this one (pixels); 0: all as they are."""
 
     short_side: int = 0
     quality: int = 90  # of these JPEGs, as Pillow counts

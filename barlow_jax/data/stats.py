@@ -117,8 +117,8 @@ def _look_at_file(source, row, whole):
         with pixels.opened(encoded) as image:
             seen.format, seen.channels = image.format, len(image.getbands())
             # Pillow's mode "I" holds the 16 bits of a PNG, or 32; the raw mode of the file says which.
-            stored = pixels._stored_as(image)
-            seen.bits = 16 if "16" in stored or pixels._is_grey_of_16_bits(image) else BITS.get(image.mode, 32)
+            stored = pixels.stored_as(image)
+            seen.bits = 16 if "16" in stored or pixels.is_grey_of_16_bits(image) else BITS.get(image.mode, 32)
             seen.size = (image.height, image.width)
             if whole:
                 _values(seen, image, encoded, source.reading)
@@ -192,7 +192,7 @@ def value_range(found):
 
 
 def rendered(found, channels):
-    """Shares of the values that training sees, float64 [C, 256]: with images of more bits in the range of `value_range`."""
+    """Shares of the values that training sees, float64 [C, 256], more than 8 bits in the range of `value_range`."""
     parts = [] if found.levels is None else [found.levels]
     if found.deep is not None:
         low_high = value_range(found)
@@ -254,11 +254,3 @@ def _of_values(found, source):
         said += [f"  --config.data.value_range='({low_high[0]}, {low_high[1]})'"] if low_high else []
         said += [f"  --config.views.mean='{mean}'", f"  --config.views.std='{std}'"]
     return said
-
-
-def _size(count):
-    return next(
-        f"{count / unit:,.1f} {name}"
-        for unit, name in ((1e9, "GB"), (1e6, "MB"), (1, "bytes"))
-        if count >= unit or unit == 1
-    )

@@ -22,7 +22,7 @@ def open_images(named, channels, data_dir="", **reading):
 
 
 def open_any(named, channels=0, data_dir="", **reading):
-    """The source that a word names: a folder of images or of shards, FOLDER:SPLIT of shards, an .npz, a list, a set of TFDS.
+    """The source that a word names: a folder of images or of shards (or FOLDER:SPLIT), an .npz, a list, a set of TFDS.
 
     channels: of image files, 0 is as the set says. data_dir: of TFDS. reading: value_range and max_pixels, see
     `data.pixels.Reading`; of a folder of images class_names too.
