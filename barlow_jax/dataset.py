@@ -8,17 +8,16 @@
     barlow-jax data stats /my/photos
 
 `pack` writes WebDataset's form, the bytes of the files as they are or made smaller once. A line that was stopped goes
-on; at the end all is read again and compared. `data stats` says how images are to be read, as lines for a command. A set
-is a folder, an .npz, a list of files, a folder of tar or Parquet shards (FOLDER:SPLIT), or NAME:SPLIT of TFDS.
+on; at the end all is read again and compared. `data stats` says how images are to be read, as lines for a command. A
+set is a folder, an .npz, a list of files, a folder of tar or Parquet shards (FOLDER:SPLIT), or NAME:SPLIT of TFDS.
 """
 
 import os
 import re
 import time
 
-from barlow_jax.data import pack, shards, stats
+from barlow_jax.data import pack, shards, stats, walk
 from barlow_jax.data.tar import Tars
-from barlow_jax.data.walk import local_path
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation.image_sets import open_any
 from barlow_jax.run import launch, writing
@@ -58,13 +57,14 @@ def packed(wanted, images, out, threads):
         raise UserError(f"--split is {wanted.split!r}; take letters, digits and _, as names of files begin with it.")
     if not (1 <= wanted.quality <= 95 and wanted.short_side >= 0 and wanted.shard >= 0):
         raise UserError("--quality is 1 to 95, and --short_side and --shard are 0 or more; say another.")
-    out = str(local_path(out))
+    out = str(walk.local_path(out))
     began = time.monotonic()
     more = {"max_pixels": wanted.max_pixels}
-    names = shards.class_names(out)
-    if names and os.path.isdir(images) and not shards.kind_of(images):
-        more["class_names"] = names  # of another split in this folder
-    source = open_any(images, 0, wanted.data_dir, **more)
+    source, names = open_any(images, 0, wanted.data_dir, **more), shards.class_names(out)
+    folders = walk.class_folders(images) if os.path.isdir(images) else []
+    if names and source.class_names != names and (source.class_names or {*folders} & {*names}):
+        # Another split in this folder has numbered them.
+        source = open_any(images, 0, wanted.data_dir, class_names=names, **more)
     opening = time.monotonic() - began
     if source.images is not None or (source.labels is None and source.num_classes is not None):
         raise UserError(f"{source.name} is addressed by index as it is; pack takes image files, and shards of them.")
@@ -77,9 +77,8 @@ def packed(wanted, images, out, threads):
     reopening = time.monotonic() - began
     after = pack.read_seconds(after_source)
     made = f", {told['resized']:,} of them at a short side of {size.short_side} as JPEG of quality {size.quality}"
-    print(
-        f"{told['images']:,} images{made if size.short_side else ''}, {told['bytes'] / 1e6:,.1f} MB in {told['shards']} shards"
-    )
+    made = made if size.short_side else ""
+    print(f"{told['images']:,} images{made}; {told['bytes'] / 1e6:,.1f} MB in shards: {told['shards']}")
     if told["unreadable"]:
         print(
             f"{told['unreadable']:,} cannot be opened and were packed as they are; `barlow-jax data stats` says which."

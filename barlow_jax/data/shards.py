@@ -114,7 +114,7 @@ def class_names(root: str) -> tuple[str, ...] | None:
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """ "tar" or "parquet" where a path is such a file, or a folder with such files in it or in its folder data; else ""."""
+    """ "tar" or "parquet" of such a file, and of a folder with such files in it or in its folder data; else ""."""
     path = os.fspath(path)
     try:
         names = (

@@ -206,13 +206,11 @@ def rendered(found, channels):
 
 def lines(found, source):
     """What a person is told, as lines."""
-    said = [
-        f"{source.name}: {found.count:,} images, {_size(found.bytes)}; pixels of {found.looked:,} of them looked at"
-    ]
+    held = f"{found.count:,} images, {found.bytes / 1e6:,.1f} MB"
+    said = [f"{source.name}: {held}; pixels of {found.looked:,} of them looked at"]
     for name, counter in (("formats", found.formats), ("channels", found.channels), ("bits a value", found.bits)):
-        said.append(
-            f"  {name:14}{', '.join(f'{count:,} x {what}' for what, count in counter.most_common(8)) or 'none'}"
-        )
+        told = ", ".join(f"{count:,} x {what}" for what, count in counter.most_common(8))
+        said.append(f"  {name:14}{told or 'none'}")
     if len(found.sizes):
         said.append(f"  {'percentile':14}{''.join(f'{part:>7}' for part in PERCENTILES)}")
         for name, values in (("short side", found.sizes.min(1)), ("long side", found.sizes.max(1))):
@@ -223,9 +221,8 @@ def lines(found, source):
     groups = copies(found)
     if groups:
         pairs = "; ".join(" and ".join(source.where(int(row)) for row in group[:2]) for group in groups[:SHOWN])
-        said.append(
-            f"  {'copies':14}{sum(len(group) - 1 for group in groups):,} files are others' to the byte: {pairs}"
-        )
+        count = sum(len(group) - 1 for group in groups)
+        said.append(f"  {'copies':14}{count:,} files are copies of others, to the byte: {pairs}")
     else:
         said.append(f"  {'copies':14}none to the byte")
     said.append(f"  {'unreadable':14}{sum(found.reasons.values()):,}")

@@ -49,7 +49,7 @@ def test_of_ordinary_images(tmp_path, capsys):
     said = capsys.readouterr().out
     told = ", ".join(str(round(float(value), 3)) for value in expected[0])
     assert f"--config.views.mean='({told})'" in said and "value_range" not in said
-    assert "1 files are copies" in said and "2 x the file is empty: " in said and "11 images" in said
+    assert "1 files are copies of others" in said and "2 x the file is empty: " in said and "11 images" in said
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
