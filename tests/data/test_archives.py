@@ -1,5 +1,6 @@
 """Tar shards and Parquet files beside tarfile, pyarrow and Pillow: what is found, its labels, and what is refused."""
 
+import contextlib
 import io
 import json
 import os
@@ -263,7 +264,8 @@ def test_unusable_parquet(tmp_path, monkeypatch):
         one_sentence(caught)
     write_table(path, {"image": [FILES[0], None]})
     source = data.open_source("parquet", str(tmp_path))
-    assert source.why_unreadable(1) == "the row holds no bytes of an image"
+    with pytest.raises(ValueError, match="the row holds no bytes of an image"):
+        source.encoded(1)
     monkeypatch.setattr("importlib.import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(UserError, match="pip install pyarrow"):
         data.open_source("parquet", str(tmp_path))
@@ -280,3 +282,25 @@ def test_row_groups_are_held_up_to_a_limit_and_read_once():
     with pytest.raises(ValueError):
         held.get(9, lambda: int("x"))
     assert int(held.get(9, lambda: np.full(1000, 9))[0]) == 9 and get(9)[0] == 9
+
+
+def test_batches_are_those_of_a_folder_at_every_step(tmp_path):
+    """The same images in a folder, in tars and in Parquet: the same rows, boxes and pixels at whatever step."""
+    pytest.importorskip("pyarrow.parquet")
+    for k, file in enumerate(FILES):
+        (tmp_path / "folder" / "ab"[k // 3]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / "ab"[k // 3] / f"{k}.bmp").write_bytes(file)
+    for kind, write in (("tar", source_kinds.write_tars), ("parquet", source_kinds.write_parquet)):
+        (tmp_path / kind).mkdir()
+        write(tmp_path / kind, FILES, [0, 0, 0, 1, 1, 1])
+
+    def batches(kind, start, count):
+        source = data.open_source(kind, str(tmp_path / kind), "" if kind == "folder" else "train")
+        read = data.train_batches(source, batch_size=4, seed=3, canvas=16, last="wrap", start_step=start, threads=2)
+        with contextlib.closing(read):
+            return [next(read) for _ in range(count)]
+
+    expected = batches("folder", 0, 8)
+    for kind, start in (("tar", 5), ("parquet", 6)):
+        for one, other in zip(batches(kind, start, 2), expected[start:], strict=False):
+            assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
