@@ -284,6 +284,7 @@ def test_row_groups_are_held_up_to_a_limit_and_read_once():
     assert int(held.get(9, lambda: np.full(1000, 9))[0]) == 9 and get(9)[0] == 9
 
 
+@pytest.mark.slow  # each graph of TensorFlow costs a second
 def test_batches_are_those_of_a_folder_at_every_step(tmp_path):
     """The same images in a folder, in tars and in Parquet: the same rows, boxes and pixels at whatever step."""
     pytest.importorskip("pyarrow.parquet")
