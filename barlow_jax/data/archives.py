@@ -1,7 +1,7 @@
 """What sources of shards have in common, each a file of many images: tar.py and parquet.py have the rest."""
 
 import copy
-import logging
+import os
 import re
 
 import numpy as np
@@ -11,8 +11,6 @@ from barlow_jax.data.fingerprint import fingerprint
 from barlow_jax.data.pixels import MAX_PIXELS, Reading
 from barlow_jax.data.sources import MAX_CLASSES, Encoded
 from barlow_jax.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 class Archive(Encoded):
@@ -29,8 +27,8 @@ class Archive(Encoded):
     def __init__(self, path, split, *, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS):
         root, self._shards = shards.find(path, split, self.ending)
         self.reading = Reading(channels or 3, tuple(value_range), max_pixels)
-        one = len(self._shards) == 1
-        self.name = walk.readable(self._shards[0].path if one else f"{root}:{split}" if split else root)
+        alone = os.path.isfile(walk.local_path(path))
+        self.name = walk.readable(self._shards[0].path if alone else f"{root}:{split}" if split else root)
         self._rows, self._listing = None, None
         stored, names = self._open(root, split)
         self.labels, self.class_names, self.num_classes = numbered(stored, tuple(class_names) or names, self.name)

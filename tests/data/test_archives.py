@@ -202,6 +202,20 @@ def test_tars_with_any_bytes_changed(tmp_path):
     assert 40 < refused < 120
 
 
+def test_a_listing_is_the_same_wherever_the_shards_lie(tmp_path):
+    pytest.importorskip("pyarrow.parquet")
+    for kind, write in (("tar", source_kinds.write_tars), ("parquet", source_kinds.write_parquet)):
+        sources = []
+        for name, labels in (("one", [0, 1] * 3), ("moved", [0, 1] * 3), ("other", [1, 0] * 3)):
+            (tmp_path / kind / name).mkdir(parents=True)
+            write(tmp_path / kind / name, FILES, labels)
+            sources.append(data.open_source(kind, str(tmp_path / kind / name)))
+        one, moved, other = sources
+        assert one.listing() == moved.listing() != other.listing() and one.fingerprint() != moved.fingerprint()
+        assert one.take(np.arange(6)).listing() == one.listing() != one.take([1, 0, 2, 3, 4, 5]).listing()
+        assert data.open_source(kind, str(tmp_path / kind / "one"), channels=1).fingerprint() != one.fingerprint()
+
+
 def write_table(path, columns, about=None, **options):
     pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.table(columns)
