@@ -178,7 +178,7 @@ def test_damaged_tars(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=words) as caught:
             data.open_source("tar", str(tmp_path))
-        assert "train-0.tar" in one_sentence(caught)
+        assert ":train holds" in one_sentence(caught) or "train-0.tar" in str(caught.value)
 
 
 def test_tars_with_any_bytes_changed(tmp_path):
