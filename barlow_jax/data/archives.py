@@ -59,7 +59,7 @@ class Archive(Encoded):
         """The function for tf.data that `Encoded.fetch` describes."""
         from barlow_jax.data import decode
 
-        return decode.from_encoded(self.encoded, self.labels, len(self))
+        return decode.from_reads(self.encoded, self.labels, len(self))
 
     def fingerprint(self):
         """Of the state of the shards, the rows and the labels; see `fingerprint.fingerprint`."""

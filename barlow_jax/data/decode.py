@@ -40,9 +40,22 @@ def from_files(paths, labels):
 
     paths: list. labels: int32 [n], or None, which is -1 for all.
     """
-    stored = tf.constant([os.fsencode(path) for path in paths])
-    labels = tf.constant(np.full(len(paths), -1, np.int32) if labels is None else labels)
+    stored, labels = tf.constant([os.fsencode(path) for path in paths]), _labels(labels, len(paths))
     return lambda index: (tf.io.read_file(stored[index]), labels[index])
+
+
+def _labels(labels, n):
+    return tf.constant(np.full(n, -1, np.int32) if labels is None else labels)
+
+
+def from_reads(read, labels, n):
+    """The same of a function read(index) -> bytes of n images, which may wait for a network: no lock is held then."""
+    labels = _labels(labels, n)
+
+    def fetch(index):
+        return tf.ensure_shape(tf.numpy_function(read, [index], tf.string, stateful=False), []), labels[index]
+
+    return fetch
 
 
 def from_records(source):
@@ -50,16 +63,6 @@ def from_records(source):
 
     def fetch(index):
         return source.parse(tf.ensure_shape(tf.numpy_function(source.read, [index], tf.string, stateful=False), []))
-
-    return fetch
-
-
-def from_encoded(encoded, labels, n):
-    """The same of a function from an index to bytes, in Python, of n images."""
-    labels = tf.constant(np.full(n, -1, np.int32) if labels is None else labels)
-
-    def fetch(index):
-        return tf.ensure_shape(tf.numpy_function(encoded, [index], tf.string, stateful=False), []), labels[index]
 
     return fetch
 
