@@ -64,6 +64,13 @@ class Parquets(Archive):
         counts = list(itertools.chain(*counts))
         self._begins = np.cumsum([0, *counts])
         self._rows = np.arange(self._begins[-1])
+        size = sum(foot.row_group(g).total_byte_size for foot in self._feet for g in range(foot.num_row_groups))
+        if size > HELD_BYTES and len(groups) > 1:
+            logger.warning(
+                "%s: %.1f GB in %d row groups, of which training in an order over the whole set reads nearly one an "
+                "image; barlow-jax pack makes tar shards, of which it reads the image",
+                *(self.name, size / 1e9, len(groups)),
+            )
         self._held = Held(HELD_BYTES)
         if label is None:
             return np.full(len(self._rows), -1), None

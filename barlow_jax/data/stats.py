@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 RANGE = (0.1, 1, 50, 99, 99.9)  # percentiles of values, between the smallest and the largest
-VALUES = 1000  # of an image whose values are no whole numbers up to 65535: so many are kept, at evenly spaced places
-MOST_VALUES = 10**6
+VALUES = 1000  # of an image whose values are no whole numbers up to 65535: so many are kept, at evenly spaced places,
+MOST_VALUES = 2 * 10**6  # or fewer, so that of all images there are not more
 SHOWN = 3  # examples of each reason and of copies
 TOLD_EVERY = 10.0  # seconds between lines of progress
 BITS = {"1": 1, "L": 8, "LA": 8, "P": 8, "PA": 8, "RGB": 8, "RGBA": 8, "CMYK": 8, "YCbCr": 8, "LAB": 8, "HSV": 8}
@@ -59,13 +59,15 @@ def measure(source, looked_at, threads):
     """The Stats of a source; looked_at: images whose pixels are read, evenly spaced, 0 for all."""
     n = len(source)
     every = n if not looked_at or looked_at >= n else looked_at
-    rows = set(np.linspace(0, n - 1, every).astype(int).tolist())
+    rows, each = set(np.linspace(0, n - 1, every).astype(int).tolist()), max(1, min(VALUES, MOST_VALUES // every))
     found = Stats(count=n, digests=np.zeros((n, 16), np.uint8))
     sizes, began = np.zeros((n, 2), np.int32), time.monotonic()
     said = began
     look = _look_at_array if source.images is not None else _look_at_file
     with concurrent.futures.ThreadPoolExecutor(threads, "stats") as pool:
-        for row, seen in enumerate(read_ahead(pool, lambda row: look(source, row, row in rows), range(n), 4 * threads)):
+        for row, seen in enumerate(
+            read_ahead(pool, lambda row: look(source, row, each * (row in rows)), range(n), 4 * threads)
+        ):
             _add(found, row, seen)
             sizes[row] = seen.size or 0
             if time.monotonic() - said > TOLD_EVERY:
@@ -93,7 +95,7 @@ def _add(found, row, seen):
         if part is not None:
             part = part / part.sum(-1, keepdims=True)
             setattr(found, name, part if getattr(found, name) is None else getattr(found, name) + part)
-    if seen.values is not None and len(found.values) * VALUES < MOST_VALUES:
+    if seen.values is not None:
         found.values.append(seen.values)
 
 
@@ -121,13 +123,13 @@ def _look_at_file(source, row, whole):
             seen.bits = 16 if "16" in stored or pixels.is_grey_of_16_bits(image) else BITS.get(image.mode, 32)
             seen.size = (image.height, image.width)
             if whole:
-                _values(seen, image, encoded, source.reading)
+                _values(seen, image, encoded, source.reading, whole)
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into; all of it is the answer
         seen.size, seen.why = None, _reason(error)
     return seen
 
 
-def _values(seen, image, encoded, reading):
+def _values(seen, image, encoded, reading, kept):
     width, height = image.size
     if width * height > reading.max_pixels:
         raise ValueError("it has more pixels than config.data.max_pixels allows")
@@ -139,7 +141,7 @@ def _values(seen, image, encoded, reading):
         seen.deep = np.bincount(values.ravel(), minlength=65536)[:65536].astype(np.float64)
         return
     flat = values.ravel()
-    seen.values = flat[np.linspace(0, flat.size - 1, min(VALUES, flat.size)).astype(int)].astype(np.float64)
+    seen.values = flat[np.linspace(0, flat.size - 1, min(kept, flat.size)).astype(int)].astype(np.float64)
 
 
 def _levels(image):

@@ -248,6 +248,16 @@ def test_columns_of_parquet(tmp_path):
     assert source.where(5).endswith("test-0.parquet, row 5")
 
 
+def test_a_set_that_is_slow_to_read_is_told_of(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("pyarrow.parquet")
+    source_kinds.write_parquet(tmp_path, FILES, [0, 1] * 3)
+    data.open_source("parquet", str(tmp_path))
+    assert not caplog.records
+    monkeypatch.setattr(parquet, "HELD_BYTES", 1000)
+    data.open_source("parquet", str(tmp_path))
+    assert "in 4 row groups" in caplog.text and "barlow-jax pack" in caplog.text
+
+
 def test_class_names_of_the_hub(tmp_path):
     pytest.importorskip("pyarrow.parquet")
     source_kinds.write_parquet(tmp_path, FILES, [0, 1] * 3, names=["cat", "dog"])
