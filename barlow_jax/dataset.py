@@ -58,6 +58,8 @@ def packed(wanted, images, out, threads):
     if not (1 <= wanted.quality <= 95 and wanted.short_side >= 0 and wanted.shard >= 0):
         raise UserError("--quality is 1 to 95, and --short_side and --shard are 0 or more; say another.")
     out = str(walk.local_path(out))
+    if os.path.realpath(out) == os.path.realpath(images):
+        raise UserError(f"{out} is the set itself: give another folder for the shards.")
     began = time.monotonic()
     more = {"max_pixels": wanted.max_pixels}
     source, names = open_any(images, 0, wanted.data_dir, **more), shards.class_names(out)

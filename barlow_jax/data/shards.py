@@ -114,16 +114,27 @@ def class_names(root: str) -> tuple[str, ...] | None:
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """ "tar" or "parquet" of such a file, and of a folder with such files in it or in its folder data; else ""."""
+    """ "tar" or "parquet" of such a file, and of a folder that holds such files and no image or other folder; else "".
+
+    They may lie in the folder data below it, as the Hub has them.
+    """
     path = os.fspath(path)
     try:
-        names = (
-            [path] if os.path.isfile(path) else [name for sub in ("", "data") for name in _in(os.path.join(path, sub))]
-        )
+        names = [path] if os.path.isfile(path) else _in(path)
     except OSError:
         return ""
-    return next((kind for kind in ("tar", "parquet") if any(name.endswith(f".{kind}") for name in names)), "")
+    if any(name.lower().endswith(walk.EXTENSIONS) for name in names):
+        return ""
+    return next((kind for kind in ("tar", "parquet") if any(name.lower().endswith(f".{kind}") for name in names)), "")
 
 
 def _in(folder):
-    return os.listdir(folder) if os.path.isdir(folder) else []
+    """The files in a folder and in its folder data; [] where it is none, or has other folders."""
+    if not os.path.isdir(folder):
+        return []
+    with os.scandir(folder) as entries:
+        seen = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    if any(is_folder and name != "data" for name, is_folder in seen):
+        return []
+    below = os.path.join(folder, "data")
+    return [name for name, is_folder in seen if not is_folder] + (os.listdir(below) if os.path.isdir(below) else [])

@@ -14,6 +14,7 @@ from source_kinds import one_sentence
 from barlow_jax import data
 from barlow_jax.data import parquet, shards, tar
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import image_sets
 
 FILES = [source_kinds.bmp(image) for image in np.random.RandomState(0).randint(0, 256, (6, 8, 9, 3)).astype(np.uint8)]
 
@@ -113,6 +114,28 @@ def test_which_shards_are_a_split(tmp_path):
         with pytest.raises(UserError, match=words) as caught:
             shards.find(str(path), split, ".tar")
         one_sentence(caught)
+
+
+def test_what_a_folder_is_taken_for(tmp_path):
+    """By embed, pack and data stats, which are given a folder and no kind."""
+    for name in (
+        "one/0.tar",
+        "two/data/x.parquet",
+        "three/0.tar",
+        "three/a.jpg",
+        "four/0.tar",
+        "four/a/0.jpg",
+        "five/x",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    names = ("one", "one/0.tar", "two", "three", "four", "five", "nowhere")
+    assert [shards.kind_of(tmp_path / name) for name in names] == ["tar", "tar", "parquet", "", "", "", ""]
+    source_kinds.write_tars(tmp_path / "one", FILES, [0, 1] * 3)
+    (tmp_path / "one" / "0.tar").unlink()
+    for named in (tmp_path / "one", f"{tmp_path / 'one'}:train", tmp_path / "one" / "train-1.tar"):
+        source = image_sets.open_images(str(named), 3)
+        assert source.encoded(len(source) - 1) == FILES[-1]
 
 
 def test_the_index_is_kept_and_made_again_where_a_shard_has_changed(tmp_path, monkeypatch):

@@ -121,6 +121,7 @@ def test_what_is_not_packed(photos, tmp_path, monkeypatch):
         ((photos, tmp_path / "n"), {"split": "a/b"}, "take letters, digits"),
         ((photos, tmp_path / "n"), {"quality": 0}, "1 to 95"),
         ((photos,), {}, "barlow-jax pack SET OUT"),
+        ((photos, photos), {}, "is the set itself"),
         ((photos, tmp_path / "set.npz"), {}, "cannot be written"),
     ):
         with pytest.raises(UserError, match=said) as caught:
