@@ -1,18 +1,22 @@
 """Reading the same images from a folder, from tar shards and from Parquet, as training reads them.
 
+    python benchmarks/archives.py --index=128000
     python benchmarks/archives.py --images=FOLDER [--count=6000] [--batches=20] [--rounds=5] [--rows=100]
 
 FOLDER's files, again and again under other names until there are `count`, are written as a folder of 10 classes, as tar
 shards by `barlow-jax pack`, and as Parquet with `rows` images in a row group. In each round all are read by
 data.train_batches, by turns, in an order over the whole set: batches of 64, canvas 512. Printed are medians. Parquet is
 read in stored order too, as evaluations do, where each row group is read once; take a `count` that makes more than the
-256 MB of row groups that are kept. What is read is in the disk's cache.
+256 MB of row groups that are kept. What is read is in the disk's cache. --index opens tar shards of so many tiny
+samples instead, twice: by their headers, and by the index that is kept.
 """
 
+import io
 import os
 import pathlib
 import statistics
 import sys
+import tarfile
 import tempfile
 import time
 
@@ -30,6 +34,7 @@ COUNT = flags.DEFINE_integer("count", 6000, "Images of the set.")
 BATCHES = flags.DEFINE_integer("batches", 20, "Batches in each round.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; each has all kinds.")
 ROWS = flags.DEFINE_integer("rows", 100, "Images in a row group of Parquet.")
+INDEX = flags.DEFINE_integer("index", 0, "Open tar shards of so many samples instead, 10,000 in each.")
 BATCH_SIZE, CANVAS, SHARDS = 64, 512, 4
 
 
@@ -60,8 +65,26 @@ def rate(batches):
     return rows / (time.perf_counter() - wall), rows / (time.process_time() - cpu)
 
 
+def opening(folder):
+    """Says how long tar shards take to open, by their headers and by the index."""
+    for first in range(0, INDEX.value, 10_000):
+        with tarfile.open(folder / f"train-{first // 10_000:05}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for k in range(first, min(first + 10_000, INDEX.value)):
+                for ending, content in (("jpg", bytes(500)), ("cls", b"%d" % (k % 1000))):
+                    member = tarfile.TarInfo(f"n01440764_{k:07}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    for how in ("headers", "index"):
+        wall, cpu = time.perf_counter(), time.process_time()
+        n = len(open_source("tar", str(folder)))
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(f"{n} samples by their {how}: {wall:.2f} s, {cpu:.2f} s of CPU time, {1e6 * cpu / n:.1f} us each")
+
+
 def main(_):
     with tempfile.TemporaryDirectory() as folder:
+        if INDEX.value:
+            return opening(pathlib.Path(folder))
         paths = written(pathlib.Path(folder))
         opened, found = {}, {}
         for kind, path in paths.items():
