@@ -53,8 +53,8 @@ def main(wanted):
 
 def packed(wanted, images, out, threads):
     """Packs, and says what became of it and how long reading takes before and after."""
-    if not re.fullmatch("[A-Za-z0-9_]+", wanted.split):
-        raise UserError(f"--split is {wanted.split!r}; take letters, digits and _, as names of files begin with it.")
+    if not re.fullmatch("[A-Za-z]+", wanted.split):  # train_small-00000.tar would be of the split train too
+        raise UserError(f"--split is {wanted.split!r}; take letters only, such as train, as names of shards have it.")
     if not (1 <= wanted.quality <= 95 and wanted.short_side >= 0 and wanted.shard >= 0):
         raise UserError("--quality is 1 to 95, and --short_side and --shard are 0 or more; say another.")
     out = str(walk.local_path(out))

@@ -118,7 +118,7 @@ def test_what_is_not_packed(photos, tmp_path, monkeypatch):
         ((photos / "a", tmp_path / "out"), {}, "differs in: images"),
         ((other, tmp_path / "out"), {"split": "val"}, "none of the 2 classes asked for"),
         ((tmp_path / "set.npz", tmp_path / "n"), {}, "takes image files"),
-        ((photos, tmp_path / "n"), {"split": "a/b"}, "take letters, digits"),
+        ((photos, tmp_path / "n"), {"split": "a/b"}, "take letters only"),
         ((photos, tmp_path / "n"), {"quality": 0}, "1 to 95"),
         ((photos,), {}, "barlow-jax pack SET OUT"),
         ((photos, photos), {}, "is the set itself"),
