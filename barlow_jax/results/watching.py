@@ -31,7 +31,8 @@ class Teller:
 
     def __init__(self, writer, config, workdir):
         self._writer, self._config, self.terms = writer, config.to_dict(), OBJECTIVES[config.objective].terms
-        self._lines = metric_writers.read(workdir / metric_writers.FILE) if jax.process_index() == 0 else []
+        written = metric_writers.read(workdir / metric_writers.FILE) if jax.process_index() == 0 else []
+        self._lines = measured.thinned(written)
         self._verdict = None
 
     def begins(self, expected):
@@ -46,7 +47,7 @@ class Teller:
         """Writes {name: number}; to the scores of an evaluation comes the verdict, as its place in `verdict.NAMES`."""
         if jax.process_index() == 0:
             values = {name: metric_writers.number(value) for name, value in jax.device_get(values).items()}
-            self._lines.append({"step": step} | metric_writers.finite(values))
+            self._lines = measured.thinned([*self._lines, {"step": step} | metric_writers.finite(values)])
             if "effective_rank" in values:
                 place = verdict.NAMES.index(verdict.judge(self._lines, self._config).name)
                 self._lines[-1]["verdict"] = values["verdict"] = place

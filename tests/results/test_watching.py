@@ -1,6 +1,7 @@
 """What a run says of itself."""
 
 import contextlib
+import json
 import logging
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 
 from barlow_jax import config as config_of
 from barlow_jax.errors import UserError
-from barlow_jax.results import verdict, watching
+from barlow_jax.results import measured, verdict, watching
 from barlow_jax.run import metric_writers
 
 
@@ -80,6 +81,17 @@ def test_a_run_that_goes_on_remembers_what_it_has_written(watched):
     a_step(watch, 14, float("nan"))
     again = watched(resume_step=14)
     assert again._lines == watch._lines and again._lines[-1]["on_diag"] is None
+
+
+def test_what_is_remembered_does_not_grow_with_the_epochs(watched, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "MOST_LINES", 60)
+    lines = [json.dumps({"step": step, "loss": 1.0, "on_diag": 50.0, "off_diag": 2000.0}) for step in range(1, 301)]
+    (tmp_path / metric_writers.FILE).write_text("\n".join(lines) + "\n")
+    watch = watched(resume_step=300)
+    assert len(watch._lines) <= 120 and watch._lines[-1]["step"] == 300
+    for step in range(301, 341):
+        a_step(watch, step, 50.0)
+    assert len(watch._lines) <= 120 and watch._lines[0]["step"] == 1
 
 
 def test_what_to_do_next_depends_on_labels():
