@@ -7,6 +7,7 @@ if teller.epoch(number):                     # says how it stands; whether confi
 """
 
 import logging
+import shlex
 
 import jax
 
@@ -138,14 +139,17 @@ def next_steps(workdir, config, classes):
 
     classes: how many its images have; None or 0 where they have no labels.
     """
+    run, linear, checkpoint = (
+        shlex.quote(text) for text in (f"{workdir}", f"--workdir={workdir}/linear", f"--checkpoint={workdir}")
+    )
     if not classes:
         return (
-            f"to see which of your images are alike: python -m barlow_jax.embed {workdir} IMAGES --out=features.npz "
-            f"--neighbours=neighbours.png; once a few have labels: python -m barlow_jax.knn --checkpoint={workdir} "
+            f"to see which of your images are alike: python -m barlow_jax.embed {run} IMAGES --out=features.npz "
+            f"--neighbours=neighbours.png; once a few have labels: python -m barlow_jax.knn {checkpoint} "
             "--config.data.path=FOLDER"
         )
     named = {"digits": "linear_demo", "folder": "linear_image_folder"}.get(config.data.kind, "linear")
     return (
-        f"to judge it, in minutes: python -m barlow_jax.knn --checkpoint={workdir}; by the usual protocol: python "
-        f"linear_eval.py --config=configs/{named}.py --checkpoint={workdir} --workdir={workdir}/linear"
+        f"to judge it, in minutes: python -m barlow_jax.knn {checkpoint}; by the usual protocol: python "
+        f"linear_eval.py --config=configs/{named}.py {checkpoint} {linear}"
     )

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shlex
 
 import jax.numpy as jnp
 import pytest
@@ -100,3 +101,8 @@ def test_what_to_do_next_depends_on_labels():
         "run", config, 10
     )
     assert "barlow_jax.embed run IMAGES --out=features.npz" in watching.next_steps("run", config, None)
+    spaced = watching.next_steps("my runs/it's", config, 10)
+    assert shlex.split(spaced.partition("protocol: ")[2])[-2:] == [
+        "--checkpoint=my runs/it's",
+        "--workdir=my runs/it's/linear",
+    ]
