@@ -149,6 +149,8 @@ def next_steps(workdir, config, classes):
             "--config.data.path=FOLDER"
         )
     named = {"digits": "linear_demo", "folder": "linear_image_folder"}.get(config.data.kind, "linear")
+    if named == "linear" and config.image_size != 224:  # its size, and 0 is that of the run
+        linear += " --config.image_size=0 --config.eval.resize=0 --config.eval.crop=0"
     return (
         f"to judge it, in minutes: python -m barlow_jax.knn {checkpoint}; by the usual protocol: python "
         f"linear_eval.py --config=configs/{named}.py {checkpoint} {linear}"

@@ -106,3 +106,11 @@ def test_what_to_do_next_depends_on_labels():
         "--checkpoint=my runs/it's",
         "--workdir=my runs/it's/linear",
     ]
+    small, published = config_of("imagenette32"), config_of("barlow_twins")
+    assert watching.next_steps("run", small, 10).endswith(
+        "--config=configs/linear.py --checkpoint=run --workdir=run/linear --config.image_size=0 --config.eval.resize=0 "
+        "--config.eval.crop=0"
+    )
+    with published.unlocked():
+        published.data.kind = "tfds"
+    assert watching.next_steps("run", published, 10).endswith("configs/linear.py --checkpoint=run --workdir=run/linear")
