@@ -96,7 +96,7 @@ def sentence(lines, config, terms=()):
     if now:
         least = "" if now.measured else "at least "
         parts.append(
-            f"the two views of an image correlate by {least}{now.alignment:.2f} (0 would be unrelated), and one "
+            f"the two views of an image correlate by {least}{now.alignment:z.2f} (0 would be unrelated), and one "
             f"dimension with another {now.noise:.1f} times as much as by chance (off_diag)"
         )
     if found.dead is not None:

@@ -60,6 +60,8 @@ def test_an_epoch_is_a_sentence_with_what_its_numbers_mean(watched, tmp_path, ca
     a_step(watch, 28, 45.0)
     assert watch.epoch(2) is False and len(caplog.records) == 3  # the verdict is not said again where it is the same
     assert "correlate by at least 0.70 (" in caplog.messages[-1] and "directions" not in caplog.messages[-1]
+    watch.scalars(28, SCORES | {"alignment": -0.001})
+    assert watch.epoch(3) is False and any("correlate by 0.00 (" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("what", ["warn", "stop"])
