@@ -71,7 +71,8 @@ def read(path):
 def _writable(paths):
     r"""Paths as text of UTF-8, as `embed` writes them; others' files may hold halves of characters."""
     try:
-        "".join(paths.ravel()).encode()
+        for start in range(0, paths.size, BLOCK):  # a million names at once would take more than their features' blocks
+            "".join(paths.ravel()[start : start + BLOCK]).encode()
     except UnicodeEncodeError:
         found = (_HALVES.sub("\N{REPLACEMENT CHARACTER}", str(path)) for path in paths.ravel())
         return np.array([*map(walk.readable, found)]).reshape(paths.shape)
