@@ -31,10 +31,21 @@ def check(config):
 
 
 def settle(config, workdir=""):
-    """`check`, and the fields that are open (None) get values: see `presets.settle`."""
+    """`check`, and the fields that are open (None) get values: see `presets.settle`.
+
+    Returns:
+      The training images where they were opened for it, for `sources`, else None.
+    """
     check(config)
-    if presets.settle(config, workdir, lambda: open_fields(config.data, config.data.train, reading(config.data))):
+    opened = []
+
+    def images():
+        opened.append(_open(config.data))
+        return opened[0]
+
+    if presets.settle(config, workdir, images):
         check(config)
+    return opened[0] if opened else None
 
 
 def check_steps(config, steps_per_epoch):
@@ -55,10 +66,18 @@ def reading(data):
     }
 
 
-def sources(config):
-    """The training source, and the validation source or None."""
+def _open(data):
+    """The training images of config.data, where they are."""
+    return open_fields(data, data.train, reading(data))
+
+
+def sources(config, opened=None):
+    """The training source, and the validation source or None.
+
+    opened: what `settle` gave: looking through millions of files takes minutes, and once is enough.
+    """
     data = config.data
-    train = open_fields(data, data.train, reading(data))
+    train = _open(data) if opened is None else opened
     train = feed.resident(train, data.resident_bytes, **_reading(config, train))
     if not data.val:
         return train, None

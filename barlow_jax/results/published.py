@@ -6,6 +6,7 @@ sections 2.2 and 3; for the augmentations it refers to BYOL (arXiv 2006.07733, a
 
 from typing import NamedTuple
 
+from barlow_jax.fields import flat
 from barlow_jax.fields.together import OF_FILES
 from barlow_jax.objectives import OBJECTIVES
 
@@ -202,15 +203,6 @@ FIGURES = {
     "figure4": Figure("dimensions of the projector's last layer"),
     "figure5": Figure("lambda"),
 }
-
-
-def flat(config, prefix=""):
-    """{dotted name: value} of a nested dict."""
-    fields = {}
-    for name, value in config.items():
-        nested = hasattr(value, "items")
-        fields |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return fields
 
 
 def deviations(config):
