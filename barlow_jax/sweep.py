@@ -213,7 +213,7 @@ def job_array(runs, wanted):
             "#SBATCH --requeue",
             "#SBATCH --signal=USR1@120        # 120 s before the limit: save, and back into the queue",
             "#SBATCH --open-mode=append",
-            "# Nodes, GPUs and time are yours to add, as in docs/slurm.sbatch. When all tasks are done:",
+            "# Nodes, GPUs and time are yours to add, as in deploy/slurm.sbatch. When all tasks are done:",
             f"#   {program()} {table}" + "".join(f" --{n}={','.join(v)}" for n, v in chosen(wanted).items()),
             "set -e",
             'case "$SLURM_ARRAY_TASK_ID" in',

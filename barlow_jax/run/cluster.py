@@ -24,6 +24,7 @@ from barlow_jax.run import last_words, trees
 ADDRESS, COUNT, INDEX = VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 DEVICES = "JAX_LOCAL_DEVICE_IDS"  # read by JAX
 TIMEOUT = 300.0  # seconds until all processes must have found each other
+ALONE = 6  # exit status where the others are gone or did not come; JAX's client, which aborts a process, gives it too
 HEARTBEAT = 100  # seconds without a word after which a process counts as gone
 
 _FAMILY = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -135,7 +136,7 @@ def join(timeout=TIMEOUT):
     Args:
       timeout: seconds to wait for the others.
     Raises:
-      UserError: they could not be reached. After `timeout` the process ends with the same sentence and status 1: JAX
+      UserError: they could not be reached. After `timeout` the process ends with the same sentence and status 6: JAX
         would abort it with a dump of its stack.
     """
     if jax.distributed.is_initialized():  # by an earlier call in this process
@@ -153,7 +154,7 @@ def join(timeout=TIMEOUT):
 
     def give_up():
         print(f"error: {who} did not meet the others {where} within {timeout:.0f} s; {remedy}.", file=sys.stderr)
-        _exit(1)
+        _exit(ALONE)
 
     watch = threading.Timer(timeout, give_up)
     watch.daemon = True

@@ -239,7 +239,7 @@ def run(main, define_flags, command=None):
             traceback.print_exc()
         follows = f"error: If another process has ended, this one only follows; see the logs of all{cause}."
         print(follows, file=sys.stderr)
-        cluster.leave(1)
+        cluster.leave(cluster.ALONE if cause else 1)
 
 
 def _let_go_of_output():
