@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from barlow_jax.errors import UserError
-from barlow_jax.run import cluster, config_files
+from barlow_jax.run import cluster, config_files, heartbeat
 from barlow_jax.run.quiet import hide_tracebacks
 from barlow_jax.run.writing import NO_SPACE
 
@@ -219,7 +219,8 @@ def run(main, define_flags, command=None):
             if jax.distributed.is_initialized():
                 _show_log()
                 cluster.check_agreement(_told(wanted))
-            status = main(wanted)
+            with heartbeat.beating():
+                status = main(wanted)
             sys.stdout.flush()
         sys.exit(status)
     except UserError as error:

@@ -19,6 +19,9 @@ import time
 
 import jax
 
+from barlow_jax.run import heartbeat
+from barlow_jax.run.stragglers import Stragglers
+
 
 def due(done, every):
     """Whether something that happens every so many steps (0: never) happens after `done` steps."""
@@ -35,6 +38,7 @@ def watched(items, total, name, *, shown=True, after=10.0, stream=None, clock=ti
     due = clock() + after
     for number, item in enumerate(items, 1):
         yield item
+        heartbeat.beat(doing=name, done=number, of=total)
         if shown and clock() >= due and number < total:
             due = clock() + 60
             print(f"{name}: {number}/{total}", file=stream, flush=True)
@@ -45,7 +49,7 @@ def tracked(items, total, name):
     return watched(items, total, name, shown=jax.process_index() == 0)
 
 
-Mark = collections.namedtuple("Mark", "time, steps, images, waited")
+Mark = collections.namedtuple("Mark", "time, steps, images, waited, own", defaults=[0.0])
 
 AHEAD = 2  # steps that may be on their way: enough to keep the devices busy, few enough to stop soon
 
@@ -64,9 +68,12 @@ class Progress:
       every: seconds between plain lines.
       stream: where to show it.
       clock: returns seconds.
+      stragglers: who compares this process with the others, a Stragglers; None: a new one.
     """
 
-    def __init__(self, total, *, start=0, terms=(), shown=True, every=60.0, stream=None, clock=time.perf_counter):
+    def __init__(
+        self, total, *, start=0, terms=(), shown=True, every=60.0, stream=None, clock=time.perf_counter, stragglers=None
+    ):
         self._total, self._terms, self._every, self._clock = total, terms, every, clock
         self._stream = stream or sys.stderr
         self._now = Mark(0.0, start, 0, 0.0)
@@ -74,6 +81,10 @@ class Progress:
         self._reported = None  # the mark of the last call of rates
         self._away = 0.0  # seconds inside `paused`
         self._pending, self._metrics = collections.deque(), {}
+        self._stragglers, self._freed = (
+            stragglers or Stragglers(),
+            None,
+        )  # since when this host has been at its own work
         self._plain = shown and not self._stream.isatty()
         self._next_line, self._shown_step = -math.inf, None
         self._bar = None
@@ -90,16 +101,20 @@ class Progress:
         try:
             yield
         finally:
-            self._now = self._now._replace(waited=self._now.waited + self._clock() - start)
+            now = self._clock()
+            own = 0.0 if self._freed is None else now - self._away - self._freed
+            self._now = self._now._replace(waited=self._now.waited + now - start, own=self._now.own + own)
 
     @contextlib.contextmanager
     def paused(self):
         """Around what is not training, such as an evaluation: its time counts for no speed. All steps end first."""
         self._settle(0)
         start = self._clock()
+        heartbeat.beat(doing="evaluation")
         try:
             yield
         finally:
+            heartbeat.beat(doing="training")
             self._away += self._clock() - start
 
     def step(self, images, metrics=None):
@@ -108,8 +123,10 @@ class Progress:
         Args:
           metrics: arrays that are there when the step is done, with its "loss"; None: it is done.
         """
+        self._stragglers.step(all(_is_ready(found) for _, found in self._pending))
         self._pending.append((images, metrics))
         self._settle(AHEAD)
+        self._freed = self._clock() - self._away
 
     def _settle(self, ahead):
         """Counts the steps that are done, and waits until no more than `ahead` are on their way."""
@@ -124,7 +141,8 @@ class Progress:
     def _count(self, images, metrics):
         old = self._now
         self._metrics = metrics or {}
-        self._now = Mark(self._clock() - self._away, old.steps + 1, old.images + images, old.waited)
+        self._now = Mark(self._clock() - self._away, old.steps + 1, old.images + images, old.waited, old.own)
+        heartbeat.beat(step=self._now.steps, of=self._total)
         if self._reported is None:
             self._reported = self._now
         if not self._marks or self._now.time - self._marks[-1].time >= 1:
@@ -134,13 +152,16 @@ class Progress:
     def rates(self):
         """{"images_per_second", "data_wait"} since the last call; {} before there is any.
 
-        data_wait is the share of the time spent in `waiting`, 0 to 1.
+        data_wait is the share of the time spent in `waiting`, 0 to 1. All of several processes call it after the same
+        steps: now and then it compares them, see stragglers.py.
         """
-        since = self._reported
-        if since is None or since.steps == self._now.steps:
-            return {}
-        self._reported = self._now
-        return _rates(since, self._now)
+        since, found = self._reported, {}
+        if since is not None and since.steps != self._now.steps:
+            self._reported = self._now
+            self._stragglers.passed(*(getattr(self._now, n) - getattr(since, n) for n in ("time", "own", "waited")))
+            found = _rates(since, self._now)
+        self._stragglers.compare()
+        return found
 
     def close(self):
         """Shows the last step that is done."""
