@@ -8,7 +8,8 @@ The first argument is a run of train.py, one of its checkpoints, or a file of we
 at any depth, a text file that names image files, an .npz as train.py takes (`set.npz:test` names the split), or
 a data set of TFDS and its split. Images are seen as evaluations see them: short side resized, the centre cropped.
 
-Stopped or killed and started again with the same line, it goes on from the last minute.
+Stopped or killed and started again with the same line, it goes on from the last minute. Several processes, started as
+those of train.py, share the images; process 0 writes. It may go on with another number of them.
 
     import numpy as np
     found = np.load("features.npz")         # features [n, F], paths [n], and labels, class_names where there are some
@@ -22,6 +23,7 @@ import time
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from barlow_jax import augment, experiment, fields, sharding
@@ -29,7 +31,7 @@ from barlow_jax.data import eval_steps, pixels
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import duplicates, embedded, embedding_files, features, maps, subject
 from barlow_jax.evaluation.image_sets import open_images
-from barlow_jax.run import launch, pictures
+from barlow_jax.run import cluster, launch, pictures
 from barlow_jax.run.checkpoint import WEIGHTS
 from barlow_jax.run.progress import Progress
 from barlow_jax.run.signals import StopSignals
@@ -70,23 +72,31 @@ def main(wanted):
         )
     fields.check_flags(wanted, fields.EMBED)
     out = pathlib.Path(wanted.out).expanduser()
-    if out.suffix not in WRITERS or not out.parent.is_dir():
-        raise UserError(f"--out is {wanted.out!r}; give a file in a folder that exists, ending in .npz or .parquet.")
-    if out.exists():
-        raise UserError(f"--out {out} exists; remove it, or give another.")
-    if jax.process_count() > 1:
-        raise UserError("This runs in one process; give each of several a part of the images, as a list of files.")
-    if out.suffix == ".parquet":
-        embedding_files.parquet_library()
-    if wanted.pairs:
-        duplicates.check_name(wanted.pairs)
+    cluster.on_process_0(lambda: check_out(out, wanted))
     judged = subject.load(given[0], ema=wanted.ema)
     config = settings(judged, wanted)
     source = open_images(given[1], judged.channels, wanted.data_dir, **experiment.reading(config.data))
     with StopSignals() as stop:
         parts = embed(judged, config, source, f"{out}.parts", stop)
-    if parts is None:
-        return 0
+    if parts is not None:
+        cluster.on_process_0(lambda: write(parts, out, judged, config, source, wanted))
+    return 0
+
+
+def check_out(out, wanted):
+    """Raises UserError where --out cannot be written or is there, or a library for it or for --pairs is missing."""
+    if out.suffix not in WRITERS or not out.parent.is_dir():
+        raise UserError(f"--out is {wanted.out!r}; give a file in a folder that exists, ending in .npz or .parquet.")
+    if out.exists():
+        raise UserError(f"--out {out} exists; remove it, or give another.")
+    if out.suffix == ".parquet":
+        embedding_files.parquet_library()
+    if wanted.pairs:
+        duplicates.check_name(wanted.pairs)
+
+
+def write(parts, out, judged, config, source, wanted):
+    """All that was asked for, of complete parts, which are removed then."""
     if wanted.neighbours:  # before --out, which is not written twice
         draw_neighbours(config, source, parts, wanted.neighbours)
     if wanted.map:
@@ -100,7 +110,6 @@ def main(wanted):
     print(f"{out}: {rows} images of {source.name}, by {judged}")
     if wanted.pairs:
         print(duplicates.write(wanted.pairs, embedded.read(out), wanted.threshold))
-    return 0
 
 
 def settings(judged, wanted):
@@ -121,10 +130,14 @@ def settings(judged, wanted):
 
 
 def embed(judged, config, source, folder, stop):
-    """The features of all images, as embeddings.Parts in a folder; None if a signal came before."""
+    """The features of all images, as embedding_files.Parts in a folder of process 0; None if a signal came before.
+
+    Of several processes each reads and embeds its rows of every batch; process 0 keeps them all. On the others what is
+    returned has no rows.
+    """
     mesh = sharding.make_mesh()
-    parts = embedding_files.Parts(folder, dependencies(judged, config, source))
-    first = parts.done
+    cluster.check_agreement({"images": {"count": len(source), "listing": source.listing()}})
+    parts, first = open_parts(folder, dependencies(judged, config, source))
     if first:
         log.info("going on after %d of %d images", first, len(source))
     if first >= len(source):
@@ -133,13 +146,13 @@ def embed(judged, config, source, folder, stop):
     feature_step, weights = encoder(judged, config, mesh)
     batches = experiment.eval_batches(config, source.take(np.arange(first, len(source))), mesh)
     total = eval_steps(len(source) - first, size)
-    progress = Progress(total)
+    progress = Progress(total, shown=jax.process_index() == 0)
 
     def computed():
         """The results of each batch while the devices are at work on the next."""
         ahead = None
         for batch in feed.prefetch(batches, mesh):
-            now = batch["index"], feature_step(*weights, batch)
+            now = feature_step(*weights, batch)
             if ahead is not None:
                 yield ahead
             ahead = now
@@ -147,15 +160,16 @@ def embed(judged, config, source, folder, stop):
 
     waiting, saved = [], time.monotonic()
     try:
-        for step, (index, found) in enumerate(computed(), 1):
+        for step, found in enumerate(computed(), 1):
             mask = np.asarray(found["mask"])
-            rows = (np.asarray(index)[mask] + first, np.asarray(found["label"])[mask])
-            waiting.append((*rows, np.asarray(found["features"])[mask]))
             progress.step(int(mask.sum()))
             done = min(first + step * size, len(source))
-            stopping = stop.received is not None and done < len(source)
+            stopping = asked_to_stop(stop, step) and done < len(source)
+            if parts:
+                rows = (np.asarray(found["index"])[mask] + first, np.asarray(found["label"])[mask])
+                waiting.append((*rows, np.asarray(found["features"])[mask]))
             due = len(waiting) * size >= PART or time.monotonic() > saved + SECONDS
-            if stopping or due or done == len(source):
+            if parts and (stopping or due or done == len(source)):
                 parts.add(done, *map(np.concatenate, zip(*waiting, strict=True)))
                 waiting, saved = [], time.monotonic()
             if stopping:
@@ -163,15 +177,33 @@ def embed(judged, config, source, folder, stop):
                 return None
     finally:
         launch.close(batches, progress)
-    if batches.reduced:
+    reduced = int(multihost_utils.process_allgather(np.int32(batches.reduced)).sum())
+    if reduced and parts:
         log.warning(
             "%d of %d images are larger than the canvas of %d pixels and were read at 1/2 or less, which moves their "
             "features a little; --canvas=2048 reads photographs whole, for 16 times the memory",
-            batches.reduced,
+            reduced,
             len(source) - first,
             experiment.canvas(config, source),
         )
     return parts
+
+
+def open_parts(folder, about):
+    """The Parts in a folder, on process 0, () on others; and how many images are done, on all."""
+    opened = []
+    cluster.on_process_0(lambda: opened.append(embedding_files.Parts(folder, about)))
+    done = np.int64(opened[0].done if opened else 0)
+    if jax.process_count() > 1:
+        done = multihost_utils.broadcast_one_to_all(done)
+    return (opened[0] if opened else ()), int(done)
+
+
+def asked_to_stop(stop, step):
+    """Whether a signal came, on any process; all ask after the same step, and are told at the same one."""
+    if jax.process_count() == 1:
+        return stop.received is not None
+    return multihost_utils.reached_preemption_sync_point(step)
 
 
 def made_by(judged, config, wanted):
@@ -251,7 +283,7 @@ def draw_map(config, source, parts, path):
 def as_seen(config, source, rows):
     """These images as the network sees them, uint8 [m, S, S, C]."""
     tiles = []
-    for batch in experiment.eval_batches(config, source.take(rows), sharding.make_mesh()):
+    for batch in experiment.eval_batches(config, source.take(rows), sharding.make_mesh(jax.local_devices())):
         views = augment.eval_views(
             batch["canvas"],
             batch["boxes"],

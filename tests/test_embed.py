@@ -6,6 +6,7 @@ import types
 
 import commands
 import foreign_json
+import frozen_runs
 import jax
 import numpy as np
 import pytest
@@ -245,6 +246,31 @@ def test_the_command(run, photographs, tmp_path):
             assert picture.width > 8 * 24
     status, output = commands.run(*line)
     assert status == 1 and "exists; remove it, or give another." in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_and_go_on_where_one_stopped(run, judged, photographs, tmp_path):
+    """The rows and pictures of one process, and those of one that was stopped after 8 of 27 images and then of two."""
+    stopped = types.SimpleNamespace(received="SIGTERM")
+    source = embed.open_images(str(photographs), 3)
+    assert embed.embed(judged, config_of(judged), source, f"{tmp_path / 'two.npz'}.parts", stopped) is None
+    for name in ("one", "two"):
+        line = [run, photographs, f"--out={tmp_path / name}.npz", "--batch_size=8", f"--map={tmp_path / name}.png"]
+        line += [f"--neighbours={tmp_path / name}_near.png"]
+        if name == "one":
+            started = [commands.start("-m", "barlow_jax.embed", *line)]
+        else:
+            started = frozen_runs.two_processes("barlow_jax.embed", *line)
+        outputs = [commands.finish(process) for process in started]
+        assert [process.returncode for process in started] == [0] * len(started), outputs
+    assert "[0] going on after 8 of 27 images" in outputs[0] and "27 images of" in outputs[0]
+    assert "27 images of" not in outputs[1]
+    one, two = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("one", "two"))
+    np.testing.assert_allclose(two.pop("features"), one.pop("features"), rtol=1e-5, atol=1e-6)
+    assert [*two["paths"]] == [*one["paths"]] and [*two["labels"]] == [*one["labels"]]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}{end}" for name in ("one", "two") for end in (".npz", ".png", "_near.png")
+    }
 
 
 def test_its_file_is_searched_by_an_image(run, photographs, tmp_path, capsys):

@@ -148,7 +148,7 @@ def train_batches(
       {"canvas" uint8 [B, S, S, C], "boxes" float32 [B, views, 4], "index", "label" [B]}, global arrays split by
       example, and "small_boxes" [B, small, 4] where there are any; an epoch's last batch may have fewer rows.
     """
-    order_of = {"last": last, "reference_world_size": reference_world_size, **_process()}
+    order_of = {"last": last, "reference_world_size": reference_world_size, **_process(mesh)}
     boxes_of = {"seed": seed, "scale": crop_scale, "ratio": crop_ratio, "views": views}
     boxes_of |= {"small": small, "small_scale": small_scale}
     if fits_on_devices(source, resident_bytes):
@@ -179,8 +179,10 @@ def eval_batches(source: Source, mesh: Mesh, *, batch_size: int, **options: Any)
       batch_size: over all devices; rounded up to a multiple of their number.
       options: see `pipeline.eval_batches`.
     """
-    return pipeline.eval_batches(source, batch_size=round_up(batch_size, mesh), **options, **_process())
+    return pipeline.eval_batches(source, batch_size=round_up(batch_size, mesh), **options, **_process(mesh))
 
 
-def _process() -> dict[str, Any]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+def _process(mesh: Mesh) -> dict[str, Any]:
+    """The place of this process among those that have devices in the mesh."""
+    processes = sorted({device.process_index for device in mesh.devices.flat})
+    return {"process_index": processes.index(jax.process_index()), "process_count": len(processes)}

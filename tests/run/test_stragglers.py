@@ -91,7 +91,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.slow
 def test_of_two_processes_the_slow_one_is_named(tmp_path):
-    line = ("train.py", "--config=demo", *commands.SMALL, "--config.image_size=24", "--config.epochs=40")
+    line = (
+        "train.py",
+        "--config=demo",
+        *commands.SMALL,
+        "--config.data.resident_bytes=100000000",
+        "--config.epochs=40",
+    )
     line += ("--config.picture_every_epochs=0", "--config.eval.every_epochs=0", "--config.log_every_steps=50")
     place = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{commands.free_port()}", "JAX_NUM_PROCESSES": "2"}
     both = [
