@@ -43,7 +43,7 @@ class Images:
 
 def define_flags(flag):
     flag.config("File or name of the experiment, such as configs/barlow_twins.py or barlow_twins.")
-    flag.text("topology", "Machine, such as v5e:16x16, v4:4x4x4 or gpu:8xH100.")
+    flag.text("topology", "Machine, such as v5e:16x16, v4:4x4x4, 2xv5e:4x8 or gpu:8xH100.")
     flag.number("images", "Training images; 0 counts those of the config, or takes ImageNet's.")
     flag.number("memory", "GB of memory per chip, where it is not the usual.", default=0.0)
     flag.number("images_per_core", "Images that a host core decodes in a second.", default=900.0)

@@ -7,6 +7,7 @@ on any number of devices and processes.
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -16,8 +17,12 @@ SPLIT_FROM = 2**16  # numbers; below, a transfer costs more than the memory it s
 
 
 def make_mesh(devices=None):
-    """A one-axis mesh, "data", over the given devices or all devices of all processes."""
+    """A one-axis mesh, "data", over the given devices or all devices of all processes; TPU slices lie end to end."""
     devices = jax.devices() if devices is None else devices
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if len(slices) > 1 and devices[0].platform == "tpu":  # of which jax.make_mesh makes none
+        ordered = mesh_utils.create_hybrid_device_mesh((len(devices) // len(slices),), (len(slices),), devices)
+        return jax.sharding.Mesh(ordered, ("data",), axis_types=(AxisType.Auto,))
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 

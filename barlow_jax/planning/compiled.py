@@ -5,6 +5,7 @@ All figures are of one device, as XLA counts them for a partitioned program. The
 
 import collections
 import dataclasses
+import re
 
 from barlow_jax.planning import counts, hlo
 
@@ -51,6 +52,20 @@ def collectives(found):
     return sorted(operations, key=lambda operation: -operation.bytes)
 
 
+def between_slices(found):
+    """[Collective] of what each device hands to the network between TPU slices, the largest first.
+
+    There they are no collectives, but transfers from the host, by a runtime of libtpu that sums or gathers them.
+    """
+    sent = []
+    for i in found:
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.rest)
+        if i.op == "send" and kind:
+            array = i.arrays[0]  # beside it what the transfer keeps for itself
+            sent.append(Collective(kind[1].lower().replace("_", "-"), i.name, array.bytes, (array,), i.what))
+    return sorted(sent, key=lambda operation: -operation.bytes)
+
+
 def by_kind(operations):
     """{kind: (number, bytes, bytes of the largest)}."""
     groups = collections.defaultdict(list)
@@ -89,6 +104,7 @@ class Cost:
     optimal_seconds: float | None  # the TPU compiler's own estimate
     collectives: tuple
     largest: tuple
+    between: tuple = ()  # TPU slices
 
     @property
     def memory(self):
@@ -113,4 +129,5 @@ def cost(compiled):
         optimal_seconds=optimal if optimal > 0 else None,
         collectives=tuple(collectives(found)),
         largest=tuple(largest_arrays(found)),
+        between=tuple(between_slices(found)),
     )

@@ -1,6 +1,7 @@
 """Machines that a step can be planned for: what their chips can do at best, and compiling for them from afar.
 
 parse("v5e:16x16")       256 chips of a TPU v5e in a 16 x 16 torus
+parse("2xv5e:4x8")       2 slices of 4 x 8 chips, over the network of the data centre
 parse("gpu:8xH100")      8 GPUs of one host
 parse("gpu:2x8xH100")    2 hosts with 8 GPUs each
 """
@@ -83,6 +84,7 @@ class Machine:
     chip: Chip
     chips: int
     hosts: int = 1  # GPUs
+    slices: int = 1  # TPUs
     card: str = ""  # GPUs: its name in GPUS
 
     @property
@@ -101,19 +103,20 @@ class Machine:
 
 def parse(topology):
     """The Machine of "v4:4x4x4" (a kind of TPU, and chips along each axis) or "gpu:2x8xH100" (hosts, GPUs of each)."""
-    tpu = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
-    if tpu and tpu[1] in TPUS:
-        chips = math.prod(int(side) for side in tpu[2].split("x"))
+    tpu = re.fullmatch(r"(?:(\d+)x)?(v\w+):(\d+(?:x\d+)*)", topology)
+    if tpu and tpu[2] in TPUS:
+        slices = int(tpu[1] or 1)
+        chips = slices * math.prod(int(side) for side in tpu[3].split("x"))
         if chips:
-            return Machine(topology, "tpu", TPUS[tpu[1]], chips)
+            return Machine(topology, "tpu", TPUS[tpu[2]], chips, slices=slices)
     gpu = re.fullmatch(r"gpu:(?:(\d+)x)?(\d+)x([\w-]+)", topology)
     if gpu and gpu[3] in GPUS:
         hosts, each = int(gpu[1] or 1), int(gpu[2])
         if hosts * each:
-            return Machine(topology, "gpu", GPUS[gpu[3]], hosts * each, hosts, gpu[3])
+            return Machine(topology, "gpu", GPUS[gpu[3]], hosts * each, hosts, card=gpu[3])
     raise UserError(
-        f"--topology={topology} is not known; it is a TPU slice such as v5e:16x16 ({', '.join(TPUS)}) or GPUs such as "
-        f"gpu:8xH100, or gpu:2x8xH100 on two hosts ({', '.join(GPUS)})."
+        f"--topology={topology} is not known; it is a TPU slice such as v5e:16x16 ({', '.join(TPUS)}), several such as "
+        f"2xv5e:4x8, or GPUs such as gpu:8xH100, or gpu:2x8xH100 on two hosts ({', '.join(GPUS)})."
     )
 
 
@@ -164,8 +167,10 @@ def _of_tpus(machine):
         )
     for name, value in _LIBTPU.items():
         os.environ.setdefault(name, value)
+    several = f"{machine.slices}x" if machine.slices > 1 else ""
     try:
-        found = topologies.get_topology_desc(machine.topology, "tpu", **dict(machine.chip.options)).devices
+        options = dict(machine.chip.options) | ({"num_slices": machine.slices} if machine.slices > 1 else {})
+        found = topologies.get_topology_desc(machine.topology.removeprefix(several), "tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         what = str(error).splitlines()[0].split(": ", 1)[-1].rstrip(".")
         raise UserError(

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from barlow_jax import sharding
-from barlow_jax.planning import audit, hlo, machines
+from barlow_jax.planning import audit, compiled, hlo, machines
 
 pytestmark = pytest.mark.programs
 
@@ -125,3 +125,17 @@ def test_a_scatter_that_may_collide_is_seen(compile_for, topology):
         return jnp.zeros((10, 64), x.dtype).at[index].add(x)
 
     assert audit.scatters(compile_for(added, [((N, 64), jnp.float32, P()), ((N,), jnp.int32, P())]), DISTINCT)
+
+
+def test_two_slices_are_one_mesh_and_what_crosses_between_them_is_counted():
+    """A sum over 16 devices of two slices: each sums with its slice, and hands an eighth to the network."""
+    if not machines.has_libtpu():
+        pytest.skip("libtpu is not installed")
+    machine = machines.parse("2xv5e:2x4")
+    mesh = sharding.make_mesh(machines.compiler(machine).devices)
+    assert [device.slice_index for device in mesh.devices] == [0] * 8 + [1] * 8
+    split, whole = sharding.by_example(mesh), sharding.replicated(mesh)
+    summed = jax.jit(lambda x: x.sum(0), in_shardings=split, out_shardings=whole)
+    cost = compiled.cost(summed.lower(jax.ShapeDtypeStruct((32, 2**20), jnp.float32)).compile())
+    [transfer] = cost.between
+    assert (transfer.kind, transfer.bytes) == ("all-reduce", 2**20 * 4 / 8)
