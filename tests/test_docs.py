@@ -16,6 +16,7 @@ PAGES = [
     *(commands.ROOT / name for name in ("README.md", "CONTRIBUTING.md", "train.py", "linear_eval.py")),
     # extending.md shows commands of what it adds: test_extending.py runs them.
     *sorted(page for page in (commands.ROOT / "docs").glob("*.*") if page.name != "extending.md"),
+    *sorted((commands.ROOT / "deploy").glob("*.*")),
     *sorted((commands.ROOT / "configs").glob("*.py")),
     *sorted((commands.ROOT / "barlow_jax").glob("*.py")),
     *sorted((commands.ROOT / "benchmarks").glob("*.py")),

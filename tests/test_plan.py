@@ -103,10 +103,24 @@ def test_topologies_by_name():
     assert (v4.chips, v4.devices, v4.memory) == (16, 16, 32 * 2**30)
     assert (cards.platform, cards.devices, cards.hosts, cards.bandwidth) == ("gpu", 8, 1, 1555e9)
     assert (hosts.devices, hosts.hosts, hosts.card) == (16, 2, "H100")
+    slices = machines.parse("2xv5e:4x8")
+    assert (slices.chips, slices.slices, slices.memory, v3.slices) == (64, 2, 16 * 2**30, 1)
 
 
 @pytest.mark.parametrize(
-    "topology", ["v9:2x2", "v5e", "v5e:0x4", "gpu:8", "gpu:8xRTX", "gpu:0xH100", "gpu:0x8xH100", "8xH100"]
+    "topology",
+    [
+        "v9:2x2",
+        "v5e",
+        "v5e:0x4",
+        "0xv9:2x2",
+        "2x2xv5e:2x2",
+        "gpu:8",
+        "gpu:8xRTX",
+        "gpu:0xH100",
+        "gpu:0x8xH100",
+        "8xH100",
+    ],
 )
 def test_unknown_topologies_are_told_the_known(topology):
     with pytest.raises(UserError, match=rf"--topology={topology} .*v6e.*H200"):

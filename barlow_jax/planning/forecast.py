@@ -81,8 +81,8 @@ def describe(config, steps_per_epoch, machine, compiler, cost, images_per_core):
     if machine.slices > 1:
         total = sum(transfer.bytes for transfer in cost.between)
         lines.append(
-            f"              between slices {size(total)} from each {each}, in {len(cost.between)} transfers: not reckoned "
-            "with, as of that network nothing is known here"
+            f"              between slices {size(total)} from each {each}, in {len(cost.between)} transfers: not "
+            "reckoned with, as of that network nothing is known here"
         )
     if machine.hosts > 1:
         lines.append("              links between hosts are not reckoned with: of them nothing is known here")

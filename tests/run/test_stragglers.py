@@ -77,11 +77,12 @@ def test_it_is_said_once(caplog):
 
 SLOW = """
 import os, runpy, sys, time
-from barlow_jax.run import progress
+from barlow_jax.run import progress, stragglers
+stragglers.EVERY = 20
 waiting = progress.Progress.waiting
 def slow(self):
     if os.environ["JAX_PROCESS_ID"] == "1":
-        time.sleep(0.1)
+        time.sleep(1)  # beside steps of a machine that is busy otherwise
     return waiting(self)
 progress.Progress.waiting = slow
 sys.argv = sys.argv[1:]
@@ -98,7 +99,7 @@ def test_of_two_processes_the_slow_one_is_named(tmp_path):
         "--config.data.resident_bytes=100000000",
         "--config.epochs=40",
     )
-    line += ("--config.picture_every_epochs=0", "--config.eval.every_epochs=0", "--config.log_every_steps=50")
+    line += ("--config.picture_every_epochs=0", "--config.eval.every_epochs=0", "--config.log_every_steps=20")
     place = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{commands.free_port()}", "JAX_NUM_PROCESSES": "2"}
     both = [
         commands.start("-c", SLOW, *line, f"--workdir={tmp_path}", **place, JAX_PROCESS_ID=str(k)) for k in range(2)
