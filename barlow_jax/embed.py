@@ -79,7 +79,7 @@ def main(wanted):
     with StopSignals() as stop:
         parts = embed(judged, config, source, f"{out}.parts", stop)
     if parts is not None:
-        cluster.on_process_0(lambda: write(parts, out, judged, config, source, wanted))
+        cluster.long_on_process_0(lambda: write(parts, out, judged, config, source, wanted))
     return 0
 
 

@@ -25,6 +25,7 @@ ADDRESS, COUNT, INDEX = VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESS
 DEVICES = "JAX_LOCAL_DEVICE_IDS"  # read by JAX
 TIMEOUT = 300.0  # seconds until all processes must have found each other
 ALONE = 6  # exit status where the others are gone or did not come; JAX's client, which aborts a process, gives it too
+MEETING = 5.0  # seconds between two exchanges while process 0 works for itself
 HEARTBEAT = 100  # seconds without a word after which a process counts as gone
 
 _FAMILY = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -243,6 +244,36 @@ def on_process_0(work):
         )
     if sentence:
         raise UserError(sentence)
+
+
+def long_on_process_0(work):
+    """As `on_process_0`, of work of minutes, which runs in a thread: all processes meet every few seconds meanwhile.
+
+    A collective that waits for process 0 alone is given up, on CPUs after 30 s where it is the first of its kind.
+    """
+    if jax.process_count() == 1:
+        work()
+        return
+    failure, ended = [], threading.Event()
+
+    def run():
+        try:
+            work()
+        except Exception as error:
+            failure.append(error)
+        finally:
+            ended.set()
+
+    def told():
+        if failure:
+            raise failure[0]
+
+    first = jax.process_index() == 0
+    if first:
+        threading.Thread(target=run, daemon=True).start()
+    while not on_any_process(first and ended.wait(MEETING)):
+        pass
+    on_process_0(told)
 
 
 def on_any_process(flag):
