@@ -50,7 +50,13 @@ def main():
     if name not in COMMANDS:
         sys.exit(f"error: There is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
     if name == "configs":
-        sys.exit(configs(words))
+        try:
+            status = configs(words)
+            sys.stdout.flush()
+        except BrokenPipeError:  # of `... | head`
+            launch.let_go_of_output()
+            status = 1
+        sys.exit(status)
     first = ["pack"] if name == "pack" else []  # one module has both: barlow-jax pack, barlow-jax data stats
     launch.run(*program(name), [f"barlow-jax {name}", *first, *words])
 

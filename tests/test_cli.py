@@ -1,6 +1,7 @@
 """The command `barlow-jax`, and the wheel that brings it: another folder, no checkout."""
 
 import email
+import os
 import pathlib
 import subprocess
 import sys
@@ -107,3 +108,15 @@ def test_from_another_folder_without_a_checkout(wheel, tmp_path):
     environment = commands.environment(PYTHONPATH=str(wheel))
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr
+
+
+@pytest.mark.parametrize("words", [["configs"], ["configs", "demo"]])
+def test_a_list_that_nobody_reads_to_the_end(words, monkeypatch):
+    """`barlow-jax configs | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setattr(sys, "argv", ["barlow-jax", *words])
+        with pytest.raises(SystemExit, match="1"):
+            cli.main()

@@ -224,13 +224,13 @@ def run(main, define_flags, command=None):
             sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
-        _let_go_of_output()
+        let_go_of_output()
         if not jax.distributed.is_initialized():
             sys.exit(f"error: {error}")
         print(f"error: {error}", file=sys.stderr)
         cluster.leave(1)
     except BrokenPipeError:  # of `... | head`: whoever read us has enough
-        _let_go_of_output()
+        let_go_of_output()
         sys.exit(1)
     except Exception as error:
         if not jax.distributed.is_initialized():
@@ -243,7 +243,7 @@ def run(main, define_flags, command=None):
         cluster.leave(cluster.ALONE if cause else 1)
 
 
-def _let_go_of_output():
+def let_go_of_output():
     """What cannot be printed, as whoever reads it has gone or the disk is full, is not tried again at the end."""
     try:
         sys.stdout.flush()
