@@ -143,7 +143,9 @@ def rounds(packages, folder, work):
 
 def told(found):
     """A table, a line for each thing of each version: medians, and of wall time the range."""
-    lines = ["| version | what | wall s (lowest to highest) | CPU s | MB held | MB at the highest | bytes an image, held |"]
+    lines = [
+        "| version | what | wall s (lowest to highest) | CPU s | MB held | MB at the highest | bytes an image, held |"
+    ]
     lines.append("|" + "---|" * 7)
     for (package, what), rows in found.items():
         count, wall, cpu, held, highest = (statistics.median(column) for column in zip(*rows, strict=True))
