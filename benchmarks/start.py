@@ -120,7 +120,7 @@ def measure(what, package, folder, texts, kept):
     """[count, wall s, CPU s, MB held, MB at the highest] of a process that does one thing."""
     environment = os.environ | {"PYTHONPATH": str(package), "BARLOW_JAX_LISTS": str(kept)}
     words = [sys.executable, "-W", "ignore", "-c", CHILD, what, str(folder), str(texts)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    done = subprocess.run(words, env=environment, cwd=package, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"error: {what} in {package} ended with:\n{done.stderr[-2000:]}")
     return [float(word) for word in done.stdout.split()]

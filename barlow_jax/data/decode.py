@@ -63,7 +63,10 @@ def from_files(paths, labels):
 
 
 def from_records(source):
-    """A function for tf.data: index -> (encoded image, label int32), of a records.Records. The read is Python's: 20 us and no lock while the disk is at work."""
+    """A function for tf.data: index -> (encoded image, label int32), of a records.Records.
+
+    The read is Python's: 20 us and no lock while the disk is at work.
+    """
 
     def fetch(index):
         return source.parse(tf.ensure_shape(tf.numpy_function(source.read, [index], tf.string, stateful=False), []))
@@ -240,8 +243,8 @@ def canvas_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of canvases from encoded images, in order: an iterator of dicts of numpy arrays.
 
-    fetch, n: a Fetch or a function as from_records gives, and the number of images there. plan(step), called for every step in the
-    range `steps` -> (int64 [rows], the images of the batch, -1 = leave the row blank; float64 [rows, ...], the `draws`
+    fetch, n: a Fetch or a function as from_records gives, and the number of images. plan(step), called for every step
+    in the range `steps` -> (int64 [rows], the images of the batch, -1 = leave the row blank; float64 [rows, ...], the `draws`
     of each image for boxes_of(draws, height, width, xp=tf) -> [views, 4]).
     reading: pixels.Reading, how the files become pixels.
     Yields canvas uint8 [rows, S, S, C]; boxes float32 [rows, views, 4] and extent int32 [rows, 2] of the content,

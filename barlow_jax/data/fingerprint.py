@@ -22,8 +22,8 @@ def fingerprint(
 ) -> str:
     """SHA-256, as 64 hex digits, of plain values, of arrays to the byte, and of the state of files.
 
-    about: what JSON can hold. text: the length and the pieces of a long one, which counts as the uint8 array of its bytes
-    would before the others. arrays: None stands for one that is not there. files: paths, in an order that counts; of
+    about: what JSON can hold. text: the length and the pieces of a long one, which counts as a uint8 array of its bytes
+    before the others would. arrays: None stands for one that is not there. files: paths, in an order that counts; of
     each the path, size and time of change are taken, not the content. A file that is not there is a state like any
     other: it is up to whoever reads it to complain.
     6 us a file on a local disk, 0.8 s a GB of arrays.

@@ -1,16 +1,16 @@
 """What lies in folders that were looked through before, kept on the disk, so that only what changed is looked through.
 
 A folder is taken from its list if it is, to the nanosecond, what it was then: its inode, and the times at which its
-entries (mtime) and anything about it (ctime) last changed. So a file that came, went or was renamed is seen, and so is a
-folder that may be read since. Not kept is what these times do not tell:
+entries (mtime) and anything about it (ctime) last changed. So a file that came, went or was renamed is seen, and so is
+a folder that may be read since. Not kept is what these times do not tell:
 
 - a folder with links, as what they lead to may change; the folders that they lead to have lists of their own
 - one that changed within RECENT seconds before it was looked through: it may change again at the same tick of the clock
 - one with more than ASKED files that had to be opened to tell whether they are images; of fewer the states are kept too
 - one on a file system whose folders have no such times (FUSE, so mounted buckets; SMB), or none that is known
 
-The lists are in $BARLOW_JAX_LISTS, or in $XDG_CACHE_HOME/barlow-jax/lists, or ~/.cache/barlow-jax/lists, a file for each
-folder that was opened; BARLOW_JAX_LISTS=off keeps none. A file that is damaged, of another version, or may be written
+The lists are in $BARLOW_JAX_LISTS, or in $XDG_CACHE_HOME/barlow-jax/lists, or ~/.cache/barlow-jax/lists, a file for
+each folder that was opened; BARLOW_JAX_LISTS=off keeps none. A file that is damaged, of another version, or may be written
 by others than the user is not believed, and written anew. Where none can be written nothing else is different.
 """
 
@@ -59,14 +59,14 @@ State = tuple[int, int, int]  # inode, mtime, ctime
 class Contents(NamedTuple):
     """What is in one folder."""
 
-    images: bytes  # their names, sorted, with a NUL between two
+    images: bytes | memoryview  # their names, sorted, with a NUL between two
     folders: tuple[str, ...]
     left_out: dict[str, int]  # how many of each kind, in words
     asked: dict[str, State] | None  # files that were opened, and what they were; None: not to be kept
 
     def names(self) -> list[str]:
         """Of the images."""
-        return os.fsdecode(self.images).split("\0") if self.images else []
+        return os.fsdecode(bytes(self.images)).split("\0") if self.images else []
 
 
 def state_of(found: os.stat_result) -> State:
@@ -120,7 +120,7 @@ class Lists:
                 logger.info("the list of the images in %s is not kept (%s: %s)", self._root, self._file, reason)
 
     def _read(self):
-        """{relative path: (state, Contents)} of the file; empty where there is none to be believed."""
+        """{relative path: (state, Contents)} of the file; empty where there is none, or none that is believed."""
         try:
             found = os.lstat(self._file)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
@@ -172,7 +172,8 @@ def _parsed(file, rules):
     about = json.loads(file["about"].tobytes())
     if about["rules"] != rules:
         raise ValueError("it is of another version")
-    images, ends = file["images"].tobytes(), np.cumsum(file["sizes"]).tolist()
+    # Views of one array: what a folder each had would stay behind in the heap.
+    images, ends = memoryview(file["images"]), np.cumsum(file["sizes"]).tolist()
     kept, start = {}, 0
     for (relative, folders, left_out, asked), state, end in zip(
         about["folders"], file["states"].tolist(), ends, strict=True

@@ -50,7 +50,7 @@ class Encoded(abc.ABC):
 
     @abc.abstractmethod
     def fetch(self) -> Callable[..., Any]:
-        """For tf.data: a function from an index to (encoded image, label int32; -1 without labels), or a decode.Fetch."""
+        """For tf.data: a decode.Fetch, or a function index -> (encoded image, label int32; -1 without labels)."""
 
     def batches(self, job):
         """The batches that a readers.Job asks for."""

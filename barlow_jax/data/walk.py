@@ -127,7 +127,7 @@ def _pieces(root, lists, progress, found):
 
 
 def _in_reverse(relative, contents, above):
-    """What waits in a folder: the images before its last folder in the order, and that folder, come before the first."""
+    """What waits in a folder: its images and folders in the order, what comes first at the end."""
     images, waiting, start = contents.names(), [], 0
     for name in sorted(f"{folder}/" for folder in contents.folders):
         stop = bisect.bisect_left(images, name, start)
@@ -159,7 +159,7 @@ def contents_of(folder, progress):
 
 
 def _is_plain(entry):
-    """Whether it is surely an image, by what the folder says: nearly all there is, in a third of the time of `_kind`."""
+    """Whether it is an image by what the folder says: most of what there is, in a third of the time of `_kind`."""
     name = entry.name
     try:
         return name.lower().endswith(EXTENSIONS) and name[0] != "." and entry.is_file(follow_symlinks=False)
