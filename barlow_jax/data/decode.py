@@ -244,8 +244,8 @@ def canvas_batches(
     """Batches of canvases from encoded images, in order: an iterator of dicts of numpy arrays.
 
     fetch, n: a Fetch or a function as from_records gives, and the number of images. plan(step), called for every step
-    in the range `steps` -> (int64 [rows], the images of the batch, -1 = leave the row blank; float64 [rows, ...], the `draws`
-    of each image for boxes_of(draws, height, width, xp=tf) -> [views, 4]).
+    in the range `steps` -> (int64 [rows], the images of the batch, -1 = leave the row blank; float64 [rows, ...], the
+    `draws` of each image for boxes_of(draws, height, width, xp=tf) -> [views, 4]).
     reading: pixels.Reading, how the files become pixels.
     Yields canvas uint8 [rows, S, S, C]; boxes float32 [rows, views, 4] and extent int32 [rows, 2] of the content,
     see read_window; size int32 [rows, 2] of the image as it is stored; label int32 [rows]; index int64 [rows], the

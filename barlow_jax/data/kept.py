@@ -10,8 +10,8 @@ a folder that may be read since. Not kept is what these times do not tell:
 - one on a file system whose folders have no such times (FUSE, so mounted buckets; SMB), or none that is known
 
 The lists are in $BARLOW_JAX_LISTS, or in $XDG_CACHE_HOME/barlow-jax/lists, or ~/.cache/barlow-jax/lists, a file for
-each folder that was opened; BARLOW_JAX_LISTS=off keeps none. A file that is damaged, of another version, or may be written
-by others than the user is not believed, and written anew. Where none can be written nothing else is different.
+each folder that was opened; BARLOW_JAX_LISTS=off keeps none. A file that is damaged, of another version, or may be
+written by others than the user is not believed, and written anew. Where none can be written nothing else is different.
 """
 
 import hashlib

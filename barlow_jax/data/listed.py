@@ -17,8 +17,7 @@ class ListedFiles(Files):
 
     def __init__(self, path, *, channels=3, value_range=(), max_pixels=MAX_PIXELS):
         path = walk.local_path(path)
-        folder = str(path.parent)
-        paths = [walk.join(folder, line) for line in walk.read_list(path)]
+        paths = walk.joined(path.parent, walk.read_list(path))
         if missing := walk.missing(paths):
             raise UserError(
                 f"{walk.readable(missing[0])}, which {path} names, does not exist, nor do {len(missing) - 1} other of "

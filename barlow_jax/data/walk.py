@@ -2,7 +2,6 @@
 
 import bisect
 import collections
-import concurrent.futures
 import itertools
 import logging
 import os
@@ -12,7 +11,6 @@ import time
 from typing import NamedTuple
 
 from barlow_jax.data import kept
-from barlow_jax.data.fingerprint import PART, READERS
 from barlow_jax.data.paths import Paths
 from barlow_jax.errors import UserError
 
@@ -31,6 +29,7 @@ OTHER_FORMATS = (
     *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".tga", ".jfif", ".svg", ".psd", ".dcm", ".exr", ".hdr"),
     *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".ico", ".icns", ".fits", ".npy"),
 )
+NOT_AS_PATHLIB_HAS_IT = re.compile(r"//|\./|/\.?$|^\.$", re.MULTILINE)
 SECONDS = 5  # between two lines of log about how far one is
 ARCHIVES_REST = "__MACOSX"  # what the Finder puts into a ZIP beside the files themselves
 
@@ -280,18 +279,32 @@ def listed(files, path, root):
     return sorted(set(found.values()))
 
 
-def join(folder, line):
-    """str(pathlib.Path(folder) / line) of a folder that is such a str, without the 6 us that this takes."""
-    if "//" in line or "./" in line or line.endswith(("/", "/.")) or line == "." or folder == ".":
-        return str(pathlib.Path(folder) / line)
-    return os.path.join(folder, line)
+def joined(folder, lines):
+    """[str(folder / line) for line in lines] of a pathlib.Path, which takes 6 us a line, in a tenth of the time."""
+    if NOT_AS_PATHLIB_HAS_IT.search("\n".join(lines)):
+        return [str(folder / line) for line in lines]
+    start = str(folder / "x")[:-1]
+    return [line if line[0] == "/" else start + line for line in lines]
 
 
 def missing(paths):
-    """Those of the paths that are no regular files, in order; of many they are asked at a time."""
+    """Those of the paths that are no regular files, nor links to any, in order.
 
-    def of_part(start):
-        return [path for path in paths[start : start + PART] if not os.path.isfile(path)]
-
-    with concurrent.futures.ThreadPoolExecutor(READERS, "missing") as pool:
-        return [path for part in pool.map(of_part, range(0, len(paths), PART)) for path in part]
+    What a folder says of many files at once takes a tenth of the time of asking for each. What is not among its first
+    entries, ten for each file that is wanted there, is asked for.
+    """
+    wanted = collections.defaultdict(set)
+    for path in paths:
+        start = path.rfind("/") + 1
+        wanted[path[:start]].add(path[start:])
+    absent = set()
+    for folder, names in wanted.items():
+        try:
+            with os.scandir(folder or ".") as entries:
+                some = itertools.islice(entries, 10 * len(names))
+                found = {entry.name for entry in some if entry.is_file(follow_symlinks=False)}
+        except OSError:
+            found = set()  # of a folder that may not be listed files may be read
+        absent.update(f"{folder}{name}" for name in names - found)
+    absent = {path for path in absent if not os.path.isfile(path)}
+    return [path for path in paths if path in absent] if absent else []
