@@ -54,7 +54,7 @@ if what == "walk":
         for entry in os.scandir(folder):
             for inner in os.scandir(entry.path):
                 count += inner.is_file()
-        return count
+        return range(count)
 else:
     from barlow_jax import data
     from barlow_jax.data.listed import ListedFiles
@@ -62,16 +62,18 @@ else:
         from barlow_jax.data import decode
     def work():
         if what == "list":
-            return len(ListedFiles(os.path.join(texts, "all.txt")))
+            return ListedFiles(os.path.join(texts, "all.txt"))
         source = data.ImageFolder(folder, listed=os.path.join(texts, "some.txt") if what == "listed" else "")
         if what == "batch":
             source.listing()
             reader = data.train_batches(source, batch_size=64, seed=0, canvas=128, last="wrap", threads=2)
             next(reader)
-        return len(source)
+            return source, reader
+        return source
 before, wall, cpu = held(), time.perf_counter(), time.process_time()
-count = work()
+held_on_to = work()
 wall, cpu, after = time.perf_counter() - wall, time.process_time() - cpu, held()
+count = len(held_on_to[0] if what == "batch" else held_on_to)
 print(count, wall, cpu, after[0] - before[0], after[1] - before[0])
 os._exit(0)  # a reader would be read to its end
 """

@@ -113,6 +113,7 @@ def test_what_changed_is_seen_and_only_that_is_looked_through(lists, images, loo
 
 def test_folders_with_links_are_looked_through_every_time(lists, images, tmp_path, looked):
     folder(tmp_path / "store", "x.jpg")
+    rewrite(tmp_path / "store" / "x.jpg")
     os.symlink(tmp_path / "store", images / "linked")
     os.symlink(tmp_path / "store" / "x.jpg", images / "a" / "link.jpg")
     look(images)
