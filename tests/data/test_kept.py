@@ -1,4 +1,4 @@
-"""Kept lists: which changes below a folder are seen, which files are believed, and that nothing else depends on them."""
+"""Kept lists: which changes below a folder are seen, which files are believed, and that nothing depends on them."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ FILES = ("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/deep/1.jpg", "b/deep.jpg", "b/notes
 
 @pytest.fixture
 def lists(tmp_path, monkeypatch):
-    """The folder of kept lists; every folder of images is worth one, and ten seconds after a change it is old enough."""
+    """The folder of kept lists; every folder of images is worth one, and a clock that is ahead makes it old enough."""
     monkeypatch.setenv("BARLOW_JAX_LISTS", str(tmp_path / "lists"))
     monkeypatch.setattr(kept, "WORTH", 1)
     monkeypatch.setattr(kept, "_file_system", lambda path: "ext4")
