@@ -59,7 +59,7 @@ State = tuple[int, int, int]  # inode, mtime, ctime
 class Contents(NamedTuple):
     """What is in one folder."""
 
-    images: bytes | memoryview  # their names, sorted, with a NUL between two
+    images: bytes | memoryview | range  # their names, sorted, with a NUL between two; or where they stand in a text
     folders: tuple[str, ...]
     left_out: dict[str, int]  # how many of each kind, in words
     asked: dict[str, State] | None  # files that were opened, and what they were; None: not to be kept
@@ -83,6 +83,7 @@ class Lists:
     def __init__(self, root: str, rules: str):
         self._root, self._rules, self._file = root, f"{FORM} {rules}", None
         self._found, self._changed, self._with_times = {}, False, {}
+        self._new = bytearray()  # the images of all folders that were looked through
         if folder := place():
             name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
             self._file = os.path.join(folder, f"{name}.npz")
@@ -107,14 +108,17 @@ class Lists:
         if self._file and contents.asked is not None and self._tells_times(relative, found):
             states = [state_of(found), *contents.asked.values()]
             if max(map(max, (state[1:] for state in states))) < (time.time() - RECENT) * 1e9:
-                self._found[relative], self._changed = (states[0], contents), True
+                start, self._changed = len(self._new), True
+                self._new += contents.images
+                place = range(start, len(self._new))  # bytes of each would leave holes in the heap, a third of all
+                self._found[relative] = states[0], contents._replace(images=place)
         return contents
 
     def keep(self, count: int):
         """Writes the lists, if anything is new and there are enough images."""
         if self._file and count >= WORTH and (self._changed or self._found.keys() != self._kept.keys()):
             try:
-                _write(self._file, self._rules, self._found)
+                _write(self._file, self._rules, self._found, self._new)
             except OSError as error:
                 reason = error.strerror or error
                 logger.info("the list of the images in %s is not kept (%s: %s)", self._root, self._file, reason)
@@ -186,11 +190,12 @@ def _parsed(file, rules):
     return kept
 
 
-def _write(path, rules, found):
+def _write(path, rules, found, new):
     """The file, whole or not at all; whoever replaces it last, it is one process's."""
     folders = [[relative, c.folders, c.left_out, c.asked] for relative, (_, c) in found.items()]
     about = json.dumps({"rules": rules, "folders": folders}).encode()
     lists = [contents.images for _, contents in found.values()]
+    lists = [memoryview(new)[part.start : part.stop] if isinstance(part, range) else part for part in lists]
     arrays = {
         "about": np.frombuffer(about, np.uint8),
         "states": np.asarray([state for state, _ in found.values()], np.int64).reshape(-1, 3),
