@@ -150,11 +150,11 @@ def told(found):
     ]
     lines.append("|" + "---|" * 7)
     for (package, what), rows in found.items():
-        count, wall, cpu, held, highest = (statistics.median(column) for column in zip(*rows, strict=True))
-        walls = [row[1] for row in rows]
-        spread = f"{wall:.2f} ({min(walls):.2f} to {max(walls):.2f})"
+        count, _, cpu, held, highest = (statistics.median(column) for column in zip(*rows, strict=True))
+        wall, cpus = min(row[1] for row in rows), [row[2] for row in rows]
+        spread = f"{cpu:.2f} ({min(cpus):.2f} to {max(cpus):.2f})"
         an_image = f"{held * 2**20 / count:.0f}"
-        lines.append(f"| {package} | {what} | {spread} | {cpu:.2f} | {held:.0f} | {highest:.0f} | {an_image} |")
+        lines.append(f"| {package} | {what} | {wall:.2f} | {spread} | {held:.0f} | {highest:.0f} | {an_image} |")
     return lines
 
 
