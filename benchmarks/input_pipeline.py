@@ -207,7 +207,9 @@ def start_torch(paths):
         return None
     words = [TORCH.value, str(pathlib.Path(__file__).with_name("torch_loader.py")), *paths]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    print(process.stdout.readline().strip() or f"error: {TORCH.value} has no torch and torchvision")
+    if not (version := process.stdout.readline().strip()):
+        raise UserError(f"--torch={TORCH.value} ended at once: name an interpreter that has torch and torchvision.")
+    print(version)
     return process
 
 

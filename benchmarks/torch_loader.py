@@ -2,18 +2,21 @@
 
     PYTHON benchmarks/torch_loader.py IMAGE...
 
-For each line that it reads it goes over all the images once, two views of each, and prints how many images that were per
-CPU second of the process. The loader has no workers, and so none of the cost of sending batches between processes.
+For each line that it reads it goes over all the images once, two views of each, and prints how many images that were
+per CPU second of the process. The loader has no workers, and so none of the cost of sending batches between processes.
 Started by input_pipeline.py --torch=PYTHON, in an environment with torch and torchvision.
 """
 
 import sys
 import time
 
-import torch
-import torchvision
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
-from torchvision.transforms import InterpolationMode, v2
+try:
+    import torch
+    import torchvision
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from torchvision.transforms import InterpolationMode, v2
+except ImportError as error:
+    sys.exit(f"error: this needs torch and torchvision ({error}); install them, or leave --torch out.")
 
 
 class TwoViews(torch.utils.data.Dataset):
