@@ -42,28 +42,28 @@ def define_flags(flag):
 
 def main(wanted):
     config = wanted.config
-    experiment.settle(config, wanted.workdir)
+    opened = experiment.settle(config, wanted.workdir)
     keep = {"free": free.PRETRAINING, "allowed": wanted.allow_changes}
     with workdirs.opened(wanted.workdir, config.to_dict(), **keep) as workdir, StopSignals() as stop:
         with compilation_cache.used(config.compilation_cache, workdir):
-            finished = train(config, workdir, stop, wanted.init)
+            finished = train(config, workdir, stop, wanted.init, opened)
         if finished:
             return 0
         stop.requeue()
         return wanted.stopped_status
 
 
-def train(config, workdir, stop, init=""):
+def train(config, workdir, stop, init="", opened=None):
     """Trains, evaluates and saves until the last epoch, or until `stop.received`: then it returns False.
 
-    init: a file of weights to begin with where the work folder has no checkpoint.
+    init: a file of weights to begin with where the work folder has no checkpoint; opened: see `experiment.sources`.
     """
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     experiment.check_microbatches(config, mesh)
 
     # Data.
-    source, val_source = experiment.sources(config)
+    source, val_source = experiment.sources(config, opened)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.last)
     experiment.check_last_batch(config, len(source), mesh)
     total_steps = config.epochs * steps_per_epoch

@@ -64,16 +64,12 @@ def train(
       UserError: what the command would print.
     """
     program = config_files.program("train")
-    wanted = _wanted(program.define_flags, config, data, fields, workdir=str(workdir), init=str(init))
-    wanted.allow_changes, wanted.stopped_status = list(allow_changes), 1
-    told = {
-        "workdir": str(workdir),
-        **({} if data is None else {"data": data}),
-        **({"init": str(init)} if init else {}),
-    }
-    named = "config" if isinstance(config, ConfigDict) else repr(config)
-    call = ", ".join([named, *(f"{name}={value!r}" for name, value in (told | fields).items())])
-    with launch.errors_for_people(), results.commanded(f"barlow_jax.train({call})"):
+    given = {"workdir": str(workdir or ""), "init": str(init)}
+    wanted = _wanted(program.define_flags, config, data, fields, **given)
+    wanted.allow_changes = [allow_changes] if isinstance(allow_changes, str) else list(allow_changes)
+    wanted.stopped_status = 1
+    told = given | {"data": data, "allow_changes": wanted.allow_changes}
+    with launch.errors_for_people(), results.commanded(f"barlow_jax.train({_call(config, told, fields)})"):
         cluster.join()
         return program.main(wanted) == 0
 
@@ -109,11 +105,10 @@ def evaluate(
         raise UserError(f"by is {by!r}; it is one of {', '.join(EVALUATIONS)}.")
     program = config_files.program("linear_eval") if by == "linear" else importlib.import_module(f"barlow_jax.{by}")
     named = EVALUATIONS[by] if config is None else config
-    given = {"checkpoint": str(checkpoint), "workdir": str(workdir), "baseline": baseline, "ema": ema}
-    wanted = _wanted(program.define_flags, named, data, fields, **given)
-    told = {"by": by, **({} if config is None else {"config": config}), **({} if data is None else {"data": data})}
-    call = ", ".join([repr(str(checkpoint)), *(f"{name}={value!r}" for name, value in (told | fields).items())])
-    with launch.errors_for_people(), results.commanded(f"barlow_jax.evaluate({call})"):
+    given = {"workdir": str(workdir or ""), "baseline": baseline, "ema": ema}
+    wanted = _wanted(program.define_flags, named, data, fields, checkpoint=str(checkpoint), **given)
+    told = {"by": by, "config": config, "data": data, **given, "ema": ema if ema != "average" else ""}
+    with launch.errors_for_people(), results.commanded(f"barlow_jax.evaluate({_call(checkpoint, told, fields)})"):
         cluster.join()
         if by != "linear":
             return program.judge(wanted)
@@ -124,6 +119,18 @@ def evaluate(
 def load(path: str | os.PathLike[str], *, step: int | None = None, ema: str = "average") -> encoder.Network:
     """A trained network, ready to use: see `evaluation.encoder.load`, which this is."""
     return encoder.load(path, step=step, ema=ema)
+
+
+def _call(first, told, fields):
+    """The arguments of a call as they were written: one by place, then those by name that were given."""
+    given = {name: value for name, value in told.items() if value is not None and value not in ("", [])} | fields
+    return ", ".join([_written(first), *(f"{name}={_written(value)}" for name, value in given.items())])
+
+
+def _written(value):
+    if isinstance(value, ConfigDict):
+        return "config"  # what it holds is in the run's config.json
+    return repr(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
 def _wanted(define_flags, config, data, fields, **values):

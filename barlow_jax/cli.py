@@ -28,12 +28,14 @@ COMMANDS = {
     "report": "all results below some folders, beside the paper's, and a page of the runs",
     "watch": "the page of runs, live in a browser of this machine",
     "plan": "what a config means, and what a machine would make of it",
+    "pack": "tar shards of a folder of images, or of another set",
+    "data": "`data stats`: sizes, formats, value ranges, means, duplicates and broken files of a set of images",
     "doctor": "whether a machine and images are fit to train on; replays a step that was not finite",
     "demo": "the small run on embedded digits, and the table of what it has learned",
     "configs": "the configs that come along; with a name, one to start from",
 }
 PROGRAMS = {"train": "train", "linear-eval": "linear_eval"}
-ROOMS = {"watch": "results.serve"}
+ROOMS = {"watch": "results.serve", "pack": "dataset", "data": "dataset"}
 
 
 def main():
@@ -49,7 +51,8 @@ def main():
         sys.exit(f"error: There is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
     if name == "configs":
         sys.exit(configs(words))
-    launch.run(*program(name), [f"barlow-jax {name}", *words])
+    first = ["pack"] if name == "pack" else []  # one module has both: barlow-jax pack, barlow-jax data stats
+    launch.run(*program(name), [f"barlow-jax {name}", *first, *words])
 
 
 def program(name):

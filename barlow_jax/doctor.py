@@ -64,7 +64,7 @@ def main(wanted):
 def examined(config, folder, seconds):
     """The lines of all checks, as they are found."""
     fields.fill_in(config, fields.PRETRAINING)
-    given = bool(config.data.path) or config.data.kind not in ("folder", "npz", "tfds")
+    given = bool(config.data.path) or config.data.kind not in (*fields.together.NEED_PATH, "tfds")
     yield from checkup.examine(of_host(config, folder, given), seconds)
     yield from checkup.examine(of_devices(), seconds)
     if given:
@@ -129,10 +129,10 @@ def open_images(config, opened):
 
     opened: list that gets the source.
     """
-    experiment.settle(config)
+    already = experiment.settle(config)
     where_they_are = config.copy_and_resolve_references().unlock()
     where_they_are.data.resident_bytes = 0
-    source, held_out = experiment.sources(where_they_are)
+    source, held_out = experiment.sources(where_they_are, already)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     experiment.check_microbatches(config, mesh)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from barlow_jax import fields, metrics, model, objectives, optim, pretrain, sharding, views
 from barlow_jax.data import order, pixels
-from barlow_jax.data.kinds import open_fields
+from barlow_jax.data.kinds import CLASSES_OF_TRAIN, open_fields
 from barlow_jax.errors import UserError
 from barlow_jax.training import feed, microbatches, presets, viewing
 
@@ -31,10 +31,21 @@ def check(config):
 
 
 def settle(config, workdir=""):
-    """`check`, and the fields that are open (None) get values: see `presets.settle`."""
+    """`check`, and the fields that are open (None) get values: see `presets.settle`.
+
+    Returns:
+      The training images where they were opened for it, for `sources`, else None.
+    """
     check(config)
-    if presets.settle(config, workdir, lambda: open_fields(config.data, config.data.train, reading(config.data))):
+    opened = []
+
+    def images():
+        opened.append(_open(config.data))
+        return opened[0]
+
+    if presets.settle(config, workdir, images):
         check(config)
+    return opened[0] if opened else None
 
 
 def check_steps(config, steps_per_epoch):
@@ -55,15 +66,24 @@ def reading(data):
     }
 
 
-def sources(config):
-    """The training source, and the validation source or None."""
+def _open(data):
+    """The training images of config.data, where they are."""
+    return open_fields(data, data.train, reading(data))
+
+
+def sources(config, opened=None):
+    """The training source, and the validation source or None.
+
+    opened: what `settle` gave: looking through millions of files takes minutes, and once is enough.
+    """
     data = config.data
-    train = open_fields(data, data.train, reading(data))
+    train = _open(data) if opened is None else opened
     train = feed.resident(train, data.resident_bytes, **_reading(config, train))
     if not data.val:
         return train, None
-    # Both splits of a folder must number their classes alike.
-    names = {"class_names": train.class_names} if data.kind == "folder" and train.class_names else {}
+    # Both splits must number their classes alike.
+    numbered_alike = data.kind in CLASSES_OF_TRAIN and train.class_names
+    names = {"class_names": train.class_names} if numbered_alike else {}
     return train, open_fields(data, data.val, reading(data), **names)
 
 

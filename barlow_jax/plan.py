@@ -88,7 +88,8 @@ def images_of(config, count):
     assumed = Images(count or IMAGENET, channels, 1000, side, "as you say" if count else "ImageNet's, assumed")
     if config.data.kind == "npz":  # arrays are put on a canvas whole
         assumed = dataclasses.replace(assumed, canvas=config.image_size)
-    options = {"folder": {"channels": channels}, "tfds": {"channels": channels, "name": config.data.name}}
+    options = {kind: {"channels": channels} for kind in fields.together.OF_FILES}
+    options["tfds"]["name"] = config.data.name
     try:
         source = open_source(
             config.data.kind,

@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from barlow_jax import model, optim, tree
+from barlow_jax import model, optim
 from barlow_jax.errors import UserError
 from barlow_jax.loss import cross_correlation
 from barlow_jax.metrics import agreement, embedding_stats
+from barlow_jax.run import trees
 from barlow_jax.sharding import by_example, replicated
 from barlow_jax.training import averaging, loss_scale, microbatches, nonfinite
 
@@ -143,7 +144,7 @@ def going_on(state: TrainState, params: Any, batch_stats: Any, momentum: Any, st
     opt_state = optim.going_on(state.opt_state, momentum, step)
     new = state._replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state)
     new = new._replace(average=averaging.create(params, batch_stats) if state.average else {})
-    wrong = tree.differences(state, new)
+    wrong = trees.differences(state, new)
     if wrong:
         name, (here, there) = next(iter(wrong.items()))
         raise UserError(f"The weights do not fit this run: {name} is {there} there and {here} here; take its config.")

@@ -62,6 +62,9 @@ def main(wanted):
     if not wanted.workdir:
         raise UserError("--workdir is missing; give the folder where the runs and the table go.")
     runs = plan(wanted)
+    refused = {} if wanted.table else refusals(runs)
+    for member, problem in refused.items() if wanted.print or wanted.slurm else ():
+        log.warning("%s will not work: %s", member, problem)
     if wanted.print:
         print("\n".join(map(one_line, runs)))
         return 0
@@ -70,7 +73,6 @@ def main(wanted):
         return 0
     failures = {}
     if not wanted.table:
-        refused = refusals(runs)
         with stages.Stages() as running:
             failures = carried_out(runs, running, refused)
         if running.stopped:

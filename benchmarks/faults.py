@@ -31,8 +31,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from absl import logging
 
-from barlow_jax import tree
-from barlow_jax.run import metric_writers
+from barlow_jax.run import metric_writers, trees
 from barlow_jax.run.checkpoint import FOLDER, newest_step, restore_all
 
 EVERY = 20  # steps between checkpoints
@@ -185,7 +184,7 @@ def kill_somewhere(processes, workdir, moment, rng, startup):
 def differences(workdir, other):
     """What differs between two runs, in words: arrays of their last checkpoints, lines of their metrics."""
     (a, _), (b, _) = restore_all(workdir), restore_all(other)
-    a, b = tree.named(a), tree.named(b)
+    a, b = trees.named(a), trees.named(b)
     found = [f"{name} is in one run only" for name in sorted(a.keys() ^ b.keys())]
     for name in sorted(a.keys() & b.keys()):
         if a[name].dtype != b[name].dtype or a[name].shape != b[name].shape or a[name].tobytes() != b[name].tobytes():

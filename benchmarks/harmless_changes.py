@@ -157,13 +157,13 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "a check of the lines above: both are of one length",
     ),
     (
-        "metrics",
+        "metrics.neighbours",
         "def _pad(x, length, fill=0):",
         "(1)",
         "rows that fill up a block have the label -1 among the training rows and are cut off among the test rows",
     ),
     (
-        "metrics",
+        "metrics.accuracy",
         'order = np.argsort(-scores, kind="stable")',
         "(np.argsort(-scores))",
         "equal scores are one threshold, in whatever order they stand",

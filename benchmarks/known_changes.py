@@ -61,10 +61,10 @@ KNOWN = [  # (module, text, what takes its place, the test that holds it): what 
         "test_loss.py::test_products_are_asked_for_in_full",
     ),
     (
-        "metrics",
-        'features.T, precision="highest"',
-        "features.T",
-        "test_metrics.py::test_similarities_are_asked_for_in_full",
+        "metrics.neighbours",
+        'rows.T, precision="highest"',
+        "rows.T",
+        "metrics/test_neighbours.py::test_similarities_are_asked_for_in_full",
     ),
     *(
         (
@@ -130,16 +130,16 @@ KNOWN = [  # (module, text, what takes its place, the test that holds it): what 
         "test_sharding.py::test_batch_sizes_that_the_devices_do_not_divide",
     ),
     (
-        "metrics",
+        "metrics.neighbours",
         "jax.jit(local, out_shardings=NamedSharding(mesh, P()))",
         "jax.jit(local)",
-        "test_metrics.py::test_every_process_is_told_the_whole_vote",
+        "metrics/test_neighbours.py::test_every_process_is_told_the_whole_vote",
     ),
     (
-        "metrics",
+        "metrics.accuracy",
         "np.maximum.accumulate(precision[::-1])[::-1]",
         "np.maximum.accumulate(precision)",
-        "test_metrics.py::test_average_precision",
+        "metrics/test_accuracy.py::test_average_precision",
     ),
     (
         "optim",

@@ -40,7 +40,10 @@ _STEPS = "objectives/test_steps.py::"
 TESTS = {  # module: the test files that stand for it, the cheapest first
     "loss": ["test_loss.py"],
     "optim": ["test_optim.py", "test_pretrain.py"],
-    "metrics": ["test_metrics.py"],
+    "metrics.accuracy": ["metrics/test_accuracy.py"],
+    "metrics.embeddings": ["metrics/test_embeddings.py"],
+    "metrics.neighbours": ["metrics/test_neighbours.py"],
+    "metrics.ranks": ["metrics/test_ranks.py"],
     "augment": ["test_augment.py", "test_views.py"],
     "sharding": ["test_sharding.py", "test_views.py", "test_pretrain.py"],
     "pretrain": [

@@ -30,6 +30,7 @@ from programs import unasked
 from barlow_jax import augment, metrics, model, pretrain
 from barlow_jax.evaluation import heads
 from barlow_jax.loss import barlow_twins_loss
+from barlow_jax.metrics import neighbours
 from barlow_jax.networks import batch_norm
 from barlow_jax.ops import image
 
@@ -105,8 +106,8 @@ def knn():
     start = np.full((2, 512, 20), -np.inf, np.float32), np.zeros((2, 512, 20), np.int32)
 
     def vote(queries, bank):
-        found = metrics._merge_block(*start, queries.reshape(2, 512, -1), bank, labels)
-        return metrics._vote(*found, 0.07, ks=(20,), classes=100)
+        found = neighbours._merge_block(*start, queries.reshape(2, 512, -1), bank, labels)
+        return neighbours._vote(*found, 0.07, ks=(20,), classes=100)
 
     show("kNN: answers changed", vote, (queries, bank), differ)
 

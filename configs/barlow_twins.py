@@ -112,8 +112,10 @@ def get_config():
 
     # The images.
     config.data = ConfigDict()
-    config.data.kind = "folder"  # "folder" (of images, with or without class folders) | "tfds" | "npz" | "digits"
-    config.data.path = ""  # folder: holds train/ and val/; npz: the file; tfds: where its sets are, if not at home
+    # "folder" (of images, with or without class folders) | "tfds" | "tar" (WebDataset's shards) | "parquet" (as the
+    # Hugging Face Hub has them) | "npz" | "digits"; see docs/data.md.
+    config.data.kind = "folder"
+    config.data.path = ""  # folder: holds train/ and val/; tar, parquet: the shards; npz: the file; tfds: its sets
     config.data.name = ""  # tfds: the data set, such as "imagenet2012"; see tfds.py
     config.data.train = "train"  # folder: subfolder of path ("." is path itself); else the split, as in "train[:10%]"
     config.data.val = "val"  # the same for evaluation during training; "" for none

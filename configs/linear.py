@@ -45,8 +45,8 @@ def get_config():
 
     # The images. What is empty is as in the pre-training run; with another kind than there, give all that it needs.
     config.data = ConfigDict()
-    config.data.kind = ""  # "folder" (of class folders) | "tfds" | "npz" | "digits"
-    config.data.path = ""  # folder: holds train/ and val/; npz: the file; tfds: where its sets are, if not at home
+    config.data.kind = ""  # "folder" (of class folders) | "tfds" | "tar" | "parquet" | "npz" | "digits"
+    config.data.path = ""  # folder: holds train/ and val/; tar, parquet: the shards; npz: the file; tfds: its sets
     config.data.name = ""  # tfds: the data set, such as "imagenet2012"; see linear_tfds.py
     config.data.train = ""  # folder: subfolder of path ("." is path itself); else the split, as in "train[:10%]"
     config.data.val = ""  # the same for validation

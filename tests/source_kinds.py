@@ -1,7 +1,10 @@
 """A small source of every kind, for tests: written, opened, and written anew with other pixels under the same names."""
 
+import io
+import json
 import pathlib
 import shutil
+import tarfile
 
 import numpy as np
 import tfds_sets
@@ -32,7 +35,7 @@ def one_sentence(caught):
 
 
 FILES = ("folder", "listed", "voc")
-KINDS = (*FILES, "npz", "digits", "array_record", "tfrecord")
+KINDS = (*FILES, "npz", "digits", "array_record", "tfrecord", "tar", "parquet")
 COUNT = 6  # images of each, but for the digits
 
 
@@ -52,12 +55,48 @@ def write(kind, root, seed=0):
     elif kind == "npz":
         root.mkdir(exist_ok=True)
         np.savez(root / "set.npz", x_train=images, y_train=np.arange(COUNT) % 2)
+    elif kind in ("tar", "parquet"):
+        root.mkdir(exist_ok=True)
+        files = [bmp(image) for image in images]
+        (write_tars if kind == "tar" else write_parquet)(root, files, [k % 2 for k in range(COUNT)])
     elif kind != "digits":
         shutil.rmtree(root, ignore_errors=True)
         prepared = {"train": COUNT}
         tfds_sets.prepare(
             "imagenette", root, kind, prepared, image=lambda k: tfds_sets.photo(k + COUNT * seed, (40, 48))
         )
+
+
+def bmp(image):
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "BMP")
+    return stream.getvalue()
+
+
+def write_tars(root, files, labels, names=("a", "b"), shards=2, format=tarfile.USTAR_FORMAT):
+    """train-0.tar, ... as WebDataset has them, by tarfile."""
+    (root / "classes.json").write_text(json.dumps(names))
+    for shard in range(shards):
+        with tarfile.open(root / f"train-{shard}.tar", "w", format=format) as tar:
+            for k in range(shard * len(files) // shards, (shard + 1) * len(files) // shards):
+                for ending, content in (("jpg", files[k]), ("cls", str(labels[k]).encode())):
+                    member = tarfile.TarInfo(f"{k:05}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def write_parquet(root, files, labels, names=("a", "b"), shards=2, rows=2):
+    """train-0.parquet, ... as datasets writes them, by pyarrow, with `rows` of a row group."""
+    import pyarrow
+    from pyarrow import parquet
+
+    about = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    about = {"huggingface": json.dumps({"info": {"features": about}})}
+    for shard in range(shards):
+        span = slice(shard * len(files) // shards, (shard + 1) * len(files) // shards)
+        images = pyarrow.array([{"bytes": file, "path": None} for file in files[span]])
+        table = pyarrow.table({"image": images, "label": pyarrow.array(labels[span], pyarrow.int64())})
+        parquet.write_table(table.replace_schema_metadata(about), root / f"train-{shard}.parquet", row_group_size=rows)
 
 
 def opened(kind, root, seed=0):
@@ -69,6 +108,8 @@ def opened(kind, root, seed=0):
         "voc": lambda: VOC(root, "test"),
         "npz": lambda: data.open_source("npz", str(root / "set.npz")),
         "digits": lambda: data.open_source("digits", split="val", renderings=1, seed=seed),
+        "tar": lambda: data.open_source("tar", str(root)),
+        "parquet": lambda: data.open_source("parquet", str(root)),
         "array_record": lambda: data.open_source("tfds", str(root), name="imagenette"),
         "tfrecord": lambda: data.open_source("tfds", str(root), name="imagenette"),
     }[kind]()

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import pytest
 
 import barlow_jax
 import barlow_jax.data
-from barlow_jax import export
+from barlow_jax import export, knn, results
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder, subject
 from barlow_jax.results import starts
+from barlow_jax.run import config_files
 
 FIELDS = {
     "arch": "convnet",
@@ -177,3 +179,22 @@ def test_load_gives_features_and_classes(trained, tmp_path):
 def test_mistakes_are_one_sentence(trained, call, sentence):
     with pytest.raises(UserError, match=sentence):
         call(trained[0])
+
+
+def test_the_call_that_a_result_remembers_has_all_that_was_given(monkeypatch, tmp_path):
+    """A number of the random network would else seem to be the run's."""
+    monkeypatch.setattr(knn, "judge", lambda given: [results.lines.typed(), given])
+    told, given = barlow_jax.evaluate(tmp_path, baseline="random", ema="last", workdir=pathlib.Path("out"), k=(1,))
+    assert told == f"barlow_jax.evaluate('{tmp_path}', by='knn', workdir='out', baseline='random', ema='last', k=(1,))"
+    assert (given.baseline, given.ema, given.workdir) == ("random", "last", "out")
+    told, _ = barlow_jax.evaluate(tmp_path, config=barlow_jax.config("frozen"))
+    assert told == f"barlow_jax.evaluate('{tmp_path}', by='knn', config=config)"
+
+
+def test_the_name_of_one_field_is_a_name(monkeypatch):
+    program, seen = config_files.program("train"), []
+    monkeypatch.setattr(program, "main", lambda given: seen.append((given.workdir, given.allow_changes)) or 0)
+    monkeypatch.setattr(config_files, "program", lambda name: program)
+    assert barlow_jax.train("demo", workdir="x", allow_changes="projector") is True
+    barlow_jax.train("demo", workdir=None, allow_changes=("epochs", "lambd"))  # no folder of that name
+    assert seen == [("x", ["projector"]), ("", ["epochs", "lambd"])]

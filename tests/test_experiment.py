@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from barlow_jax import experiment, sharding, tree, views
+from barlow_jax import experiment, sharding, views
 from barlow_jax.data import Arrays
 from barlow_jax.errors import UserError
 from barlow_jax.fields import free
-from barlow_jax.run import workdir
+from barlow_jax.run import trees, workdir
 from barlow_jax.training import viewing
 from configs import cifar10, demo
 
@@ -39,7 +39,7 @@ def test_the_state_of_shapes_is_like_the_state(precision, num_classes):
     mesh = sharding.make_mesh()
     options = {"channels": 3, "num_classes": num_classes, "steps_per_epoch": 10, "mesh": mesh}
     (method, state), (planned, shapes) = (experiment.method(config, **options, abstract=a) for a in (False, True))
-    assert not tree.differences(state, shapes, told=lambda x: (x.shape, x.dtype))
+    assert not trees.differences(state, shapes, told=lambda x: (x.shape, x.dtype))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
     assert method.graphdef == planned.graphdef and method.state_sharding == planned.state_sharding
     assert bool(state.probe) == bool(num_classes) and bool(state.loss_scale) == (precision == "float16")

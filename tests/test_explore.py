@@ -177,6 +177,8 @@ def test_files_that_will_not_do(file, features, tmp_path):
     assert "has features float32 [0, 8], not rows of numbers" in refused(features=features[:0])
     assert "has features int64 [3, 3]" in refused(features=np.eye(3, dtype=int))
     assert "has 48 rows of features and 3 paths" in refused(features=features, paths=["a", "b", "c"])
+    assert "has labels <U1, not whole numbers; give numbers" in refused(features=features, labels=["a"] * 48)
+    assert "has labels float64, not whole numbers" in refused(features=features, labels=[np.nan] * 48)
     assert "cannot be read as embeddings" in refused(features=np.array([None]))
     bad = features.astype(np.float64)
     bad[5], bad[40] = np.nan, 1e300
@@ -194,6 +196,15 @@ def test_files_that_will_not_do(file, features, tmp_path):
         UserError, match="x.csv ends in .csv; give a file that `barlow-jax embed` wrote, .npz or .parquet"
     ):
         embedded.read(tmp_path / "x.csv")
+
+
+def test_files_of_others_are_searched_whatever_their_names_and_notes_are(features, tmp_path, capsys):
+    paths = [f"{k}\udce9\ud800.jpg" for k in range(48)]  # of a name that is no UTF-8, and half a character
+    np.savez(tmp_path / "x.npz", features=features, paths=paths, about=json.dumps({"backbone": "x"}))
+    explore.main(wanted(tmp_path / "x.npz", "--label_next=2"))
+    assert "\\xe9\N{REPLACEMENT CHARACTER}.jpg" in (tmp_path / "label_next.csv").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="does not say which network made it, as `embed` notes it; make it anew"):
+        explore.main(wanted(tmp_path / "x.npz", f"--like={tmp_path / 'label_next.png'}"))
 
 
 def test_the_rows_stay_on_the_disk(file, features, tmp_path):
@@ -239,7 +250,7 @@ def test_a_sheet_holds_its_names(tmp_path, photographs):
     """Long names lose their beginning, which is what they share; a title of any length is whole."""
     font = sheets._font()
     assert sheets._fitting("a" * 80 + "/end.jpg", 112, font).endswith("aa/end.jpg")
-    assert sheets._fitting("x\ny", 112, font) == "x\N{REPLACEMENT CHARACTER}y"
+    assert sheets._fitting("x\ny", 112, font) == "x\\ny"
     assert sheets._shared(["/a/b/c.jpg", "/a/b/cd.jpg"]) == "/a/b/" and sheets._shared(["a", "b"]) == ""
     block = sheets.Block("one", [sheets.Cell(str(photographs / "class0" / "000.jpg"), "0.5")] * 3)
     small = sheets.sheet(tmp_path / "x.png", "short", [block], Thumbnails({}))

@@ -15,9 +15,10 @@ from programs import unasked
 from small_classifiers import head
 
 import barlow_jax
-from barlow_jax import augment, experiment, metrics, model, pretrain, views
+from barlow_jax import augment, experiment, model, pretrain, views
 from barlow_jax.evaluation import classify, features, heads
 from barlow_jax.loss import barlow_twins_loss
+from barlow_jax.metrics import neighbours
 from barlow_jax.networks import convnet, resnet
 
 RNG = np.random.default_rng(0)
@@ -48,7 +49,8 @@ def knn():
     """Similarities of the nearest."""
     start = jnp.full((1, 16, 4), -jnp.inf), jnp.zeros((1, 16, 4), jnp.int32)
     labels = np.arange(64) % 5
-    return lambda queries, rows: metrics._merge_block(*start, queries, rows, labels)[0], (draw(1, 16, 32), draw(64, 32))
+    arrays = draw(1, 16, 32), draw(64, 32)
+    return lambda queries, rows: neighbours._merge_block(*start, queries, rows, labels)[0], arrays
 
 
 def loss(form):

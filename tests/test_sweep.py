@@ -202,6 +202,22 @@ def test_a_run_that_another_has_in_hand_is_waited_for(fake, tmp_path):
         assert running.run(tmp_path, "train", ["train"]) == "" and len(fake()) == 1
 
 
+def test_a_folder_that_cannot_be_locked_is_not_waited_for(tmp_path):
+    (tmp_path / lock.FILE).mkdir()
+    with stages.Stages() as running, pytest.raises(UserError, match="cannot be written .*; see to it"):
+        running.run(tmp_path, "train", ["train"])
+
+
+def test_what_is_printed_is_looked_at_as_what_is_run(fake, tmp_path, capsys, caplog):
+    config = tmp_path / "own.py"
+    config.write_text(OWN)
+    line = (f"--config={config}", f"--workdir={tmp_path / 'runs'}", "--print", "--only=0.01,0.03")
+    with pytest.raises(UserError, match="config.batch_size is 0"):
+        sweep.main(wanted(*line, "--config.batch_size=0"))
+    sweep.main(wanted(*line))
+    assert capsys.readouterr().out.count("\n") == 2 and not caplog.records
+
+
 def test_a_record_that_is_none_of_ours_is_a_sentence(tmp_path):
     for text in ("[1]", "{", '{"train": 3}'):
         (tmp_path / stages.DONE).write_text(text)

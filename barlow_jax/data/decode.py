@@ -62,6 +62,23 @@ def from_files(paths, labels):
     return Fetch(told, (tf.string, tf.int32), lambda path, label: (tf.io.read_file(path), label))
 
 
+def _labels(labels, n):
+    return tf.constant(np.full(n, -1, np.int32) if labels is None else labels)
+
+
+def from_reads(read, labels, n):
+    """A function for tf.data: index -> (encoded image, label int32), of a function read(index) -> bytes of n images.
+
+    The read may wait for a network: no lock is held then.
+    """
+    labels = _labels(labels, n)
+
+    def fetch(index):
+        return tf.ensure_shape(tf.numpy_function(read, [index], tf.string, stateful=False), []), labels[index]
+
+    return fetch
+
+
 def from_records(source):
     """A function for tf.data: index -> (encoded image, label int32), of a records.Records.
 

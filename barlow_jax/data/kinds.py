@@ -8,6 +8,7 @@ import numpy as np
 from barlow_jax.data.pixels import MAX_PIXELS, check
 from barlow_jax.data.protocol import Source
 from barlow_jax.data.sources import Arrays, ImageFolder
+from barlow_jax.data.tar import Tars
 from barlow_jax.data.walk import local_path
 from barlow_jax.errors import UserError
 
@@ -73,6 +74,18 @@ def _open_tfds(path, split, name="", channels=0, value_range=(), max_pixels=MAX_
     return Records(name, split, data_dir=path, **reading)
 
 
+def _open_tar(path, split, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS):
+    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
+    return Tars(path, split, class_names=class_names, **reading)
+
+
+def _open_parquet(path, split, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS):
+    from barlow_jax.data.parquet import Parquets  # here, as it brings pyarrow
+
+    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
+    return Parquets(path, split, class_names=class_names, **reading)
+
+
 def _open_npz(path, split):
     return load_npz(path, split)
 
@@ -85,8 +98,16 @@ def _open_digits(path, split, size=24, renderings=3, seed=0):
     return scattered_digits(split, size=size, renderings=renderings, seed=seed)
 
 
-KINDS = {"folder": _open_folder, "tfds": _open_tfds, "npz": _open_npz, "digits": _open_digits}
-NEED_PATH = ("folder", "npz")  # TFDS has a place of its own, the digits are built in
+KINDS = {
+    "folder": _open_folder,
+    "tfds": _open_tfds,
+    "tar": _open_tar,
+    "parquet": _open_parquet,
+    "npz": _open_npz,
+    "digits": _open_digits,
+}
+CLASSES_OF_TRAIN = ("folder", "tar", "parquet")  # whose validation images are numbered like those trained on
+NEED_PATH = ("folder", "tar", "parquet", "npz")  # TFDS has a place of its own, the digits are built in
 
 
 def open_source(kind: str, path: str = "", split: str = "train", **options) -> Source:
@@ -95,6 +116,8 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
     kind="folder": ImageFolder(path/split) or, with split="", ImageFolder(path); options labels, class_names, listed,
       channels, value_range, max_pixels.
     kind="tfds": Records(name, split, data_dir=path); options name, channels, value_range, max_pixels.
+    kind="tar", "parquet": shards of many images, tar.Tars and parquet.Parquets; options class_names, channels,
+      value_range, max_pixels.
     kind="npz": load_npz(path, split).
     kind="digits": digits.scattered_digits(split), built in, no path; options size, renderings, seed.
     UserError for an unknown kind or option, or an unusable path.
@@ -124,6 +147,8 @@ def open_fields(data, split: str, reading: dict, **more) -> Source:
     options = {
         "folder": {"channels": data.channels, **reading},
         "tfds": {"channels": data.channels, "name": data.name, **reading},
+        "tar": {"channels": data.channels, **reading},
+        "parquet": {"channels": data.channels, **reading},
     }.get(data.kind, {})
     split = "" if (data.kind, split) == ("folder", ".") else split
     return open_source(data.kind, data.path, split, **options, **more)

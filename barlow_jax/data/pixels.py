@@ -143,19 +143,20 @@ def begins_as(encoded):
     return f"the bytes {encoded[:8].hex(' ')}"
 
 
-def _stored_as(image):
+def stored_as(image):
     """The raw mode in which Pillow finds the values of an opened image, such as "L" or "I;16B"."""
     arguments = image.tile[0][3] if image.tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
-def _is_grey_of_16_bits(image):
+def is_grey_of_16_bits(image):
+    """Whether an opened image is one."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
 
 
 def _deep_values(image, value_range):
     """A grey image of more than 8 bits as uint8 [h, w]; None of others."""
-    stored = _stored_as(image)
+    stored = stored_as(image)
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         if value_range and (";16" in stored or (image.format == "PPM" and _maxval(image) > 255)):
             raise ValueError(
@@ -169,7 +170,7 @@ def _deep_values(image, value_range):
         if maxval != 65535:
             values = (values.astype(np.uint32) * np.uint32(maxval) + np.uint32(32767)) // np.uint32(65535)
         return scaled(values, *value_range)
-    if of_ppm or _is_grey_of_16_bits(image):
+    if of_ppm or is_grey_of_16_bits(image):
         return (np.asarray(image) >> (4 if stored == "I;12" else 8)).astype(np.uint8)
     kind = "fractions" if image.mode == "F" else "whole numbers of 16 bits with a sign" if "16" in stored else ""
     raise ValueError(
@@ -210,8 +211,8 @@ def largest_of_16_bits(encoded):
     """The largest high byte of an image of 16 bits that does not say how many of them are in use; None of others."""
     try:
         with opened(encoded) as image:
-            stored, width_height = _stored_as(image), image.size
-            deep = _is_grey_of_16_bits(image) or (";16" in stored and image.mode in ("RGB", "RGBA"))
+            stored, width_height = stored_as(image), image.size
+            deep = is_grey_of_16_bits(image) or (";16" in stored and image.mode in ("RGB", "RGBA"))
             if not deep or stored == "I;12" or width_height[0] * width_height[1] > MAX_PIXELS:
                 return None
         return int(pillow_pixels(encoded).max())

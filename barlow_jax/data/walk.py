@@ -221,6 +221,19 @@ def _begins_as_image(path):
         return False
 
 
+def class_folders(root):
+    """The names of the folders in `root` that can be classes, sorted."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if _is_class(entry))
+
+
+def _is_class(entry):
+    try:
+        return entry.is_dir() and not entry.name.startswith(".") and entry.name != ARCHIVES_REST
+    except OSError:  # a link to itself
+        return False
+
+
 def tell(root, found):
     """One line of log about what was left out, and one about folders that may not be looked into."""
     if found.unreadable:

@@ -22,9 +22,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from barlow_jax import model, tree
+from barlow_jax import model
 from barlow_jax.errors import UserError
 from barlow_jax.metrics import topk_accuracy
+from barlow_jax.run import trees
 from barlow_jax.sharding import by_example, replicated
 from barlow_jax.training.feed import put
 
@@ -242,7 +243,7 @@ def fingerprint(params, batch_stats):
 
 
 def _check_fit(fresh, given):
-    wrong = tree.differences(fresh, given)
+    wrong = trees.differences(fresh, given)
     if wrong:
         name = min(wrong)
         here, there = wrong[name]

@@ -7,16 +7,19 @@ The features of an .npz stay on the disk, as a memory map, until a block of them
 
 import json
 import pathlib
+import re
 import struct
 import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from barlow_jax.data import walk
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import embedding_files
 
 BLOCK = 8192  # rows that are looked at together
+_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # that stand for no byte of a file's name, see walk.readable
 REMEDY = "give a file that `barlow-jax embed` wrote"
 
 
@@ -54,9 +57,26 @@ def read(path):
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind != "f":
         raise UserError(f"{path} has features {features.dtype} {list(features.shape)}, not rows of numbers; {REMEDY}.")
     paths = np.array([f"row {k}" for k in range(len(features))]) if paths is None else np.asarray(paths, np.str_)
+    paths = _writable(paths)
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{path} has labels {labels.dtype}, not whole numbers; give numbers of classes, -1 for none, and the names "
+            "of these as class_names."
+        )
     if paths.shape != features.shape[:1] or (labels is not None and labels.shape != paths.shape):
         raise UserError(f"{path} has {len(features)} rows of features and {paths.size} paths; {REMEDY}.")
     return Embeddings(features, paths, labels, names, about, _looked_through(path, features, paths))
+
+
+def _writable(paths):
+    r"""Paths as text of UTF-8, as `embed` writes them; others' files may hold halves of characters."""
+    try:
+        for start in range(0, paths.size, BLOCK):  # a million names at once would take more than their features' blocks
+            "".join(paths.ravel()[start : start + BLOCK]).encode()
+    except UnicodeEncodeError:
+        found = (_HALVES.sub("\N{REPLACEMENT CHARACTER}", str(path)) for path in paths.ravel())
+        return np.array([*map(walk.readable, found)]).reshape(paths.shape)
+    return paths
 
 
 def unit(rows, xp=np):

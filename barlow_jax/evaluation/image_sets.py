@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from barlow_jax.data import open_source, pixels, walk
+from barlow_jax.data import open_source, pixels, shards, walk
 from barlow_jax.data.listed import ListedFiles
 from barlow_jax.data.walk import local_path
 from barlow_jax.errors import UserError
@@ -14,14 +14,27 @@ SIDE = 112  # pixels of a small picture
 
 
 def open_images(named, channels, data_dir="", **reading):
-    """The source that the second argument names, for a network of images with so many channels.
+    """The source that the second argument names, for a network of images with so many channels; see `open_any`."""
+    source = open_any(named, channels, data_dir, **reading)
+    if source.channels != channels:
+        raise UserError(f"{source.name} has images of {source.channels} channels and the network is for {channels}.")
+    return source
 
-    data_dir: of TFDS. reading: value_range and max_pixels, see `data.pixels.Reading`.
+
+def open_any(named, channels=0, data_dir="", **reading):
+    """The source that a word names: a folder of images or of shards (or FOLDER:SPLIT), an .npz, a list, a set of TFDS.
+
+    channels: of image files, 0 is as the set says. data_dir: of TFDS. reading: value_range and max_pixels, see
+    `data.pixels.Reading`; of a folder of images class_names too.
     """
     path = local_path(named)
     reading |= {"channels": channels}
     before, _, after = named.rpartition(":")
-    if path.is_dir():
+    if kind := shards.kind_of(path):
+        source = open_source(kind, named, "", **reading)
+    elif before and (kind := shards.kind_of(local_path(before))):
+        source = open_source(kind, before, after, **reading)
+    elif path.is_dir():
         source = open_source("folder", named, "", **reading)
     elif path.suffix == ".npz" or before.endswith(".npz"):
         source = open_source("npz", *((named, "") if path.suffix == ".npz" else (before, after)))
@@ -31,8 +44,6 @@ def open_images(named, channels, data_dir="", **reading):
         source = open_source("tfds", data_dir, after, name=before, **reading)
     else:
         raise UserError(f"{named} is no folder, no file and no NAME:SPLIT of TFDS; give the images to embed.")
-    if source.channels != channels:
-        raise UserError(f"{source.name} has images of {source.channels} channels and the network is for {channels}.")
     return source
 
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation.embedded import unit
 from barlow_jax.evaluation.pairs import BLOCK, padded
+from barlow_jax.metrics import keep_best
 
 
 def nearest_rows(bank, queries, k: int, *, mesh, block: int = BLOCK):
@@ -51,10 +52,4 @@ def _program(mesh):
 
 def _merge(similarity, places, queries, rows, row_places):
     """The best of what each query remembers, [r, k], and a block of rows; those of the filling are at place -1."""
-    # The default precision of a GPU or TPU is off by 1e-3 and more, enough to swap neighbours.
-    new = jnp.matmul(unit(queries, jnp), unit(rows, jnp).T, precision="highest")
-    new = jnp.where(row_places >= 0, new, -jnp.inf)
-    # The remembered ones come first: of equal similarities top_k prefers the lower place.
-    all_places = jnp.concatenate([places, jnp.broadcast_to(row_places, new.shape)], axis=1)
-    similarity, chosen = jax.lax.top_k(jnp.concatenate([similarity, new], axis=1), similarity.shape[1])
-    return similarity, jnp.take_along_axis(all_places, chosen, axis=1)
+    return keep_best(similarity, places, unit(queries, jnp), unit(rows, jnp), row_places)

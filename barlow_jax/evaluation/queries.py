@@ -10,6 +10,9 @@ from barlow_jax.data.sources import Files
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import features, subject
 
+# What `embed.made_by` notes and is asked for here.
+_ASKED = {"backbone", "checkpoint", "ema", "step", "precision", "resize", "crop", "canvas", "reading"}
+
 
 def features_of_files(files, about, checkpoint=""):
     """Features of image files by the network that made embeddings: float32 [len(files), F].
@@ -24,7 +27,7 @@ def features_of_files(files, about, checkpoint=""):
     missing = [file for file in files if not pathlib.Path(file).is_file()]
     if missing:
         raise UserError(f"--like names {missing[0]}, which does not exist; give image files.")
-    if "backbone" not in about:
+    if not about.keys() >= _ASKED:
         raise UserError("The file does not say which network made it, as `embed` notes it; make it anew for --like.")
     judged = subject.load(checkpoint or about["checkpoint"], ema=about["ema"])
     if judged.sha256 != about["backbone"]:

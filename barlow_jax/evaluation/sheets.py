@@ -10,6 +10,7 @@ import numpy as np
 
 from barlow_jax.evaluation.image_sets import SIDE
 from barlow_jax.run import writing
+from barlow_jax.run.pictures.paper import printable
 
 WIDTH = 1240  # pixels of a sheet, unless one block is wider
 GAP, LINE = 8, 15  # pixels between tiles, and of a line of text
@@ -64,10 +65,10 @@ def sheet(path, title, blocks, thumbnails, columns=0):
         lines = max(-(-len(block.cells) // across) for block in blocks[start : start + beside])
         tops += [top] * beside
         top += above + lines * high + GAP
-    width = max(GAP + beside * wide, int(font.getlength(_printable(title))) + 2 * GAP)
+    width = max(GAP + beside * wide, int(font.getlength(printable(title))) + 2 * GAP)
     picture = Image.new("RGB", (width, top), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((GAP, GAP), _printable(title), INK, font)
+    draw.text((GAP, GAP), printable(title), INK, font)
     for k, block in enumerate(blocks):
         left, top = GAP + k % beside * wide, tops[k]
         draw.text((left, top), _fitting(block.heading, wide - 2 * GAP, font, keep_end=False), INK, font)
@@ -100,13 +101,9 @@ def _font():
     return ImageFont.truetype(os.path.join(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11)
 
 
-def _printable(text):
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def _fitting(text, width, font, keep_end=True):
     """As much of a text as fits, with an ellipsis in place of its beginning or its end."""
-    text = _printable(text)
+    text = printable(text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "\N{HORIZONTAL ELLIPSIS}") > width:

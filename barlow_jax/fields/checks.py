@@ -42,7 +42,7 @@ def check_together(config, together):
     config: nested, as of `check`; its fields are known to be in their ranges.
     together: of rules.Together.
     """
-    _together(dict(_leaves(config)), together)
+    _together(flat(config), together)
 
 
 def check_flags(wanted, flags):
@@ -86,6 +86,11 @@ def _together(values, together):
             head = f"{told[0]} with {' and '.join(told[1:])}"
             head = head.replace(f"config.{names[0]} is ''", f"config.{names[0]} is empty")
             raise UserError(f"{head}; {remedy}.")
+
+
+def flat(config):
+    """{dotted name: value} of a nested config."""
+    return dict(_leaves(config))
 
 
 def _flat(config, table):

@@ -9,7 +9,7 @@ from barlow_jax.fields.rules import SEEDS, Table, choice, integer, number, pair,
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
 ARCHS = (*RESNETS, "convnet", *together.VITS, *together.CONVNEXTS)
-KINDS = ("folder", "tfds", "npz", "digits")
+KINDS = ("folder", "tfds", "tar", "parquet", "npz", "digits")
 OBJECTIVES = (
     *("barlow_twins", "invariance_only", "redundancy_only", "feature_normalized", "cross_covariance", "cross_entropy"),
     *("hsic", "mixed_barlow_twins", "vicreg", "nt_xent", "lejepa"),

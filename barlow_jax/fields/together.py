@@ -2,8 +2,8 @@
 
 from barlow_jax.fields.rules import SEEDS, Together
 
-NEED_PATH = ("folder", "npz")
-OF_FILES = ("folder", "tfds")  # whose images are decoded onto the canvas; arrays are put on it whole
+NEED_PATH = ("folder", "tar", "parquet", "npz")
+OF_FILES = ("folder", "tfds", "tar", "parquet")  # whose images are decoded onto the canvas; arrays are put on it whole
 
 VITS = ("vit_tiny", "vit_small", "vit_base")
 CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base")

@@ -124,7 +124,7 @@ def _grouped(names):
 def unrelated(config):
     """[(term, value)] of the loss if the two views had nothing to do with each other; [] where no formula says it."""
     try:
-        if config["objective"] != "barlow_twins":
+        if config.get("objective", "barlow_twins") != "barlow_twins":  # older runs had no other
             return []
         shape = config["batch_size"], config["projector"][-1], config["lambd"]
         return [*metrics.expected_at_init(*shape).items()]

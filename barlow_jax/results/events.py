@@ -3,11 +3,11 @@
 import contextlib
 import datetime
 import itertools
-import json
 import re
 from typing import NamedTuple
 
 from barlow_jax.results import starts, verdict
+from barlow_jax.run import json_lines
 
 MOST_BYTES = 2**22  # of a log file that are read, the last ones
 RUN_OF_A_KIND = 4  # events of one kind in a row that are shown, before they are counted
@@ -77,14 +77,13 @@ def _of_log(file):
 
 def _changes(folder):
     """Of config_changes.jsonl."""
-    for text in _texts(folder / "config_changes.jsonl"):
+    for _, found in json_lines.read(folder / "config_changes.jsonl"):
         try:
-            found = json.loads(text)
             told = [
                 f"{name} was {change['was']!r} and is {change['is']!r}" for name, change in found["changes"].items()
             ]
             yield Event(_local(found["time"]), "config", f"from step {found['step']} on: {', '.join(told)}"[:500])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (KeyError, TypeError, AttributeError):
             yield Event("", "damage", "a line of config_changes.jsonl is none of ours")
 
 

@@ -9,7 +9,6 @@ A file is only appended to; the same number is not written twice, by whichever c
 
 import contextlib
 import json
-import os
 import pathlib
 import shlex
 import sys
@@ -17,7 +16,7 @@ import sys
 import numpy as np
 
 from barlow_jax.errors import UserError
-from barlow_jax.run import writing
+from barlow_jax.run import json_lines, writing
 
 FILE = "results.jsonl"
 NUMBER = (int, float)
@@ -80,24 +79,12 @@ def append(workdir, lines):
 
 def read(file):
     """The lines of a results.jsonl, [] if there is none; UserError names a line that is none of ours."""
-    file = pathlib.Path(file)
-    if not os.path.lexists(file):
-        return []
-    if not file.is_file():  # a pipe would be waited for
-        raise UserError(f"{file} is no file; remove it.")
-    try:
-        texts = file.read_bytes().decode("utf-8", "replace").split("\n")
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); see to it, or remove it.") from error
-    lines = []
-    for number, text in enumerate(texts if texts[-1] else texts[:-1], 1):
-        try:
-            lines.append(json.loads(text))
-        except (ValueError, RecursionError):
-            lines.append(None)
-        if not _is_ours(lines[-1]):
+    found = []
+    for number, (_, told) in enumerate(json_lines.read(file), 1):
+        if not _is_ours(told):
             raise UserError(f"Line {number} of {file} is no result; remove it.")
-    return lines
+        found.append(told)
+    return found
 
 
 def _is_ours(line):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from barlow_jax import metrics
 
 MOST = 8192  # dimensions of c that `pretrain.make_inspect_step` looks at
+MOST_LINES, NEWEST = 1000, 50  # that `thinned` keeps, the newest all of them
 # Standard deviations that a number must be away from chance.
 BEYOND = 2
 
@@ -60,7 +61,7 @@ def measures(lines, config):
     evaluated = [line for line in lines if "effective_rank" in line and "images" not in line]
     n, d = config["batch_size"], (list(config["projector"]) or [first.get("dimensions")])[-1]
     at_start, now = (
-        [line for line in lines if line["step"] <= 1 or "images" in line],
+        [line for line in lines if _is_of_start(line)],
         recent(lines, _terms(config)[0], "dead_dims"),
     )
     return Measures(
@@ -76,6 +77,26 @@ def measures(lines, config):
     )
 
 
+def thinned(lines):
+    """The lines, or of more than twice MOST_LINES about so many: for a run that asks for its verdict each epoch.
+
+    A verdict looks at all lines, so that those of E epochs would cost E^2. What is kept is the first step, the newest
+    lines and the newest that has each name, and of the others as many evenly spaced as are enough for medians of the
+    last tenth. Lines that were thinned before are older, so that what is recent stays dense.
+    """
+    n = len(lines)
+    if n <= 2 * MOST_LINES:
+        return lines
+    kept = {k for k, line in enumerate(lines) if _is_of_start(line)} | {*range(n - NEWEST, n)}
+    kept |= {*range(0, n, -(-n // MOST_LINES)), *{name: k for k, line in enumerate(lines) for name in line}.values()}
+    return [lines[k] for k in sorted(kept)]
+
+
+def _is_of_start(line):
+    """Whether a line is of the first step, or of the evaluation before it."""
+    return line["step"] <= 1 or "images" in line
+
+
 def entry(n):
     """The standard error of one entry of c, of two columns that have nothing to do with each other: the yardstick."""
     return 1 / math.sqrt(n - 1)
@@ -84,7 +105,7 @@ def entry(n):
 def recent(lines, *names):
     """The lines of the last tenth of the steps that were done, and the newest that has each name in any case."""
     step = max((line["step"] for line in lines), default=0)
-    trained = [line for line in lines if line["step"] > 1 and "images" not in line]
+    trained = [line for line in lines if not _is_of_start(line)]
     found = [line for line in trained if line["step"] > 0.9 * step]
     for name in names:
         if not any(name in line for line in found):

@@ -77,9 +77,10 @@ def content(named):
     runs = folders.runs(named)
     trained = [run for run in runs if run.kind == folders.TRAINING]
     drawn = curves.charts(runs)
+    shown = sections.all_of(runs, lines) if runs or lines else sections.nothing(named)
     return {
         "title": trained[0].name if len(trained) == 1 else f"{len(runs)} runs" if runs else "Results",
-        "sections": sections.all_of(runs, lines) | {"curves": sections.of_curves(drawn)},
+        "sections": shown | {"curves": sections.of_curves(drawn)},
         "curves": {"runs": [run.name for run in runs], "charts": [one for one in drawn if not curves.is_flat(one)]},
     }
 

@@ -5,7 +5,7 @@ C.1; VISSL (facebookresearch/vissl), configs/config/benchmark/linear_image_class
 equally spaced intervals" the steps are thirds of the epochs, rounded to whole ones.
 """
 
-from barlow_jax.results.published import flat
+from barlow_jax.fields import flat
 
 # The official evaluate.py with `--lr-classifier 0.3`, which is the paper's B.1 too.
 LINEAR = {

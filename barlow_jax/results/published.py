@@ -6,6 +6,8 @@ sections 2.2 and 3; for the augmentations it refers to BYOL (arXiv 2006.07733, a
 
 from typing import NamedTuple
 
+from barlow_jax.fields import flat
+from barlow_jax.fields.together import OF_FILES
 from barlow_jax.objectives import OBJECTIVES
 
 # Field of the config: (code, paper).
@@ -203,15 +205,6 @@ FIGURES = {
 }
 
 
-def flat(config, prefix=""):
-    """{dotted name: value} of a nested dict."""
-    fields = {}
-    for name, value in config.items():
-        nested = hasattr(value, "items")
-        fields |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return fields
-
-
 def deviations(config):
     """[(field, here, code, paper)] wherever a config (nested dict) departs from the code or from the paper."""
     fields = flat(config)
@@ -240,6 +233,6 @@ def in_use(field, fields):
     if field == "lambd":
         return fields.get("objective", "barlow_twins") in READ_LAMBD
     if field == "data.canvas":
-        return fields["data.kind"] in ("folder", "tfds")  # arrays are put on whole
+        return fields["data.kind"] in OF_FILES  # arrays are put on whole
     readers = READ_BY.get(field.removeprefix("optimizer.")) if field.startswith("optimizer.") else None
     return readers is None or fields["optimizer.name"] in readers

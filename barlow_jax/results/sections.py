@@ -23,6 +23,12 @@ def all_of(runs, lines):
     }
 
 
+def nothing(named):
+    """The only section of a page of folders in which there is nothing, under the name of the first."""
+    folders_named = ", ".join(text(folder) for folder in named)
+    return {"verdict": f"<p>No run and no result is in {folders_named} yet; give the folder of a run, or wait.</p>"}
+
+
 def verdicts(runs):
     """Of one run a verdict with its reasons and its main numbers; of several a table before the verdicts."""
     trained = [run for run in runs if run.kind == folders.TRAINING and run.lines]

@@ -12,6 +12,7 @@ import http.server
 import json
 import logging
 import pathlib
+import sys
 import threading
 
 from barlow_jax.errors import UserError
@@ -50,7 +51,7 @@ def opened(named, port):
     """The server, which answers when it is told to `serve_forever`; a port that is in use is a UserError."""
     shown = Shown(named)
     try:
-        return http.server.ThreadingHTTPServer((ADDRESS, port), type("Handler", (Handler,), {"shown": shown}))
+        return Server((ADDRESS, port), type("Handler", (Handler,), {"shown": shown}))
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
@@ -80,6 +81,14 @@ class Shown:
                 self._stamp = seen
             number, made = self._made
         return number, None if number == known else made
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Says nothing of a browser that went away in the middle of an answer, as each does when its page is closed."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

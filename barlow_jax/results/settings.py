@@ -3,6 +3,7 @@
 import json
 import shlex
 
+from barlow_jax.fields import flat
 from barlow_jax.results import folders, published
 from barlow_jax.results.markup import DASH, table, text
 from barlow_jax.run import config_files
@@ -21,8 +22,8 @@ def compared(runs):
 
 def _beside(runs, base):
     """The table of fields that some run has otherwise than a config that comes along, and that of all others."""
-    given = published.flat(json.loads(json.dumps(config_files.load(base).to_dict())))
-    mine = [published.flat(run.config) for run in runs]
+    given = flat(json.loads(json.dumps(config_files.load(base).to_dict())))
+    mine = [flat(run.config) for run in runs]
     # What was published first, in its order; then what has no counterpart there.
     names = dict.fromkeys([*given, *(name for fields in mine for name in fields)])
     names = [*(name for name in published.VALUES if name in names), *(n for n in names if n not in published.VALUES)]
@@ -76,7 +77,7 @@ def reproduced(run):
     """Of a run that kept no line: one with every field that differs from the published config."""
     if run.kind != folders.TRAINING or not run.config:
         return []
-    given = published.flat(json.loads(json.dumps(config_files.load("barlow_twins").to_dict())))
-    fields = {name: value for name, value in published.flat(run.config).items() if given.get(name) != value}
+    given = flat(json.loads(json.dumps(config_files.load("barlow_twins").to_dict())))
+    fields = {name: value for name, value in flat(run.config).items() if given.get(name) != value}
     words = [f"--config.{name}={_typed(value)}" for name, value in fields.items()]
     return [shlex.join(["python", "train.py", "--config=barlow_twins", *words, f"--workdir={run.folder}"])]

@@ -17,7 +17,7 @@ import subprocess
 import jax
 
 from barlow_jax.results import lines
-from barlow_jax.run import config_files, writing
+from barlow_jax.run import config_files, json_lines, writing
 
 FILE = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu", "pillow")
@@ -45,18 +45,7 @@ def here(step):
 
 def read(folder):
     """The lines of a folder's starts.jsonl that are ours; [] where there are none."""
-    file = pathlib.Path(folder) / FILE
-    if not file.is_file():
-        return []
-    found = []
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue  # half a line, of a run that was killed while it wrote
-        if _is_ours(line):
-            found.append(line)
-    return found
+    return [line for _, line in json_lines.read(pathlib.Path(folder) / FILE) if _is_ours(line)]
 
 
 def _is_ours(line):

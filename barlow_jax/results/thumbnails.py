@@ -45,10 +45,12 @@ def spaced(items, most):
 
 def small(file, limit):
     """The data URI of a picture in at most about `limit` bytes, or None: what is no PNG is named in a warning."""
+    import PIL.Image
+
     try:
         seen = os.stat(file)
         return _small(str(file), limit, seen.st_mtime_ns, seen.st_size)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three of files that are damaged
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # Pillow's, of damaged files
         log.warning("%s is no PNG, or cannot be read (%s); it is left out.", file, type(error).__name__)
         return None
 

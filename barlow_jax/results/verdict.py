@@ -85,8 +85,9 @@ def _numbers(found, lines, config):
                 f"leaves out {most:.0f} at most."
             )
             return Verdict(ILL, (said,), (_slower(config), "Set config.precision to float32."))
-    if any(name in lines[-1] and lines[-1][name] is None for name in ("loss", "grad_norm")):
-        said = f"The loss or its gradient at step {lines[-1]['step']} is not finite."
+    newest = next((line for line in reversed(lines) if "loss" in line), {})  # an evaluation may stand behind it
+    if any(name in newest and newest[name] is None for name in ("loss", "grad_norm")):
+        said = f"The loss or its gradient at step {newest['step']} is not finite."
         return Verdict(ILL, (said,), (_slower(config), "Set config.precision to float32."))
     recent = measured.recent(lines, "z_mean")
     mean, std = measured.median(recent, "z_mean"), measured.median(recent, "z_std")

@@ -7,6 +7,7 @@ if teller.epoch(number):                     # says how it stands; whether confi
 """
 
 import logging
+import shlex
 
 import jax
 
@@ -31,7 +32,8 @@ class Teller:
 
     def __init__(self, writer, config, workdir):
         self._writer, self._config, self.terms = writer, config.to_dict(), OBJECTIVES[config.objective].terms
-        self._lines = metric_writers.read(workdir / metric_writers.FILE) if jax.process_index() == 0 else []
+        written = metric_writers.read(workdir / metric_writers.FILE) if jax.process_index() == 0 else []
+        self._lines = measured.thinned(written)
         self._verdict = None
 
     def begins(self, expected):
@@ -46,7 +48,7 @@ class Teller:
         """Writes {name: number}; to the scores of an evaluation comes the verdict, as its place in `verdict.NAMES`."""
         if jax.process_index() == 0:
             values = {name: metric_writers.number(value) for name, value in jax.device_get(values).items()}
-            self._lines.append({"step": step} | metric_writers.finite(values))
+            self._lines = measured.thinned([*self._lines, {"step": step} | metric_writers.finite(values)])
             if "effective_rank" in values:
                 place = verdict.NAMES.index(verdict.judge(self._lines, self._config).name)
                 self._lines[-1]["verdict"] = values["verdict"] = place
@@ -94,7 +96,7 @@ def sentence(lines, config, terms=()):
     if now:
         least = "" if now.measured else "at least "
         parts.append(
-            f"the two views of an image correlate by {least}{now.alignment:.2f} (0 would be unrelated), and one "
+            f"the two views of an image correlate by {least}{now.alignment:z.2f} (0 would be unrelated), and one "
             f"dimension with another {now.noise:.1f} times as much as by chance (off_diag)"
         )
     if found.dead is not None:
@@ -137,14 +139,19 @@ def next_steps(workdir, config, classes):
 
     classes: how many its images have; None or 0 where they have no labels.
     """
+    run, linear, checkpoint = (
+        shlex.quote(text) for text in (f"{workdir}", f"--workdir={workdir}/linear", f"--checkpoint={workdir}")
+    )
     if not classes:
         return (
-            f"to see which of your images are alike: python -m barlow_jax.embed {workdir} IMAGES --out=features.npz "
-            f"--neighbours=neighbours.png; once a few have labels: python -m barlow_jax.knn --checkpoint={workdir} "
+            f"to see which of your images are alike: python -m barlow_jax.embed {run} IMAGES --out=features.npz "
+            f"--neighbours=neighbours.png; once a few have labels: python -m barlow_jax.knn {checkpoint} "
             "--config.data.path=FOLDER"
         )
     named = {"digits": "linear_demo", "folder": "linear_image_folder"}.get(config.data.kind, "linear")
+    if named == "linear" and config.image_size != 224:  # its size, and 0 is that of the run
+        linear += " --config.image_size=0 --config.eval.resize=0 --config.eval.crop=0"
     return (
-        f"to judge it, in minutes: python -m barlow_jax.knn --checkpoint={workdir}; by the usual protocol: python "
-        f"linear_eval.py --config=configs/{named}.py --checkpoint={workdir} --workdir={workdir}/linear"
+        f"to judge it, in minutes: python -m barlow_jax.knn {checkpoint}; by the usual protocol: python "
+        f"linear_eval.py --config=configs/{named}.py {checkpoint} {linear}"
     )

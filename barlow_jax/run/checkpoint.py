@@ -20,9 +20,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from barlow_jax import tree
 from barlow_jax.errors import UserError
-from barlow_jax.run import manifest
+from barlow_jax.run import manifest, trees
 
 FOLDER = "checkpoints"  # inside a run's work folder
 WEIGHTS = ("average", "last")  # of a run with config.ema, those that there are to read
@@ -313,7 +312,7 @@ def _read_arrays(folder: epath.Path, like: Any) -> Any:
 
 
 def _check_fit(folder: epath.Path, state_like: Any) -> None:
-    wrong = tree.differences(state_like, _saved_tree(folder), told=lambda x: f"{np.dtype(x.dtype)}{[*x.shape]}")
+    wrong = trees.differences(state_like, _saved_tree(folder), told=lambda x: f"{np.dtype(x.dtype)}{[*x.shape]}")
     if wrong:
         # Parameters first: what differs in the optimiser or in the statistics only follows from them.
         name = min(wrong, key=lambda name: not name.startswith("params"))

@@ -18,9 +18,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from barlow_jax import tree
 from barlow_jax.errors import UserError
-from barlow_jax.run import last_words
+from barlow_jax.run import last_words, trees
 
 ADDRESS, COUNT, INDEX = VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 DEVICES = "JAX_LOCAL_DEVICE_IDS"  # read by JAX
@@ -219,7 +218,7 @@ def check_agreement(facts):
     padded = np.frombuffer(told.ljust(length), np.uint8)
     everyone = [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
     for index, others in enumerate(everyone):
-        for name, (ours, theirs) in tree.differences(everyone[0], others, told=str).items():
+        for name, (ours, theirs) in trees.differences(everyone[0], others, told=str).items():
             raise UserError(
                 f"Process {index} has {name} {theirs} and process 0 has {ours}; start all processes of a run with the "
                 "same line, code and data."

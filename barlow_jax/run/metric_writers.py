@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from barlow_jax.errors import UserError
-from barlow_jax.run import writing
+from barlow_jax.run import json_lines, writing
 from barlow_jax.run.mlflow_run import MLflow
 
 FILE = "metrics.jsonl"
@@ -166,7 +166,7 @@ def read(path):
     Raises:
       UserError: the file cannot be read.
     """
-    lines = [found for _, found in _lines(path)] if os.path.lexists(path) else []
+    lines = [found for _, found in _lines(path)]
     ours = [found for found in lines if found is not None and all(map(_is_plain, found.values()))]
     if len(ours) < len(lines):
         log.warning("%d of %d lines of %s are no metrics; they are left out.", len(lines) - len(ours), len(lines), path)
@@ -175,22 +175,12 @@ def read(path):
 
 def _lines(path):
     """[(line, the dict that it is, or None where that has no step)] of a file of JSON lines."""
-    if not path.is_file():  # a pipe would be waited for
-        raise UserError(f"{path} is no file; remove it, or give another folder.")
-    try:
-        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); see to it, or give another folder.") from error
-    return [(line, _with_step(line)) for line in (lines if lines[-1] else lines[:-1])]
+    return [(line, found if _has_step(found) else None) for line, found in json_lines.read(path)]
 
 
-def _with_step(line):
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+def _has_step(found):
     step = found.get("step") if isinstance(found, dict) else None
-    return found if type(step) is int and 0 <= step < 2**53 else None
+    return type(step) is int and 0 <= step < 2**53
 
 
 def _is_plain(value):

@@ -10,6 +10,7 @@ import os
 import re
 import time
 
+from barlow_jax import fields
 from barlow_jax.errors import UserError
 from barlow_jax.run import writing
 
@@ -47,7 +48,7 @@ class MLflow:
                 pictures = (workdir / "mlflow_pictures").as_uri() if local else None
                 self._run = self._client.create_run(self._experiment(pictures), run_name=workdir.name).info.run_id
                 writing.text(workdir / IDENTITY, self._run)
-                params = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in _flat(config or {}).items()]
+                params = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in fields.flat(config or {}).items()]
                 for start in range(0, len(params), MOST_PARAMS):
                     self._client.log_batch(self._run, params=params[start : start + MOST_PARAMS])
             else:
@@ -117,11 +118,3 @@ class MLflow:
 
 def _short(error):
     return " ".join(str(error).split())[:200]
-
-
-def _flat(config, prefix=""):
-    """{dotted name: value} of a nested dict."""
-    found = {}
-    for name, value in config.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found

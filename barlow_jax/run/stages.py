@@ -80,14 +80,15 @@ class Stages(signals.Handling):
     def _wait_for(self, folder):
         """Until nobody holds the run's lock: a run whose sweep was killed, or of another sweep, goes to its end."""
         told = False
-        while not self.stopped:
-            try:
-                return lock.release(lock.hold(folder, patience=0))
-            except UserError as error:
-                if not told:
-                    log.info("waiting: %s", str(error).partition(";")[0])
-                told = True
-                time.sleep(1)
+        with writing.told(folder):  # of a folder where no lock can be made, which nobody should wait for
+            while not self.stopped:
+                try:
+                    return lock.release(lock.hold(folder, patience=0))
+                except UserError as error:
+                    if not told:
+                        log.info("waiting: %s", str(error).partition(";")[0])
+                    told = True
+                    time.sleep(1)
 
     def _process(self, file, words):
         """(exit status, last line that it printed) of a command."""

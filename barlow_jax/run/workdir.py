@@ -21,7 +21,7 @@ import jax
 from barlow_jax.errors import UserError
 from barlow_jax.run import cluster, config_files, lock, writing
 from barlow_jax.run.checkpoint import holds_checkpoints, newest_step
-from barlow_jax.tree import ABSENT
+from barlow_jax.run.trees import ABSENT
 
 CONFIG_FILE = "config.json"
 CHANGES_FILE = "config_changes.jsonl"

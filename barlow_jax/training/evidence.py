@@ -12,7 +12,10 @@ of which step.
 import json
 import logging
 import pathlib
+import shlex
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +34,10 @@ FOLDER = "nonfinite"
 CASE = "case.json"
 KEPT = 3  # folders in a work folder, the newest
 SPARE = 2  # of the free space of the disk one part in so many may be taken
+
+_FACTS = ("config", "channels", "num_classes", "steps_per_epoch", "step", "state_of_step")  # in CASE
+# What numpy, zipfile and json raise of files that are damaged or others'.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +141,7 @@ class Watch:
 
 def command(folder: pathlib.Path) -> str:
     """The line that replays a folder."""
-    return f"barlow-jax doctor --replay={folder}"
+    return shlex.join(["barlow-jax", "doctor", f"--replay={folder}"])
 
 
 def _before(state, step):
@@ -183,11 +190,13 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], list[str
         case = json.loads((folder / CASE).read_text())
         parts = []
         for file in sorted(folder.glob("batch_*.npz")):
-            with np.load(file) as stored:
+            with file.open("rb") as stream, np.load(stream) as stored:  # numpy leaves a damaged file open
                 parts.append({name: stored[name] for name in stored.files})
         sizes = [part.pop("size", None) for part in parts]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    except (OSError, ValueError, KeyError, IndexError) as error:
+        joined = {name: joined[name] for name in dict.fromkeys(("index", "name", "place", *joined))}
+        case = {name: case[name] for name in dict.fromkeys((*_FACTS, *case))}
+    except _DAMAGE as error:
         wrong = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{folder} holds no step that can be replayed ({wrong}); give a folder nonfinite/STEP of a work folder."

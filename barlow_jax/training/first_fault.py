@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jax.sharding import PartitionSpec as P
 
-from barlow_jax.tree import named
+from barlow_jax.run.trees import named
 
 _PACKAGE = "/barlow_jax/"
 _LOOKS = ("nonfinite.py", "find")  # file and function whose questions are the ends of the step

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from barlow_jax.errors import UserError
-from barlow_jax.tree import named
+from barlow_jax.run.trees import named
 
 Tree = Any  # arrays by name, nested
 _PARTS = ("backbone", "projector", "predictor")  # in the order of computing

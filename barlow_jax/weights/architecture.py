@@ -10,7 +10,7 @@ from barlow_jax import model
 from barlow_jax.errors import UserError
 from barlow_jax.fields import together
 from barlow_jax.networks import resnet
-from barlow_jax.tree import differences
+from barlow_jax.run.trees import differences
 from barlow_jax.weights import files, naming
 
 

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from barlow_jax import experiment, fields, model, pretrain
 from barlow_jax.errors import UserError
 from barlow_jax.networks import resnet
-from barlow_jax.results.published import flat
 from barlow_jax.run import config_files
 from barlow_jax.run.checkpoint import FOLDER
 from barlow_jax.weights import architecture, files, peers
@@ -173,7 +172,7 @@ def begin(path, state, config, channels, steps_per_epoch):
     weights = files.load(path)
     found = _architecture(weights, path)
     told = (architecture.OF_NAMED if found.arch in model.RESNETS else {}) | found.own
-    own = [(field, flat(config)[field], there) for field, there in told.items()]
+    own = [(field, fields.flat(config)[field], there) for field, there in told.items()]
     for field, here, there in (("arch", config.arch, found.arch), ("stem", config.stem, found.stem), *own):
         if here != there:
             raise UserError(f"config.{field} is {here!r} and {path} holds {there!r}; set --config.{field}={there}.")

@@ -6,7 +6,7 @@ text(weights, config, channels, meta, lines, report)
 import pathlib
 
 import barlow_jax
-from barlow_jax import model, results
+from barlow_jax import fields, model, results
 from barlow_jax.data import order
 from barlow_jax.results import plain, published
 from barlow_jax.run.checkpoint import FOLDER
@@ -128,7 +128,7 @@ def _what(weights, config, channels, meta, told):
 
 def _training(weights, config, meta):
     """The section on how it was trained: the main numbers, and what departs from the published ones."""
-    flat = published.flat(config)
+    flat = fields.flat(config)
     data, shown = config["data"], [("architecture", _architecture(config))]
     images = data.get("name") or data["path"] or data["kind"]
     step, count = weights.step, None

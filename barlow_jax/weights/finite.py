@@ -3,7 +3,7 @@
 import numpy as np
 
 from barlow_jax.errors import UserError
-from barlow_jax.tree import named
+from barlow_jax.run.trees import named
 from barlow_jax.weights import peers
 
 

@@ -44,7 +44,7 @@ def measure(context, *, deterministic=False):
 
 
 def compare(context, steps, deterministic):
-    from barlow_jax import tree  # here, as nothing is to hold the device while the runs want it
+    from barlow_jax.run import trees  # here, as nothing is to hold the device while the runs want it
     from barlow_jax.run.checkpoint import restore_all
 
     whole = restore_all(context.out / "whole")[0]
@@ -53,8 +53,8 @@ def compare(context, steps, deterministic):
         if name == "killed" and not (context.out / "was_killed").exists():
             context.row(what, "not seen", "it was done before it could be killed")
             continue
-        different = tree.differences(whole, restore_all(context.out / name)[0], told=lambda x: np.asarray(x).tobytes())
-        count = len(tree.named(whole))
+        different = trees.differences(whole, restore_all(context.out / name)[0], told=lambda x: np.asarray(x).tobytes())
+        count = len(trees.named(whole))
         figure = f"{len(different)} of {count} arrays differ" if different else f"all {count} arrays equal, bit for bit"
         context.row(what, figure, f"after {steps} steps, {mode}", different=len(different), arrays=count)
 

@@ -9,8 +9,6 @@ import pathlib
 import posixpath
 import re
 
-from mkdocs.structure.files import File
-
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 LINK = re.compile(r"(\]\()((?!\w+:|#|/)[^)\s#]+)")
@@ -19,9 +17,11 @@ LANGUAGES = {".py": "python", ".toml": "toml"}
 
 def on_files(files, config):
     """Adds the pages that do not lie in docs/."""
+    from mkdocs.structure.files import File  # here, as tests read the rest of this without MkDocs
+
     for place, name in PAGES.items():
         files.append(File.generated(config, place, content=(ROOT / name).read_text()))
-    for place in _leaves(config.nav):
+    for place in leaves(config.nav):
         if place.startswith("api/"):
             module = place.removeprefix("api/").removesuffix(".md")
             files.append(File.generated(config, place, content=f"::: barlow_jax.{module}\n"))
@@ -83,11 +83,11 @@ def _notebook(text):
     return "\n\n".join(f"~~~~python\n{cell}\n~~~~" if kind == "code" else cell for cell, kind in cells) + "\n"
 
 
-def _leaves(nav):
+def leaves(nav):
     """The pages of a navigation, in order."""
     for entry in nav:
         value = next(iter(entry.values())) if isinstance(entry, dict) else entry
         if isinstance(value, list):
-            yield from _leaves(value)
+            yield from leaves(value)
         else:
             yield value

@@ -54,7 +54,7 @@ def test_open_source(tmp_path):
     assert data.open_source("folder", str(tmp_path), "train").class_names == ("a", "b")
     assert data.open_source("folder", str(tmp_path / "train"), "", labels="none").labels is None
     for arguments, options, words in (
-        (("tfrecord", "x"), {}, "'folder', 'tfds', 'npz', 'digits'"),
+        (("tfrecord", "x"), {}, "'folder', 'tfds', 'tar', 'parquet', 'npz', 'digits'"),
         (("folder", ""), {}, "needs config.data.path"),
         (("folder", str(tmp_path), "test"), {}, "no sub-folder 'test'"),
         (("npz", "x.npz"), {"labels": "none"}, "no option 'labels'"),

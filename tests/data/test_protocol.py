@@ -44,7 +44,9 @@ def test_what_every_source_gives(roots, kind):
     assert n == source_kinds.COUNT or kind == "digits"
     assert source.channels == 3 and isinstance(source.name, str) and source.name
     assert (source.class_names is None) == (kind in ("listed", "voc", "npz"))
-    assert source.num_classes == {"folder": 2, "npz": 2, "listed": None, "voc": None}.get(kind, 10)
+    assert source.num_classes == {"folder": 2, "npz": 2, "tar": 2, "parquet": 2, "listed": None, "voc": None}.get(
+        kind, 10
+    )
     assert len({source.where(k) for k in range(n)}) == n and all(isinstance(source.where(k), str) for k in range(n))
     if source.images is not None:
         assert source.images.shape == (n, *source.shape) and source.why_unreadable(0) == ""

@@ -431,7 +431,11 @@ LINES = [
     ("demo", "--config.projector=(8.5,8)", "config.projector"),
     ("demo", "--config.views.blur=('a','b')", "config.views.blur"),
     ("demo", "--config.data.threads=-1", "config.data.threads is -1; it must be at least 1, or 0 .one a core."),
-    ("demo", "--config.data.kind=foldr", "config.data.kind is 'foldr'; it is one of folder, tfds, npz, digits"),
+    (
+        "demo",
+        "--config.data.kind=foldr",
+        "config.data.kind is 'foldr'; it is one of folder, tfds, tar, parquet, npz",
+    ),
     ("demo", "--config.data.path=x", "config.data.path is 'x' with config.data.kind 'digits'"),
     ("demo", "--config.eval.knn_k=0", "config.eval.knn_k is 0; it must be at least 1"),
     ("demo", "--config.warmup_epochs=100", "config.epochs is 100 with config.warmup_epochs 100"),

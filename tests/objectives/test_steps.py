@@ -16,6 +16,7 @@ from pooled import Pooled
 import barlow_jax
 from barlow_jax import experiment, export, model, objectives, pretrain, sharding
 from barlow_jax.errors import UserError
+from barlow_jax.fields import flat
 from barlow_jax.loss import barlow_twins_loss
 from barlow_jax.objectives import mixed
 from barlow_jax.results import published
@@ -263,9 +264,9 @@ def test_the_rows_of_the_paper_are_its_fields_and_numbers():
     page = (commands.ROOT / "docs" / "objectives.md").read_text()
     rows = paper.rows(barlow_jax.config("barlow_twins"))
     assert published.ABLATIONS.keys() <= rows.keys()
-    base = published.flat(barlow_jax.config("barlow_twins").to_dict() | {"epochs": 300})
+    base = flat(barlow_jax.config("barlow_twins").to_dict() | {"epochs": 300})
     for row, fields in rows.items():
-        config = published.flat(barlow_jax.config(f"paper:{row}").to_dict())
+        config = flat(barlow_jax.config(f"paper:{row}").to_dict())
         assert {name for name in base if config[name] != base[name]} <= {*fields} <= {*base}
         assert all(config[name] == value for name, value in fields.items())
     for row in [row for row in rows if row.startswith("table")]:

@@ -61,6 +61,9 @@ def test_what_is_of_one_kind_shares_a_chart_and_the_unknown_has_its_own(tmp_path
     knn = next(one for one in by_names["knn", "probe"]["series"] if one["name"] == "knn")
     assert decoded(knn)[1][-1] == 0.9
     assert by_names["on_diag",]["lines"] == [("unrelated views", pytest.approx(512 * 256 / 255, rel=1e-4))]
+    config = {"batch_size": 256, "projector": [512], "lambd": 0.1}  # of a run before there were other objectives
+    assert dict(curves.unrelated(config))["on_diag"] == pytest.approx(512 * 256 / 255)
+    assert curves.unrelated(config | {"objective": "vicreg"}) == []
     assert {chart["names"][0] for chart in charts if curves.is_flat(chart)} == {"dead_dims", "skipped"}
 
 

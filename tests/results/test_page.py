@@ -8,8 +8,10 @@ import os
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import shown_runs
+from PIL import Image
 
 from barlow_jax import report, results
 from barlow_jax.results import events, folders, kept, page, published, sections, settings, starts, thumbnails
@@ -217,6 +219,17 @@ def test_a_folder_of_which_nothing_is_whole_is_a_page_all_the_same(tmp_path, cap
     shown = page.page([tmp_path])
     assert "<img" not in shown and "config.json is not there" in shown
     assert caplog.text.count("is no PNG, or cannot be read") == 2 and "config.json is damaged" in caplog.text
+
+
+def test_a_picture_of_too_many_pixels_is_left_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 49)
+    Image.fromarray(np.zeros((10, 10, 3), np.uint8)).save(tmp_path / "views.png")
+    assert thumbnails.alone(tmp_path) == [] and "cannot be read (DecompressionBombError)" in caplog.text
+
+
+def test_a_folder_with_nothing_in_it_is_said(tmp_path):
+    shown = page.page([tmp_path / "."])
+    assert f"No run and no result is in {tmp_path} yet" in shown and '<a href="#config" hidden>' in shown
 
 
 def test_the_page_in_the_work_folder_is_whole_or_as_it_was(run, full_disk, caplog):

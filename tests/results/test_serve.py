@@ -71,6 +71,17 @@ def test_a_page_from_elsewhere_gets_nothing(port):
     assert asked(port, "/data", Host=f"localhost:{port}")[0] == 200
 
 
+def test_a_browser_that_goes_away_is_nothing_to_be_told_of(run, capsys):
+    with serve.opened([run], 0) as server:
+        for error in (BrokenPipeError(), ConnectionResetError(), KeyError("a fault of ours")):
+            try:
+                raise error
+            except (OSError, KeyError):
+                server.handle_error(None, ("127.0.0.1", 1))
+    told = capsys.readouterr().err
+    assert "a fault of ours" in told and "BrokenPipe" not in told and "ConnectionReset" not in told
+
+
 def test_what_is_wrong_is_one_sentence(port, run, tmp_path):
     def started(*named, port=0):
         serve.main(SimpleNamespace(arguments=[*map(str, named)], port=port))

@@ -100,6 +100,11 @@ CASES = {
     ),
     "fewer images than rows": (run(before=[first(images=100)]), verdict.STARVED, "100 images and a batch has 256"),
     "skipped": (run(after=[line(200, skipped=90)]), verdict.ILL, "90 of the last .* 16 at most"),
+    "a loss that is null, before an evaluation": (
+        run(after=[line(104, loss=None), {"step": 104, "effective_rank": 9.0}]),
+        verdict.ILL,
+        "step 104 is not finite",
+    ),
     "a loss that is null": (run(after=[line(104, loss=None)]), verdict.ILL, "step 104 is not finite"),
     "bits used up": (run(z_mean=1e4, z_std=1e-4), verdict.ILL, "less than the spacing of float32"),
 }
@@ -125,6 +130,20 @@ def test_bits_of_a_precision(precision, bits):
 def test_the_last_tenth_is_recent():
     lines = [{"step": step, "loss": step} for step in (2, 90, 91, 100)] + [{"step": 50, "z_mean": 3.0}]
     assert [line["step"] for line in measured.recent(lines, "z_mean")] == [91, 100, 50]
+
+
+@pytest.mark.parametrize("case", ["healthy", "dead", "views apart", "labels do not show it", "bits used up"])
+def test_a_long_run_is_judged_by_as_many_lines_as_a_short_one(case):
+    """Each epoch of thousands asks for a verdict: what is looked at may not grow with the epochs."""
+    lines, name, words = CASES[case]
+    kept, step = [], 0
+    for one in (lines[0], lines[1], *lines[2:-1] * 120, lines[-1]):
+        step = one["step"] if one["step"] <= 1 else step + 4
+        kept = measured.thinned([*kept, one | {"step": step}])
+    assert step > 9000 and len(kept) <= 2 * measured.MOST_LINES
+    assert [line["step"] for line in kept] == sorted({line["step"] for line in kept})
+    found = verdict.judge(kept, CONFIG)
+    assert found.name == name and re.search(words, " ".join(found.reasons)), found
 
 
 def test_black_images_are_told_from_a_network_that_died():

@@ -1,14 +1,16 @@
 """What a run says of itself."""
 
 import contextlib
+import json
 import logging
+import shlex
 
 import jax.numpy as jnp
 import pytest
 
 from barlow_jax import config as config_of
 from barlow_jax.errors import UserError
-from barlow_jax.results import verdict, watching
+from barlow_jax.results import measured, verdict, watching
 from barlow_jax.run import metric_writers
 
 
@@ -58,6 +60,8 @@ def test_an_epoch_is_a_sentence_with_what_its_numbers_mean(watched, tmp_path, ca
     a_step(watch, 28, 45.0)
     assert watch.epoch(2) is False and len(caplog.records) == 3  # the verdict is not said again where it is the same
     assert "correlate by at least 0.70 (" in caplog.messages[-1] and "directions" not in caplog.messages[-1]
+    watch.scalars(28, SCORES | {"alignment": -0.001})
+    assert watch.epoch(3) is False and any("correlate by 0.00 (" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("what", ["warn", "stop"])
@@ -82,9 +86,33 @@ def test_a_run_that_goes_on_remembers_what_it_has_written(watched):
     assert again._lines == watch._lines and again._lines[-1]["on_diag"] is None
 
 
+def test_what_is_remembered_does_not_grow_with_the_epochs(watched, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "MOST_LINES", 60)
+    lines = [json.dumps({"step": step, "loss": 1.0, "on_diag": 50.0, "off_diag": 2000.0}) for step in range(1, 301)]
+    (tmp_path / metric_writers.FILE).write_text("\n".join(lines) + "\n")
+    watch = watched(resume_step=300)
+    assert len(watch._lines) <= 120 and watch._lines[-1]["step"] == 300
+    for step in range(301, 341):
+        a_step(watch, step, 50.0)
+    assert len(watch._lines) <= 120 and watch._lines[0]["step"] == 1
+
+
 def test_what_to_do_next_depends_on_labels():
     config = config_of("demo")
     assert "--config=configs/linear_demo.py --checkpoint=run --workdir=run/linear" in watching.next_steps(
         "run", config, 10
     )
     assert "barlow_jax.embed run IMAGES --out=features.npz" in watching.next_steps("run", config, None)
+    spaced = watching.next_steps("my runs/it's", config, 10)
+    assert shlex.split(spaced.partition("protocol: ")[2])[-2:] == [
+        "--checkpoint=my runs/it's",
+        "--workdir=my runs/it's/linear",
+    ]
+    small, published = config_of("imagenette32"), config_of("barlow_twins")
+    assert watching.next_steps("run", small, 10).endswith(
+        "--config=configs/linear.py --checkpoint=run --workdir=run/linear --config.image_size=0 --config.eval.resize=0 "
+        "--config.eval.crop=0"
+    )
+    with published.unlocked():
+        published.data.kind = "tfds"
+    assert watching.next_steps("run", published, 10).endswith("configs/linear.py --checkpoint=run --workdir=run/linear")

@@ -100,11 +100,13 @@ def test_whatever_the_images_the_config_can_be_trained():
             assert not presets.left_open(config) and config.batch_size <= max(count, 2)
 
 
-def test_settled_by_the_folder_itself_and_told_in_a_line(photographs, caplog):
-    """48 photographs of 40 x 48 pixels."""
-    config = a_config(photographs, arch="convnet", epochs=3)
+def test_settled_by_the_folder_itself_and_told_in_a_line(photographs, caplog, monkeypatch):
+    """48 photographs of 40 x 48 pixels, looked through once."""
+    config, opened, open_fields = a_config(photographs, arch="convnet", epochs=3), [], experiment.open_fields
+    monkeypatch.setattr(experiment, "open_fields", lambda *a, **more: opened.append(a) or open_fields(*a, **more))
     with caplog.at_level(logging.INFO):
-        experiment.settle(config)
+        source, _ = experiment.sources(config, experiment.settle(config))
+    assert len(source) == 48 and [split for _, split, _ in opened] == [config.data.train]
     assert (config.image_size, config.batch_size, config.warmup_epochs) == (32, 32, 1)
     assert config.precision == "float32" and not presets.left_open(config)
     line = next(record.getMessage() for record in caplog.records if "chosen for" in record.getMessage())

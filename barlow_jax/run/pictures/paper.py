@@ -65,7 +65,7 @@ def font(size, bold=False):
 
 
 def printable(text):
-    """The text on one line, with escapes for what cannot be printed: control characters, halves of a character."""
+    """The text on one line, with escapes for what cannot be printed or written: new lines, half a character."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 

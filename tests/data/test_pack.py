@@ -1,0 +1,153 @@
+"""Packs beside tarfile and Pillow: what is in them, kills, other sets in the same place, and what is refused."""
+
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from source_kinds import one_sentence
+
+from barlow_jax import cli, data, dataset
+from barlow_jax.data import pack
+from barlow_jax.errors import UserError
+from barlow_jax.run import launch
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Seven files of two classes, one of them damaged, one grey of 16 bits, one that says how it is turned."""
+    rng = np.random.default_rng(0)
+    for k in range(7):
+        path = tmp_path / "photos" / "ab"[k % 2] / f"{k}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 30 + 6 * k, 3)).astype(np.uint8)).save(
+            path, "PNG" if k % 3 else "JPEG"
+        )
+    (tmp_path / "photos" / "a" / "2.jpg").write_bytes(b"no image")
+    Image.fromarray(np.full((40, 40), 4000, np.uint16)).save(tmp_path / "photos" / "b" / "3.jpg", "PNG")
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.new("L", (60, 50), 100).save(tmp_path / "photos" / "a" / "4.jpg", "JPEG", exif=turned)
+    return tmp_path / "photos"
+
+
+def packed(*words, **flags):
+    flag = launch.Flags()
+    dataset.define_flags(flag)
+    return dataset.main(flag.parsed(["x", "pack", *map(str, words), *(f"--{k}={v}" for k, v in flags.items())]))
+
+
+def members(path):
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def test_a_pack_holds_the_files_to_the_byte(photos, tmp_path, capsys):
+    packed(photos, tmp_path / "out", shard=3)
+    source = data.ImageFolder(photos)
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        *("classes.json", "train-00000.tar", "train-00001.tar", "train-00002.tar", "train.index.npz", "train.pack.json")
+    ]
+    found = {}
+    for k in range(3):
+        found |= members(tmp_path / "out" / f"train-0000{k}.tar")
+    images = [name for name in sorted(found) if not name.endswith(".cls")]
+    assert [found[name] for name in images] == [source.encoded(k) for k in range(7)]
+    assert [int(found[f"{k:09}.cls"]) for k in range(7)] == source.labels.tolist()
+    assert {name.partition(".")[2] for name in images} == {"jpg", "png"}
+    again = data.open_source("tar", str(tmp_path / "out"))
+    assert again.class_names == ("a", "b") and np.array_equal(again.labels, source.labels)
+    said = capsys.readouterr().out
+    assert "7 images; " in said and "1 cannot be opened" in said and "compared: the same" in said
+
+
+def test_images_are_made_smaller_once(photos, tmp_path):
+    packed(photos, tmp_path / "out", short_side=20, quality=80)
+    before, after = data.ImageFolder(photos), data.open_source("tar", str(tmp_path / "out"))
+    for k in range(7):
+        if before.where(k).endswith(("2.jpg", "3.jpg")):
+            assert after.encoded(k) == before.encoded(k)
+            continue
+        with Image.open(before.paths[k]) as image, Image.open(io.BytesIO(after.encoded(k))) as small:
+            scale = 20 / min(image.size)
+            size = (round(image.width * scale), round(image.height * scale))
+            assert small.size == size and small.format == "JPEG" and small.mode == image.mode
+            assert small.getexif().get(274) == image.getexif().get(274)
+            stream = io.BytesIO()
+            image.resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=80)
+            assert np.array_equal(np.asarray(small), np.asarray(Image.open(stream)))
+
+
+def test_a_pack_goes_on_after_a_kill(photos, tmp_path, monkeypatch):
+    packed(photos, tmp_path / "whole", shard=2)
+    real, written = pack._shard, []
+
+    def killed(path, *rest):
+        if len(written) == 2:
+            (tmp_path / "out" / ".train-00002.tar.unfinished").write_bytes(b"half")
+            raise KeyboardInterrupt
+        written.append(path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(pack, "_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        packed(photos, tmp_path / "out", shard=2)
+    assert sorted(f.name for f in (tmp_path / "out").glob("*.tar")) == ["train-00000.tar", "train-00001.tar"]
+    times = [f.stat().st_mtime_ns for f in sorted((tmp_path / "out").glob("*.tar"))]
+    (tmp_path / "out" / "train-00001.tar").write_bytes(b"cut off")
+    monkeypatch.setattr(pack, "_shard", real)
+    packed(photos, tmp_path / "out", shard=2)
+    assert (tmp_path / "out" / "train-00000.tar").stat().st_mtime_ns == times[0]
+    for k in range(4):
+        name = f"train-0000{k}.tar"
+        assert members(tmp_path / "out" / name) == members(tmp_path / "whole" / name)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_what_is_not_packed(photos, tmp_path, monkeypatch):
+    packed(photos, tmp_path / "out", shard=3)
+    np.savez(tmp_path / "set.npz", images=np.zeros((2, 4, 4, 3), np.uint8))
+    other = shutil.copytree(photos, tmp_path / "other")
+    (other / "b").rename(other / "c")
+    for words, flags, said in (
+        ((photos, tmp_path / "out"), {"shard": 2}, "differs in: images a shard"),
+        ((photos, tmp_path / "out"), {"short_side": 9}, "differs in: short_side, quality"),
+        ((photos / "a", tmp_path / "out"), {}, "differs in: images"),
+        ((other, tmp_path / "out"), {"split": "val"}, "none of the 2 classes asked for"),
+        ((tmp_path / "set.npz", tmp_path / "n"), {}, "takes image files"),
+        ((photos, tmp_path / "n"), {"split": "a/b"}, "take letters only"),
+        ((photos, tmp_path / "n"), {"quality": 0}, "1 to 95"),
+        ((photos,), {}, "barlow-jax pack SET OUT"),
+        ((photos, photos), {}, "is the set itself"),
+        ((photos, tmp_path / "set.npz"), {}, "cannot be written"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            packed(*words, **flags)
+        one_sentence(caught)
+    # A byte of a shard that is not what was packed.
+    shard = tmp_path / "out" / "train-00001.tar"
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="train-00001.tar does not hold what was packed"):
+        packed(photos, tmp_path / "out", shard=3)
+    monkeypatch.setattr(pack.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    with pytest.raises(UserError, match="0.0 GB free"):
+        packed(photos, tmp_path / "n")
+
+
+def test_splits_in_one_folder_share_their_classes(photos, tmp_path):
+    packed(photos, tmp_path / "out")
+    val = tmp_path / "val"
+    shutil.copytree(photos / "b", val / "b")
+    packed(val, tmp_path / "out", split="val")
+    source = data.open_source("tar", str(tmp_path / "out"), "val")
+    assert source.class_names == ("a", "b") and source.labels.tolist() == [1, 1, 1]
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b"]
+
+
+def test_one_module_has_both_commands():
+    assert cli.program("pack") == cli.program("data") == (dataset.main, dataset.define_flags)
