@@ -52,7 +52,7 @@ def main(wanted):
     step = features.make_feature_step(graphdef, size=config.eval.crop, mean=recipe.mean, std=recipe.std, mesh=mesh)
     for name, weights in (("random network", untrained), ("Barlow Twins", (params, batch_stats))):
         representations[name] = [
-            features.extract(step, *weights, experiment.eval_batches(config, source, mesh), mesh)[0]
+            features.extract(step, *weights, experiment.eval_batches(config, source, mesh), mesh, n=len(source))[0]
             for source in (train, test)
         ]
 

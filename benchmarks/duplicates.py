@@ -81,7 +81,8 @@ def features_of(images, baseline):
     graphdef, weights = subject.on_devices(judged, config, mesh)
     view = {name: tuple(config.views[name]) for name in ("mean", "std")}
     step = features.make_feature_step(graphdef, size=config.eval.crop, mesh=mesh, **view)
-    return features.extract(step, *weights, experiment.eval_batches(config, Arrays(images), mesh), mesh).features
+    batches = experiment.eval_batches(config, Arrays(images), mesh)
+    return features.extract(step, *weights, batches, mesh, n=len(images)).features
 
 
 def table(rows, told):

@@ -1,9 +1,10 @@
 """The host's input pipeline against the usual one, and against nothing but decoding.
 
-    python benchmarks/input_pipeline.py --images=FOLDER [--batches=20] [--rounds=7] [--threads=N]
+    python benchmarks/input_pipeline.py --images=FOLDER [--batches=20] [--rounds=7] [--threads=N] [--torch=PYTHON]
     python benchmarks/input_pipeline.py --images=FOLDER --memory=2000
 
-Three contestants on the same JPEGs, by turns, so that other work on the machine hits all alike; medians of the rounds.
+Contestants on the same JPEGs, by turns, so that other work on the machine hits all alike; medians of the rounds, and of
+the ratios within a round the range.
 
     ours  data.train_batches: read, draw two boxes, decode under their union, canvas, batch of 64.
     peer  what the official Barlow Twins recipe does per image in a PyTorch loader, here with Pillow and numpy: decode
@@ -11,6 +12,8 @@ Three contestants on the same JPEGs, by turns, so that other work on the machine
           send no images back, which flatters it.
     bare  libjpeg-turbo's partial decode of ours' windows, one thread; file bytes and windows are in memory before, and
           the pixels go nowhere.
+    torch with --torch=PYTHON, an interpreter that has torch and torchvision: decode_jpeg and the two crops of
+          transforms.v2 in a DataLoader, in its own process, see torch_loader.py.
 
 ours leaves colours and blur to the accelerator, which peer does on the host: what they cost there is in views_cost.py.
 CPU seconds are of all threads together, and what to compare; wall times of small or shared machines are mostly noise.
@@ -24,6 +27,7 @@ import os
 import pathlib
 import random
 import statistics
+import subprocess
 import sys
 import time
 
@@ -42,6 +46,7 @@ BATCHES = flags.DEFINE_integer("batches", 20, "Batches of ours, and of bare, in 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds; each has all contestants.")
 THREADS = flags.DEFINE_integer("threads", 0, "Threads of ours; 0 is one per core.")
 CANVAS = flags.DEFINE_integer("canvas", 512, "Side of ours' canvas.")
+TORCH = flags.DEFINE_string("torch", "", "An interpreter with torch and torchvision, whose loader takes its turn.")
 MEMORY = flags.DEFINE_integer("memory", 0, "Run this many batches of ours and print its memory instead.")
 
 BATCH_SIZE, SEED = 64, 0
@@ -193,6 +198,28 @@ def time_bare(encoded, wanted):
     return len(work) / (time.process_time() - start)
 
 
+# torchvision
+
+
+def start_torch(paths):
+    """The process of torch_loader.py, warmed up, or None."""
+    if not TORCH.value:
+        return None
+    words = [TORCH.value, str(pathlib.Path(__file__).with_name("torch_loader.py")), *paths]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if not (version := process.stdout.readline().strip()):
+        raise UserError(f"--torch={TORCH.value} ended at once: name an interpreter that has torch and torchvision.")
+    print(version)
+    return process
+
+
+def time_torch(process):
+    """Images per CPU second of one pass over all of them."""
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
 # Ours
 
 
@@ -242,12 +269,19 @@ def line(name, values):
     return middle
 
 
+def ratio(name, above, below, wanted=""):
+    """Of the medians, and the lowest and highest of one round."""
+    each = [a / b for a, b in zip(above, below, strict=True)]
+    middle = statistics.median(above) / statistics.median(below)
+    print(f"{name + ', of CPU':58}{middle:8.2f}{min(each):10.2f}{max(each):8.2f}{wanted}")
+
+
 def compare(source, pool):
     from barlow_jax.data.decode import tf
 
     encoded = [tf.constant(pathlib.Path(path).read_bytes()) for path in source.paths]
     sizes = [size_of(path) for path in source.paths]
-    reader = open_ours(source)
+    reader, of_torch = open_ours(source), start_torch(source.paths)
     rows, step = [], 0
     for number in range(ROUNDS.value + 1):
         ours = time_ours(reader, BATCHES.value)
@@ -255,20 +289,29 @@ def compare(source, pool):
         step += PREFETCH + 2  # as time_ours, so that bare has the windows of the batches that were timed
         wanted = windows(source.paths, sizes, range(step, step + BATCHES.value))
         step += BATCHES.value
-        rows.append((*ours, *time_peer(pool, cores(), source.paths, number), time_bare(encoded, wanted)))
+        peer = time_peer(pool, cores(), list(source.paths), number)
+        rows.append((*ours, *peer, time_bare(encoded, wanted), time_torch(of_torch) if of_torch else 1.0))
     reader.close()
+    if of_torch:
+        of_torch.stdin.close()
+        of_torch.wait()
 
     print(f"{'images per second':58}{'median':>8}{'lowest':>10}{'highest':>8}")
-    ours_cpu, ours_wall, peer_cpu, peer_wall, bare = zip(*rows[1:], strict=True)  # round 0 was a warm-up
-    ours = line("ours, of CPU", ours_cpu)
+    ours, ours_wall, peer, peer_wall, bare, of_torchvision = zip(*rows[1:], strict=True)  # round 0 was a warm-up
+    line("ours, of CPU", ours)
     line(f"ours, of wall time, {THREADS.value or cores()} threads", ours_wall)
-    peer = line("peer, of CPU, one process", peer_cpu)
+    line("peer, of CPU, one process", peer)
     line(f"peer, of wall time, {cores()} processes", peer_wall)
-    bare = line("bare, of CPU, one thread", bare)
+    line("bare, of CPU, one thread", bare)
+    if of_torch:
+        line("torch, of CPU, one process", of_torchvision)
     print()
-    print(f"ours / peer, of CPU: {ours / peer:.1f} times as many (wanted: 5 or more)")
-    print(f"ours / bare, of CPU: {ours / bare:.0%} (wanted: 60 % or more)")
-    print(f"cores for {WANTED} images/s: ours {WANTED / ours:.1f}, peer {WANTED / peer:.1f}")
+    ratio("ours / peer", ours, peer, "  (wanted: 5 or more)")
+    ratio("ours / bare", ours, bare, "  (wanted: 0.6 or more)")
+    if of_torch:
+        ratio("ours / torch", ours, of_torchvision)
+    print(f"cores for {WANTED} images/s: ours {WANTED / statistics.median(ours):.1f}, ", end="")
+    print(f"peer {WANTED / statistics.median(peer):.1f}")
 
 
 def held():

@@ -222,8 +222,8 @@ KNOWN = [  # (module, text, what takes its place, the test that holds it): what 
     ),
     ("data.sources", "self.labels.max() < 0", "self.labels.max() <= 0", "data/test_sources.py::test_labelled"),
     (
-        "data.sources",
-        "os.path.commonpath([first, last]) if len(self.paths) > 1 else os.path.dirname(first)",
+        "data.paths",
+        "os.path.commonpath([first, last]) if len(self) > 1 else os.path.dirname(first)",
         "os.path.commonpath([first, last])",
         "data/test_protocol.py::test_a_listing_is_of_names_and_order_wherever_the_files_lie",
     ),

@@ -68,7 +68,9 @@ def draw(run, out):
 
     step = features.make_feature_step(method.graphdef, size=config.eval.crop, mean=scale[0], std=scale[1], mesh=mesh)
     bank, queries = (
-        features.extract(step, params, batch_stats, experiment.eval_batches(config, source, mesh), mesh)[0]
+        features.extract(step, params, batch_stats, experiment.eval_batches(config, source, mesh), mesh, n=len(source))[
+            0
+        ]
         for source in (train, test)
     )
     demo.draw_neighbours(bank, queries, train, test, out / "demo_neighbours.png", rows=5, columns=6)

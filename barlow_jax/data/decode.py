@@ -7,7 +7,8 @@ loss, and so would decoding what no box shows.
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 # TensorFlow's opinion of each odd file, with a traceback; we name bad files ourselves. Assigned, as JAX sets a default.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -35,13 +36,30 @@ DCT = "INTEGER_ACCURATE"
 ReadError = tf.errors.OpError  # what canvas_batches raises at an unreadable file when it may not pass over it
 
 
-def from_files(paths, labels):
-    """A function for tf.data: index -> (encoded image, label int32), of image files.
+class Fetch(NamedTuple):
+    """How encoded images come into the graph, where numpy says something of them a batch at a time."""
 
-    paths: list. labels: int32 [n], or None, which is -1 for all.
+    told: Callable[[np.ndarray], tuple[np.ndarray, ...]]  # int64 [m] -> of each of these images something, [m]
+    dtypes: tuple[tf.DType, ...]  # of what is told
+    read: Callable[..., Any]  # in the graph, from what is told of one: (encoded image, label int32)
+
+
+def as_fetch(fetch):
+    """A Fetch as it is; one of a function index -> (encoded image, label)."""
+    return fetch if isinstance(fetch, Fetch) else Fetch(lambda index: (index,), (tf.int64,), fetch)
+
+
+def from_files(paths, labels):
+    """The Fetch of image files. TensorFlow knows the paths of the images on their way only: all take it 200 bytes each.
+
+    paths: paths.Paths. labels: int32 [n], or None, which is -1 for all.
     """
-    stored, labels = tf.constant([os.fsencode(path) for path in paths]), _labels(labels, len(paths))
-    return lambda index: (tf.io.read_file(stored[index]), labels[index])
+
+    def told(index):
+        found = np.full(len(index), -1, np.int32) if labels is None else labels[index]
+        return np.asarray(paths.encoded(index), object), found
+
+    return Fetch(told, (tf.string, tf.int32), lambda path, label: (tf.io.read_file(path), label))
 
 
 def _labels(labels, n):
@@ -49,7 +67,10 @@ def _labels(labels, n):
 
 
 def from_reads(read, labels, n):
-    """The same of a function read(index) -> bytes of n images, which may wait for a network: no lock is held then."""
+    """A function for tf.data: index -> (encoded image, label int32), of a function read(index) -> bytes of n images.
+
+    The read may wait for a network: no lock is held then.
+    """
     labels = _labels(labels, n)
 
     def fetch(index):
@@ -59,7 +80,10 @@ def from_reads(read, labels, n):
 
 
 def from_records(source):
-    """The same of a records.Records. The read is Python's: 20 us and no lock while the disk is at work."""
+    """A function for tf.data: index -> (encoded image, label int32), of a records.Records.
+
+    The read is Python's: 20 us and no lock while the disk is at work.
+    """
 
     def fetch(index):
         return source.parse(tf.ensure_shape(tf.numpy_function(source.read, [index], tf.string, stateful=False), []))
@@ -184,7 +208,7 @@ def read_window(encoded, boxes_of, margin_of, canvas, reading):
 
 
 def _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries):
-    """A function (index, draws) -> one row of canvas_batches.
+    """A function (index, draws, *what fetch.told says of the image) -> one row of canvas_batches.
 
     With tries = 0 it raises tf.errors.OpError at a file that cannot be read. With tries > 0 it passes to the
     next file instead, up to `tries` in all; the detour costs 0.6 ms per image, so the caller takes it only
@@ -199,9 +223,16 @@ def _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries):
         "skipped": NONE,
     }
 
-    def load(index, draws):
+    def told_of_next(place):
+        return tf.numpy_function(lambda row: fetch.told(row[None]), [place], fetch.dtypes, stateful=False)
+
+    def load(index, draws, *told):
         def attempt(skipped):
-            encoded, label = fetch((index + skipped) % n)
+            if tries:
+                told_here = [tf.reshape(part, []) for part in told_of_next((index + skipped) % n)]
+            else:
+                told_here = told
+            encoded, label = fetch.read(*told_here)
             shown, boxes, size = read_window(
                 encoded, functools.partial(boxes_of, draws, xp=tf), margin_of, canvas, reading
             )
@@ -229,9 +260,9 @@ def canvas_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of canvases from encoded images, in order: an iterator of dicts of numpy arrays.
 
-    fetch, n: of from_files or from_records, and the number of images there. plan(step), called for every step in the
-    range `steps` -> (int64 [rows], the images of the batch, -1 = leave the row blank; float64 [rows, ...], the `draws`
-    of each image for boxes_of(draws, height, width, xp=tf) -> [views, 4]).
+    fetch, n: a Fetch or a function as from_records gives, and the number of images. plan(step), called for every step
+    in the range `steps` -> (int64 [rows], the images of the batch, -1 = leave the row blank; float64 [rows, ...], the
+    `draws` of each image for boxes_of(draws, height, width, xp=tf) -> [views, 4]).
     reading: pixels.Reading, how the files become pixels.
     Yields canvas uint8 [rows, S, S, C]; boxes float32 [rows, views, 4] and extent int32 [rows, 2] of the content,
     see read_window; size int32 [rows, 2] of the image as it is stored; label int32 [rows]; index int64 [rows], the
@@ -241,10 +272,16 @@ def canvas_batches(
     With tries = 0 it raises ReadError instead, in place of the batch. `threads` images are decoded at the same
     time; `prefetch` finished batches wait.
     """
-    shapes = [part.shape for part in plan(steps.start)]
+    fetch = as_fetch(fetch)
+
+    def told_and_planned(step):
+        index, draws = plan(step)
+        return index, draws, *fetch.told(np.maximum(index, 0))
+
+    shapes = [part.shape for part in told_and_planned(steps.start)]
 
     def planned(step):
-        parts = tf.numpy_function(plan, [step], [tf.int64, tf.float64])
+        parts = tf.numpy_function(told_and_planned, [step], [tf.int64, tf.float64, *fetch.dtypes])
         return tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True))
 
     # No `if` of Python in these functions is of a tensor, and converting them takes a second of every start.

@@ -4,7 +4,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,27 @@ READERS = 32  # files asked about at a time, as on a network each answer takes l
 PART = 1000  # files that a thread asks about in a row
 
 
-def fingerprint(about: dict[str, Any], *, arrays: Sequence[np.ndarray | None] = (), files: Sequence[str] = ()) -> str:
+def fingerprint(
+    about: dict[str, Any],
+    *,
+    text: tuple[int, Iterable[bytes]] | None = None,
+    arrays: Sequence[np.ndarray | None] = (),
+    files: Sequence[str] = (),
+) -> str:
     """SHA-256, as 64 hex digits, of plain values, of arrays to the byte, and of the state of files.
 
-    about: what JSON can hold. arrays: None stands for one that is not there. files: paths, in an order that counts; of
+    about: what JSON can hold. text: the length and the pieces of a long one, which counts as a uint8 array of its bytes
+    before the others would. arrays: None stands for one that is not there. files: paths, in an order that counts; of
     each the path, size and time of change are taken, not the content. A file that is not there is a state like any
     other: it is up to whoever reads it to complain.
     6 us a file on a local disk, 0.8 s a GB of arrays.
     """
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    if text is not None:
+        size, pieces = text
+        found.update(repr((np.dtype(np.uint8).str, (size,))).encode())
+        for piece in pieces:
+            found.update(piece)
     for array in arrays:
         found.update(repr(None if array is None else (array.dtype.str, array.shape)).encode())
         if array is not None:
@@ -33,9 +45,12 @@ def fingerprint(about: dict[str, Any], *, arrays: Sequence[np.ndarray | None] = 
 
 def _states(files: Sequence[str]) -> Iterator[bytes]:
     """What `_state` says of each file, in order, PART files at a time."""
-    parts = [files[start : start + PART] for start in range(0, len(files), PART)]
+
+    def of_part(start):
+        return b"".join(map(_state, files[start : start + PART]))
+
     with concurrent.futures.ThreadPoolExecutor(READERS, "fingerprint") as pool:
-        yield from pool.map(lambda part: b"".join(map(_state, part)), parts)
+        yield from pool.map(of_part, range(0, len(files), PART))
 
 
 def _state(file: str) -> bytes:

@@ -1,10 +1,8 @@
 """Image files that a text file names, wherever they lie."""
 
-import pathlib
-
+from barlow_jax.data import walk
 from barlow_jax.data.pixels import MAX_PIXELS
 from barlow_jax.data.sources import Files
-from barlow_jax.data.walk import local_path, read_list, readable
 from barlow_jax.errors import UserError
 
 
@@ -18,12 +16,11 @@ class ListedFiles(Files):
     """
 
     def __init__(self, path, *, channels=3, value_range=(), max_pixels=MAX_PIXELS):
-        path = local_path(path)
-        paths = [str(path.parent / line) for line in read_list(path)]
-        missing = [file for file in paths if not pathlib.Path(file).is_file()]
-        if missing:
+        path = walk.local_path(path)
+        paths = walk.joined(path.parent, walk.read_list(path))
+        if missing := walk.missing(paths):
             raise UserError(
-                f"{readable(missing[0])}, which {path} names, does not exist, nor do {len(missing) - 1} other of "
+                f"{walk.readable(missing[0])}, which {path} names, does not exist, nor do {len(missing) - 1} other of "
                 f"its {len(paths)} lines; correct the list."
             )
         super().__init__(paths, name=str(path), channels=channels, value_range=value_range, max_pixels=max_pixels)

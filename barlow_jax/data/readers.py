@@ -73,7 +73,7 @@ def file_batches(fetch: Callable[..., Any], n: int, reading: Reading, job: Job) 
     """decode.canvas_batches at full speed, and for DETOUR steps around each unreadable file the careful way.
 
     Both ways give the same pixels and boxes, so how often the reader changes over leaves no trace in the data.
-    fetch: of decode.from_files or decode.from_records, for n images, to be read as `reading` says.
+    fetch: what `sources.Encoded.fetch` gives, for n images, to be read as `reading` says.
     """
     from barlow_jax.data import decode  # here, as TensorFlow takes seconds to import
 

@@ -6,7 +6,6 @@ Each is a `protocol.Source`. Nothing here decodes an image or imports TensorFlow
 import abc
 import copy
 import logging
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from barlow_jax.data import readers, walk
 from barlow_jax.data.fingerprint import fingerprint
+from barlow_jax.data.paths import Paths
 from barlow_jax.data.pixels import MAX_PIXELS, Reading, largest_of_16_bits, opened
 from barlow_jax.data.protocol import Source
 from barlow_jax.errors import UserError
@@ -50,7 +50,7 @@ class Encoded(abc.ABC):
 
     @abc.abstractmethod
     def fetch(self) -> Callable[..., Any]:
-        """For tf.data: a function from an index to (encoded image, label int32; -1 without labels)."""
+        """For tf.data: a decode.Fetch, or a function index -> (encoded image, label int32; -1 without labels)."""
 
     def batches(self, job):
         """The batches that a readers.Job asks for."""
@@ -96,7 +96,7 @@ def _warn_of_dark_images(source):
 class Files(Encoded):
     """Image files, wherever they lie, in the order they are given.
 
-    paths: list of str. name: for messages.
+    paths: of str, held as `Paths`. name: for messages.
     channels: 3 reads the images as RGB, 1 as grey; 0 is 3. value_range, max_pixels: see pixels.Reading.
     labels: int32 [n], or None. class_names: names of the classes in order, where there are labels.
     """
@@ -104,7 +104,7 @@ class Files(Encoded):
     def __init__(
         self, paths, *, name, channels=0, value_range=(), max_pixels=MAX_PIXELS, labels=None, class_names=None
     ):
-        self.paths, self.name = paths, walk.readable(name)
+        self.paths, self.name = Paths.of(paths), walk.readable(name)
         self.reading = Reading(channels or 3, tuple(value_range), max_pixels)
         self.labels, self.class_names, self._listing = labels, class_names, None
 
@@ -118,7 +118,7 @@ class Files(Encoded):
     def take(self, rows):
         """The examples `rows` (int [m]) as a source of their own."""
         part = copy.copy(self)
-        part.paths, part._listing = [self.paths[row] for row in rows], None
+        part.paths, part._listing = self.paths.take(rows), None
         part.labels = None if self.labels is None else self.labels[rows]
         return part
 
@@ -133,11 +133,8 @@ class Files(Encoded):
     def listing(self):
         """Of the files' names below the folder that they share, and the labels; see `protocol.Source.listing`."""
         if self._listing is None:
-            # What the first and the last by name share, all share; asking all of them takes 20 times as long.
-            first, last = min(self.paths), max(self.paths)
-            shared = os.path.commonpath([first, last]) if len(self.paths) > 1 else os.path.dirname(first)
-            names = os.fsencode("\0".join([path[len(shared) :] for path in self.paths]))
-            self._listing = fingerprint({}, arrays=[np.frombuffer(names, np.uint8), self.labels])
+            below = self.paths.without(len(self.paths.shared()))
+            self._listing = fingerprint({}, text=below, arrays=[self.labels])
         return self._listing
 
     def encoded(self, index):
@@ -145,7 +142,7 @@ class Files(Encoded):
         return pathlib.Path(self.paths[index]).read_bytes()
 
     def fetch(self):
-        """The function for tf.data that `Encoded.fetch` describes."""
+        """What `Encoded.fetch` describes."""
         from barlow_jax.data import decode
 
         return decode.from_files(self.paths, self.labels)
@@ -153,20 +150,27 @@ class Files(Encoded):
 
 def _class_numbers(root, files, folders, class_names):
     """The class of each file below root: int32 [n]. UserError for a class folder that is empty or not asked for."""
-    classes = [name.split("/", 1)[0] for name in files]
-    empty = sorted(set(folders) - set(classes))
-    if empty:
+    places = {folder: files.below(folder) for folder in folders}
+    if empty := [folder for folder in folders if not places[folder]]:
         raise UserError(
             f"The class folder {walk.readable(root / empty[0])} holds no image: add some, let it be read, or delete it."
         )
     number = {name: k for k, name in enumerate(class_names)}
-    classes = [walk.readable(name) for name in classes]
-    unknown = sorted(set(classes) - set(number))
-    if unknown:
+    if unknown := sorted(set(map(walk.readable, folders)) - set(number)):
         raise UserError(
             f"The class folder {root / unknown[0]} is none of the {len(number)} classes asked for: rename or remove it."
         )
-    return np.asarray([number[name] for name in classes], np.int32)
+    numbers = np.empty(len(files), np.int32)
+    for folder, rows in places.items():
+        numbers[rows.start : rows.stop] = number[walk.readable(folder)]
+    return numbers
+
+
+def _first_beside(files, folders):
+    """The first of the files that lies beside the folders and in none of them, or None."""
+    if sum(len(files.below(folder)) for folder in folders) == len(files):
+        return None
+    return next(name for name in files if "/" not in name)
 
 
 class ImageFolder(Files):
@@ -201,24 +205,22 @@ class ImageFolder(Files):
         files = found.images
         if not files:
             raise UserError(f"{root} holds no image: put files named {', '.join(walk.EXTENSIONS)} below it.")
-        folders = walk.class_folders(root)
-        beside = [name for name in files if "/" not in name]
+        folders, beside = found.folders, _first_beside(files, found.folders)
         if labels == "auto" and class_names is None:
-            labels = "folders" if len(folders) >= 2 and not beside else "none"
+            labels = "folders" if len(folders) >= 2 and beside is None else "none"
 
         numbers, name = None, str(root)
         if labels == "folders" or class_names is not None:
-            if beside:
-                raise UserError(f"{walk.readable(root / beside[0])} lies beside the class folders: move it into one.")
+            if beside is not None:
+                raise UserError(f"{walk.readable(root / beside)} lies beside the class folders: move it into one.")
             class_names = tuple(class_names or map(walk.readable, folders))
             numbers = _class_numbers(root, files, folders, class_names)
         if listed:
             rows, name = walk.listed(files, listed, root), f"{root} ({listed})"
-            files = [files[row] for row in rows]
+            files = files.take(rows)
             numbers = None if numbers is None else numbers[rows]
-        paths = [str(root / file) for file in files]
         super().__init__(
-            paths,
+            files.under(str(root / "x")[:-1]),
             name=name,
             channels=channels,
             value_range=value_range,

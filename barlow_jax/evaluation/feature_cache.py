@@ -98,7 +98,7 @@ def _central(judged, source, fit):
     total = eval_steps(len(source), sharding.round_up(config.eval.batch_size, mesh))
     try:
         shown = tracked(batches, total, f"features of {source.name}")
-        return features.extract(step, params, batch_stats, shown, mesh)
+        return features.extract(step, params, batch_stats, shown, mesh, n=len(source))
     finally:
         batches.close()
 
@@ -123,7 +123,8 @@ def _augmented(judged, source, draw):
     )
     try:
         numbers = tracked(range(draw * epoch, (draw + 1) * epoch), epoch, f"augmented features of {source.name}")
-        return features.gather(step(np.int32(number), params, batch_stats, next(batches)) for number in numbers)
+        outputs = (step(np.int32(number), params, batch_stats, next(batches)) for number in numbers)
+        return features.gather(outputs, len(source))
     finally:
         batches.close()
 

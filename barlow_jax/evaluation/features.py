@@ -10,6 +10,8 @@ from barlow_jax import model, views
 from barlow_jax.sharding import by_example, replicated
 from barlow_jax.training.feed import put
 
+BLOCK = 1024  # rows that are moved at a time
+
 
 class Extracted(NamedTuple):
     """What `extract` found, a row for each image that could be read."""
@@ -72,25 +74,43 @@ def make_view_feature_step(graphdef, images_of, *, mesh):
     return jax.jit(features, in_shardings=(None, None, None, by_example(mesh)), out_shardings=replicated(mesh))
 
 
-def extract(feature_step, params, batch_stats, batches, mesh):
+def extract(feature_step, params, batch_stats, batches, mesh, *, n):
     """Features and labels of all examples, in the order of the source, as `Extracted`; the same on every process.
 
     Args:
+      n: examples of the source.
       batches: this process's evaluation batches (numpy); padding rows are dropped here.
     """
-    return gather(feature_step(params, batch_stats, put(batch, mesh)) for batch in batches)
+    return gather((feature_step(params, batch_stats, put(batch, mesh)) for batch in batches), n)
 
 
-def gather(outputs):
-    """What feature steps gave, as one `Extracted` in the order of the source, each example once."""
-    parts = []
+def gather(outputs, n):
+    """What feature steps gave of n examples, as one `Extracted` in the order of the source, each example once.
+
+    Of an example that comes again, as at the end of a training epoch, the first counts. Each row is written once to
+    where it belongs: ImageNet's features are 10.5 GB, and no second copy of them is made.
+    """
+    wholes, seen, kind = {}, np.zeros(n, bool), np.int32
     for out in outputs:
         out = jax.device_get(out)
-        mask = out.get("mask", np.ones(len(out["label"]), bool))
-        parts.append([out[name][mask] for name in ("features", "label", "index")])
-    features, labels, index = (np.concatenate(part) for part in zip(*parts, strict=True))
-    # Evaluation batches are in order as they come; the last batch of a training epoch repeats its first examples.
-    index, first = np.unique(index, return_index=True)
-    if not np.array_equal(first, np.arange(len(labels))):
-        features, labels = features[first], labels[first]
-    return Extracted(features, labels, index)
+        rows = np.flatnonzero(out["mask"]) if "mask" in out else np.arange(len(out["label"]))
+        kind = out["index"].dtype
+        index, first = np.unique(out["index"][rows], return_index=True)
+        new = ~seen[index]
+        index, rows = index[new], rows[first[new]]
+        for name in ("features", "label"):
+            if name not in wholes:
+                wholes[name] = np.empty((n, *out[name].shape[1:]), out[name].dtype)
+            wholes[name][index] = out[name][rows]
+        seen[index] = True
+    index = np.flatnonzero(seen).astype(kind)
+    return Extracted(*(_together(wholes[name], index) for name in ("features", "label")), index)
+
+
+def _together(whole, rows):
+    """whole[rows] of rising rows, in the memory of `whole`."""
+    if len(rows) < len(whole):
+        for start in range(0, len(rows), BLOCK):
+            part = slice(start, start + BLOCK)
+            whole[part][: len(rows) - start] = whole[rows[part]]  # from this row on or later, so from none written
+    return whole[: len(rows)]

@@ -33,7 +33,7 @@ def make_evaluation(config, graphdef, source, val_source, mesh):
 
     def extract(weights, source):
         batches = experiment.eval_batches(config, source, mesh)
-        return features.extract(step, *weights, batches, mesh)[:2]
+        return features.extract(step, *weights, batches, mesh, n=len(source))[:2]
 
     lidar = make_lidar(config, graphdef, val_source or bank_source, mesh)
 
@@ -93,7 +93,8 @@ def make_lidar(config, graphdef, source, mesh):
         batches = experiment.train_batches(config, chosen, 0, mesh, last="wrap", **boxes)
         steps = range(order.steps_per_epoch(len(chosen), config.batch_size, "wrap"))
         try:
-            found = features.gather(of_views(step, params, batch_stats, next(batches)) for step in steps)
+            outputs = (of_views(step, params, batch_stats, next(batches)) for step in steps)
+            found = features.gather(outputs, len(chosen))
         finally:
             batches.close()
         return {"lidar": metrics.lidar(found.features)}

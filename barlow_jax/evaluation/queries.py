@@ -50,7 +50,7 @@ def features_of_files(files, about, checkpoint=""):
     step = features.make_feature_step(graphdef, size=config.eval.crop, mesh=mesh, **view)
     batches = experiment.eval_batches(config, source, mesh)
     try:
-        return features.extract(step, *weights, batches, mesh).features
+        return features.extract(step, *weights, batches, mesh, n=len(source)).features
     finally:
         batches.close()
 
