@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo pictures test torch test-torch compilers test-programs programs site test-browser test-slow lint format bench clean
+.PHONY: demo pictures test torch test-torch compilers test-programs programs site test-browser test-buckets test-slow lint format bench clean
 
 # Installed once, and again when a list of requirements changes.
 $(VENV)/.run: requirements.txt
@@ -65,6 +65,16 @@ $(VENV)-browser/.browser: requirements-browser.txt requirements-dev.txt requirem
 test-browser: $(VENV)-browser/.browser
 	$(VENV)-browser/bin/python -m pytest -rs -m slow tests/results/test_browser.py
 
+# Images from s3:// and gs://, by servers that stand in for them, in an environment of its own.
+$(VENV)-buckets/.buckets: requirements-buckets.txt requirements-dev.txt requirements.txt
+	test -x $(VENV)-buckets/bin/python || $(PYTHON) -m venv $(VENV)-buckets
+	$(VENV)-buckets/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements-dev.txt -r requirements-buckets.txt
+	touch $@
+
+test-buckets: $(VENV)-buckets/.buckets
+	$(VENV)-buckets/bin/python -m pytest -rs -m 'slow or not slow' tests/data/test_remote.py tests/data/test_remote_emulated.py
+
 # The docs site, in site/: open site/index.html.
 $(VENV)-site/.site: requirements-site.txt
 	test -x $(VENV)-site/bin/python || $(PYTHON) -m venv $(VENV)-site
@@ -93,4 +103,4 @@ bench: $(VENV)/.run
 	test -z "$(IMAGES)" || $(BIN)/python benchmarks/input_pipeline.py --images="$(IMAGES)"
 
 clean:
-	rm -rf $(VENV) $(VENV)-torch $(VENV)-programs $(VENV)-browser $(VENV)-site site runs
+	rm -rf $(VENV) $(VENV)-torch $(VENV)-programs $(VENV)-browser $(VENV)-buckets $(VENV)-site site runs

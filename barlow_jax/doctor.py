@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from barlow_jax import experiment, fields, pretrain, sharding
 from barlow_jax.data import checkup as images
-from barlow_jax.data import order
+from barlow_jax.data import order, walk
 from barlow_jax.errors import UserError
 from barlow_jax.run import checkup, checkup_devices, checkup_host, config_files, launch
 from barlow_jax.training import evidence, first_fault, presets, remedies
@@ -154,7 +154,7 @@ def of_images(config, source, seconds):
         "images": lambda: images.files(source, config.image_size, config.data.max_bad_fraction),
         "reading": lambda: images.speed(source, config.batch_size, canvas, seconds / 3, threads),
     }
-    if config.data.kind == "folder":
+    if config.data.kind == "folder" and not walk.is_remote(config.data.path):
         checks["duplicates"] = lambda: images.duplicates(source.paths)
     return checks
 

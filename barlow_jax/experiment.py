@@ -24,10 +24,6 @@ def check(config):
     The config gets the fields that it lacks and older ones could not have, see `fields.fill_in`.
     """
     fields.check(config, fields.PRETRAINING)
-    if "://" in config.data.path:
-        raise UserError(
-            f"config.data.path={config.data.path} is not on a file system; mount the bucket and give that folder."
-        )
 
 
 def settle(config, workdir=""):

@@ -115,7 +115,9 @@ def get_config():
     # "folder" (of images, with or without class folders) | "tfds" | "tar" (WebDataset's shards) | "parquet" (as the
     # Hugging Face Hub has them) | "npz" | "digits"; see docs/data.md.
     config.data.kind = "folder"
-    config.data.path = ""  # folder: holds train/ and val/; tar, parquet: the shards; npz: the file; tfds: its sets
+    config.data.path = (
+        ""  # folder: holds train/ and val/; tar, parquet: the shards; npz: the file; tfds: its sets; or gs://...
+    )
     config.data.name = ""  # tfds: the data set, such as "imagenet2012"; see tfds.py
     config.data.train = "train"  # folder: subfolder of path ("." is path itself); else the split, as in "train[:10%]"
     config.data.val = "val"  # the same for evaluation during training; "" for none
@@ -131,6 +133,10 @@ def get_config():
     config.data.canvas = 512  # side in pixels of what travels to the device; larger crops are decoded at 1/2, 1/4, 1/8
     config.data.resident_bytes = 2**30  # sets that take no more, at full scale, live on every device; 0 for none
     config.data.threads = 0  # for decoding; 0 is one per core
+    # Where config.data.path is an address (gs://, s3://, az://, https://): a local folder that keeps what is read, so
+    # that the second epoch is local; "" is none. Processes of one host share it; it takes no more than cache_bytes.
+    config.data.cache = ""
+    config.data.cache_bytes = 10**11
     config.data.max_bad_fraction = 0.01  # more unreadable images than this end the run
     config.data.max_pixels = 2**26  # of an image (8192 x 8192); more are unreadable; a thread takes up to 25 bytes each
 

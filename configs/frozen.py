@@ -33,6 +33,10 @@ def get_config():
     config.data.canvas = 512  # side in pixels of what travels to the device; larger crops are decoded at 1/2, 1/4, 1/8
     config.data.resident_bytes = 2**30  # sets that take no more, at full scale, live on every device; 0 for none
     config.data.threads = 0  # for decoding; 0 is one per core
+    # Where config.data.path is an address (gs://, s3://, az://, https://): a local folder that keeps what is read, so
+    # that the second epoch is local; "" is none. Processes of one host share it; it takes no more than cache_bytes.
+    config.data.cache = ""
+    config.data.cache_bytes = 10**11
     config.data.max_bad_fraction = 0.01  # more unreadable images than this end the run
     config.data.max_pixels = 2**26  # of an image (8192 x 8192); more are unreadable; a thread takes up to 25 bytes each
 

@@ -78,10 +78,7 @@ def test_a_batch_that_repeats_images_is_told(caplog, last, rows):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (
-            {"path": "gs://bucket/images"},
-            "config.data.path=gs://bucket/images is not on a file system; mount the bucket",
-        ),
+        ({"path": "gs://bucket/images", "cache_bytes": 0}, "config.data.cache_bytes is 0"),
         ({"path": "x", "value_range": (3, 1)}, r"config.data.value_range is \(3, 1\)"),
         ({"path": "x", "max_pixels": 0}, "config.data.max_pixels is 0"),
     ],

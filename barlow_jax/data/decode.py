@@ -207,8 +207,20 @@ def read_window(encoded, boxes_of, margin_of, canvas, reading):
     return tf.cond(factor > 1, lambda: _reduce(shown, factor, channels), lambda: shown), boxes, size
 
 
-def _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries):
+def _fetched_ahead(fetch):
+    """A function (index, draws, *what fetch.told says) -> (index, draws, encoded, label); b"" and -1 of blank rows."""
+    blank = (tf.constant(b""), tf.constant(-1, tf.int32))
+
+    def ahead(index, draws, *told):
+        return index, draws, *tf.cond(index < 0, lambda: blank, lambda: fetch.read(*told))
+
+    return ahead
+
+
+def _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries, ahead=False):
     """A function (index, draws, *what fetch.told says of the image) -> one row of canvas_batches.
+
+    ahead: what comes in place of what is told is the image, from _fetched_ahead.
 
     With tries = 0 it raises tf.errors.OpError at a file that cannot be read. With tries > 0 it passes to the
     next file instead, up to `tries` in all; the detour costs 0.6 ms per image, so the caller takes it only
@@ -232,7 +244,7 @@ def _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries):
                 told_here = [tf.reshape(part, []) for part in told_of_next((index + skipped) % n)]
             else:
                 told_here = told
-            encoded, label = fetch.read(*told_here)
+            encoded, label = told_here if ahead else fetch.read(*told_here)
             shown, boxes, size = read_window(
                 encoded, functools.partial(boxes_of, draws, xp=tf), margin_of, canvas, reading
             )
@@ -256,7 +268,7 @@ def _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries):
 
 
 def canvas_batches(
-    fetch, n, plan, steps, boxes_of, margin_of, *, canvas, reading, views, tries, threads, prefetch
+    fetch, n, plan, steps, boxes_of, margin_of, *, canvas, reading, views, tries, threads, prefetch, in_flight=0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of canvases from encoded images, in order: an iterator of dicts of numpy arrays.
 
@@ -270,7 +282,8 @@ def canvas_batches(
     (index + skipped) % n. Where the row was left blank or none of `tries` files could be read, skipped and label are
     -1, extent and size (0, 0) and the boxes are zero.
     With tries = 0 it raises ReadError instead, in place of the batch. `threads` images are decoded at the same
-    time; `prefetch` finished batches wait.
+    time; `prefetch` finished batches wait. in_flight: so many images are fetched at a time, ahead of decoding; 0: the
+    decoders fetch. With tries > 0 so many decoders more take their place.
     """
     fetch = as_fetch(fetch)
 
@@ -286,19 +299,25 @@ def canvas_batches(
 
     # No `if` of Python in these functions is of a tensor, and converting them takes a second of every start.
     as_written = tf.autograph.experimental.do_not_convert
-    load = as_written(_row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries))
+    ahead = bool(in_flight) and not tries
+    load = _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries, ahead)
+    threads += 0 if ahead else in_flight
     running = tf.Variable(True)
-    batches = (
+    rows = (
         tf.data.Dataset.range(steps.start, steps.stop)
         .take_while(as_written(lambda step: running))
         .map(as_written(planned))
         .unbatch()
-        .map(load, threads, deterministic=True)
+    )
+    if ahead:
+        rows = rows.map(as_written(_fetched_ahead(fetch)), in_flight, deterministic=True)
+    batches = (
+        rows.map(as_written(load), threads, deterministic=True)
         .batch(shapes[0][0], drop_remainder=True)
         .prefetch(prefetch)
     )
     options = tf.data.Options()
-    options.threading.private_threadpool_size = threads
+    options.threading.private_threadpool_size = threads + ahead * in_flight
     options.autotune.enabled = False  # nothing is left to tune, and memory stays what `prefetch` says
     iterator = batches.with_options(options).as_numpy_iterator()
     try:

@@ -7,20 +7,34 @@ import numpy as np
 
 from barlow_jax.data.pixels import MAX_PIXELS, check
 from barlow_jax.data.protocol import Source
+from barlow_jax.data.remote.cache import kept
+from barlow_jax.data.remote.files import content
+from barlow_jax.data.remote.files import open_folder as open_remote
 from barlow_jax.data.sources import Arrays, ImageFolder
 from barlow_jax.data.tar import Tars
-from barlow_jax.data.walk import local_path
+from barlow_jax.data.walk import is_remote, local_path
 from barlow_jax.errors import UserError
 
 
-def _read_npz(path, wanted):
-    """The names of all arrays in an .npz file, and those among `wanted` as a dict."""
+def _opened(path, cache):
+    """The path of a file, on a disk or afar, with a function that opens it."""
+    if is_remote(path):
+        return path, lambda: content(path, cache)
+    path = local_path(path)
     if not path.is_file():
         wrong = "is no regular file" if path.exists() else "does not exist"
         raise UserError(f"{path} {wrong}: point config.data.path to an .npz file.")
+    return path, lambda: open(path, "rb")
+
+
+def _read_npz(path, wanted, cache):
+    """The names of all arrays in an .npz file, and those among `wanted` as a dict."""
+    path, stream_of = _opened(path, cache)
     try:
-        with open(path, "rb") as stream, np.load(stream) as file:  # numpy leaves a damaged file open
+        with stream_of() as stream, np.load(stream) as file:  # numpy leaves a damaged file open
             return sorted(file.files), {key: file[key] for key in wanted if key in file.files}
+    except UserError:
+        raise
     except Exception as error:  # numpy and zipfile raise whatever a damaged file makes them run into
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
@@ -28,17 +42,16 @@ def _read_npz(path, wanted):
         ) from None
 
 
-def load_npz(path, split="train"):
-    """Arrays from one .npz file.
+def load_npz(path, split="train", cache=None):
+    """Arrays from one .npz file, on a disk or at an address; cache: of what is read from there.
 
     Images and labels are read from {split}_images and {split}_labels, or x_{split} and y_{split}; with
     split="" from images and labels. Labels may be absent. Class names: classes, class_names or names.
     Images [n, h, w] get a channel axis. UserError names what the file lacks.
     """
-    path = local_path(path)
     pairs = [(f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}")] if split else [("images", "labels")]
     names_keys = ("classes", "class_names", "names")
-    held, arrays = _read_npz(path, [*itertools.chain(*pairs), *names_keys])
+    held, arrays = _read_npz(path, [*itertools.chain(*pairs), *names_keys], cache)
     found = next((pair for pair in pairs if pair[0] in arrays), None)
     if found is None:
         raise UserError(
@@ -49,29 +62,41 @@ def load_npz(path, split="train"):
     names = next((arrays[key] for key in names_keys if key in arrays), None)
     if images.ndim == 3:
         images = images[..., None]
-    return Arrays(images, labels, class_names=names, name=f"{path.name}:{split}" if split else path.name)
+    name = str(path).rpartition("/")[2]
+    return Arrays(images, labels, class_names=names, name=f"{name}:{split}" if split else name)
 
 
 def _open_folder(
-    path, split, labels="auto", class_names=None, listed="", channels=0, value_range=(), max_pixels=MAX_PIXELS
+    path,
+    split,
+    labels="auto",
+    class_names=None,
+    listed="",
+    channels=0,
+    value_range=(),
+    max_pixels=MAX_PIXELS,
+    cache=None,
 ):
+    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
+    if is_remote(path):
+        address = f"{path}/{split}" if split else path
+        return open_remote(address, labels=labels, class_names=class_names, listed=listed, cache=cache, **reading)
     root = local_path(path)
     if split and root.is_dir() and not (root / split).is_dir():
         raise UserError(
             f"{root} has no sub-folder {split!r}: name one that it has in config.data.train and config.data.val, or "
             "'.' for the folder itself."
         )
-    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
     return ImageFolder(root / split, labels=labels, class_names=class_names, listed=listed, **reading)
 
 
-def _open_tfds(path, split, name="", channels=0, value_range=(), max_pixels=MAX_PIXELS):
+def _open_tfds(path, split, name="", channels=0, value_range=(), max_pixels=MAX_PIXELS, cache=None):
     from barlow_jax.data.records import Records  # here, as it brings TensorFlow
 
     if not name:
         raise UserError("config.data.kind 'tfds' needs config.data.name, a data set such as 'imagenet2012'.")
     reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
-    return Records(name, split, data_dir=path, **reading)
+    return Records(name, split, data_dir=path, cache=cache, **reading)
 
 
 def _open_tar(path, split, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS):
@@ -86,8 +111,8 @@ def _open_parquet(path, split, class_names=(), channels=0, value_range=(), max_p
     return Parquets(path, split, class_names=class_names, **reading)
 
 
-def _open_npz(path, split):
-    return load_npz(path, split)
+def _open_npz(path, split, cache=None):
+    return load_npz(path, split, cache)
 
 
 def _open_digits(path, split, size=24, renderings=3, seed=0):
@@ -119,6 +144,8 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
     kind="tar", "parquet": shards of many images, tar.Tars and parquet.Parquets; options class_names, channels,
       value_range, max_pixels.
     kind="npz": load_npz(path, split).
+    Where path is an address (gs://, s3://, az://, https://), the option cache (a remote.cache.Cache) keeps what is
+      read.
     kind="digits": digits.scattered_digits(split), built in, no path; options size, renderings, seed.
     UserError for an unknown kind or option, or an unusable path.
     """
@@ -150,5 +177,7 @@ def open_fields(data, split: str, reading: dict, **more) -> Source:
         "tar": {"channels": data.channels, **reading},
         "parquet": {"channels": data.channels, **reading},
     }.get(data.kind, {})
+    if data.kind in ("folder", "tfds", "npz") and is_remote(data.path) and data.get("cache", ""):
+        options["cache"] = kept(data.cache, data.cache_bytes)
     split = "" if (data.kind, split) == ("folder", ".") else split
     return open_source(data.kind, data.path, split, **options, **more)

@@ -162,9 +162,9 @@ def train_batches(
         return {"canvas": raw["canvas"], **_of_sizes(raw["boxes"], views), "index": index, "label": raw["label"]}
 
     plan(start_step)  # an impossible argument should end here, not in a reading thread
-    steps, workers = range(start_step, 2**62), threads or _default_threads()
-    tries = min(len(source), TRIES)
-    job = Job(plan, steps, boxes_of, boxes.no_margin, canvas, views + small, tries, workers, prefetch, cut=True)
+    steps, workers, tries = range(start_step, 2**62), threads or _default_threads(), min(len(source), TRIES)
+    epoch = order.steps_per_epoch(len(source), batch_size, last)
+    job = Job(plan, steps, boxes_of, boxes.no_margin, canvas, views + small, tries, workers, prefetch, True, epoch)
     return Batches(source, job, finish, max_bad_fraction)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from barlow_jax.data.pixels import Reading
+from barlow_jax.errors import UserError
 
 DETOUR = 100  # steps read the careful way after an unreadable file, 0.6 ms per image slower
 
@@ -27,6 +28,19 @@ class Job:
     threads: int
     prefetch: int
     cut: bool  # whether planned blank rows, all at a batch's end, are cut off when it is read
+    epoch_steps: int = 0  # of training; an evaluation has one pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Afar:
+    """Of a source that is read over a network: what it reads from, and how many reads are on their way at a time."""
+
+    buckets: list[Any]  # remote.bucket.Bucket
+    in_flight: int
+
+    def outage(self) -> UserError | None:
+        """Why there is nothing more to be had, or None."""
+        return next((one.outage for one in self.buckets if one.outage), None)
 
 
 def array_batches(
@@ -69,11 +83,14 @@ def array_batches(
             yield pending.popleft().result()
 
 
-def file_batches(fetch: Callable[..., Any], n: int, reading: Reading, job: Job) -> Iterator[dict[str, np.ndarray]]:
+def file_batches(
+    fetch: Callable[..., Any], n: int, reading: Reading, job: Job, afar: Afar | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """decode.canvas_batches at full speed, and for DETOUR steps around each unreadable file the careful way.
 
     Both ways give the same pixels and boxes, so how often the reader changes over leaves no trace in the data.
     fetch: what `sources.Encoded.fetch` gives, for n images, to be read as `reading` says.
+    afar: where it reads over a network. UserError where that fails for all images alike.
     """
     from barlow_jax.data import decode  # here, as TensorFlow takes seconds to import
 
@@ -94,11 +111,16 @@ def file_batches(fetch: Callable[..., Any], n: int, reading: Reading, job: Job) 
                 tries=tries,
                 threads=job.threads,
                 prefetch=job.prefetch,
+                in_flight=afar.in_flight if afar else 0,
             ):
+                if afar and (outage := afar.outage()):
+                    raise outage  # no image is replaced for it
                 yield batch
                 step += 1
             tries = 0
         except decode.ReadError:
+            if afar and (outage := afar.outage()):
+                raise outage from None
             if tries:
                 raise
             tries = job.tries

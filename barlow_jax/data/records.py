@@ -19,9 +19,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from barlow_jax.data import readers
 from barlow_jax.data.fingerprint import fingerprint
 from barlow_jax.data.pixels import MAX_PIXELS, Reading
+from barlow_jax.data.remote import shards
+from barlow_jax.data.remote.array_record import ArrayRecords
+from barlow_jax.data.remote.bucket import IN_FLIGHT
+from barlow_jax.data.remote.prepared import Prepared
+from barlow_jax.data.remote.telling import told
 from barlow_jax.data.sources import Encoded
+from barlow_jax.data.walk import is_remote
 from barlow_jax.errors import UserError
 
 READERS = 32  # files looked through at a time; more than cores, as it is the disk that answers
@@ -32,7 +39,8 @@ class Records(Encoded):
 
     name: such as "cifar10", "imagenet2012_subset/1pct" or "voc/2007:5.0.0".
     split: in TFDS's notation: "train", "train+validation", "train[:10%]".
-    data_dir: where TFDS keeps its sets; "" is TFDS's own choice ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+    data_dir: where TFDS keeps its sets; "" is TFDS's own choice ($TFDS_DATA_DIR or ~/tensorflow_datasets). An address
+      (gs://...) is read by ranges; cache: a remote.cache.Cache of what is read there, which TFRecord files need.
     channels: 0 is what the set says (1 or 3); 1 reads the images as grey, 3 as RGB. value_range, max_pixels: see
       pixels.Reading.
 
@@ -44,8 +52,9 @@ class Records(Encoded):
 
     labels = None
 
-    def __init__(self, name, split, *, data_dir="", channels=0, value_range=(), max_pixels=MAX_PIXELS):
-        builder = _open_builder(name, data_dir)
+    def __init__(self, name, split, *, data_dir="", channels=0, value_range=(), max_pixels=MAX_PIXELS, cache=None):
+        prepared = Prepared(str(data_dir), name, cache) if is_remote(data_dir) else None
+        builder = tfds.builder_from_directory(prepared.folder) if prepared else _open_builder(name, data_dir)
         info = _split_info(builder, name, split)
         features = builder.info.features
         image, label = _image_key(builder.info, name), _label_key(builder.info)
@@ -60,15 +69,21 @@ class Records(Encoded):
         self._features = tfds.features.FeaturesDict(kept)
         instructions = [i for i in info.file_instructions if i.take]
         _allow_open_files(len(instructions))
-        reader = {"array_record": ArrayRecordDataSource, "tfrecord": TFRecords}.get(
-            builder.info.file_format.file_suffix
-        )
-        if reader is None:
+        readers_here = {"array_record": ArrayRecordDataSource, "tfrecord": TFRecords}
+        readers_afar = {"array_record": ArrayRecords, "tfrecord": shards.TFRecords}
+        suffix = builder.info.file_format.file_suffix
+        if suffix not in readers_here:
             raise UserError(
                 f"{name} is prepared as {builder.info.file_format.value}, but only array_record and tfrecord can be "
                 f"read: {_how_to_prepare(name, data_dir)}."
             )
-        self._reader = reader(instructions)
+        self._objects = None
+        if prepared:
+            self._objects = prepared.objects([os.path.basename(i.filename) for i in instructions])
+            self._reader = readers_afar[suffix](instructions, prepared.bucket, self._objects)
+            self.afar = readers.Afar([prepared.bucket], IN_FLIGHT)
+        else:
+            self._reader = readers_here[suffix](instructions)
         self._about = {"set": builder.info.full_name, "split": split, "examples": info.num_examples}
         self._files = [os.fspath(i.filename) for i in instructions]
         self._rows = np.arange(info.num_examples)
@@ -94,6 +109,13 @@ class Records(Encoded):
         label = parts[self._label] if self._label else -1
         return parts[self._image], decode.tf.cast(label, decode.tf.int32)
 
+    def batches(self, job):
+        """The batches that a readers.Job asks for; afar, the log says at the end of an epoch what was read for it."""
+        if not self.afar:
+            return super().batches(job)
+        self._reader.prepare()
+        return told(super().batches(job), job, self.afar.buckets, self.name)
+
     def fetch(self):
         """The function for tf.data that `Encoded.fetch` describes."""
         return decode.from_records(self)
@@ -105,6 +127,8 @@ class Records(Encoded):
     def fingerprint(self):
         """Of the set, the state of its files, and the rows; see `fingerprint.fingerprint`."""
         about = self._about | self.reading.told()
+        if self._objects is not None:
+            return fingerprint(about | {"files": self._objects}, arrays=[self._rows])
         return fingerprint(about, arrays=[self._rows], files=self._files)
 
     def listing(self):
@@ -184,8 +208,6 @@ def _how_to_prepare(name, data_dir):
 
 def _open_builder(name, data_dir):
     """The TFDS builder of a set that lies prepared in data_dir; of its newest prepared version if none is named."""
-    if "://" in str(data_dir):
-        raise UserError(f"config.data.path={data_dir} is not on a file system; mount the bucket and give that folder.")
     folder = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR).expanduser()
     if prepared := _newest_prepared(folder / name.replace(":", "/")):
         return tfds.builder_from_directory(prepared)

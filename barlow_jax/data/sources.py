@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from barlow_jax.data import readers, walk
+from barlow_jax.data.arranging import arranged
 from barlow_jax.data.fingerprint import fingerprint
 from barlow_jax.data.paths import Paths
 from barlow_jax.data.pixels import MAX_PIXELS, Reading, largest_of_16_bits, opened
@@ -35,6 +36,7 @@ class Encoded(abc.ABC):
 
     reading: Reading
     images = sizes = shape = None
+    afar: readers.Afar | None = None  # where it is read over a network
     _looked_at = False
 
     @property
@@ -57,7 +59,7 @@ class Encoded(abc.ABC):
         if not self._looked_at:
             self._looked_at = True
             _warn_of_dark_images(self)
-        return readers.file_batches(self.fetch(), len(self), self.reading, job)
+        return readers.file_batches(self.fetch(), len(self), self.reading, job, self.afar)
 
     def stored_size(self, index):
         """(height, width) of an image, by its header."""
@@ -148,31 +150,6 @@ class Files(Encoded):
         return decode.from_files(self.paths, self.labels)
 
 
-def _class_numbers(root, files, folders, class_names):
-    """The class of each file below root: int32 [n]. UserError for a class folder that is empty or not asked for."""
-    places = {folder: files.below(folder) for folder in folders}
-    if empty := [folder for folder in folders if not places[folder]]:
-        raise UserError(
-            f"The class folder {walk.readable(root / empty[0])} holds no image: add some, let it be read, or delete it."
-        )
-    number = {name: k for k, name in enumerate(class_names)}
-    if unknown := sorted(set(map(walk.readable, folders)) - set(number)):
-        raise UserError(
-            f"The class folder {root / unknown[0]} is none of the {len(number)} classes asked for: rename or remove it."
-        )
-    numbers = np.empty(len(files), np.int32)
-    for folder, rows in places.items():
-        numbers[rows.start : rows.stop] = number[walk.readable(folder)]
-    return numbers
-
-
-def _first_beside(files, folders):
-    """The first of the files that lies beside the folders and in none of them, or None."""
-    if sum(len(files.below(folder)) for folder in folders) == len(files):
-        return None
-    return next(name for name in files if "/" not in name)
-
-
 class ImageFolder(Files):
     """Image files below one folder, in the sorted order of their paths, the same on every machine.
 
@@ -195,8 +172,6 @@ class ImageFolder(Files):
     def __init__(
         self, root, *, labels="auto", class_names=None, listed="", channels=0, value_range=(), max_pixels=MAX_PIXELS
     ):
-        if labels not in ("auto", "folders", "none"):
-            raise UserError(f"labels is {labels!r}, but must be 'auto', 'folders' or 'none'.")
         root = walk.local_path(root)
         if not root.is_dir():
             raise UserError(f"{root} is not a folder: point config.data.path to the folder that holds the images.")
@@ -205,20 +180,7 @@ class ImageFolder(Files):
         files = found.images
         if not files:
             raise UserError(f"{root} holds no image: put files named {', '.join(walk.EXTENSIONS)} below it.")
-        folders, beside = found.folders, _first_beside(files, found.folders)
-        if labels == "auto" and class_names is None:
-            labels = "folders" if len(folders) >= 2 and beside is None else "none"
-
-        numbers, name = None, str(root)
-        if labels == "folders" or class_names is not None:
-            if beside is not None:
-                raise UserError(f"{walk.readable(root / beside)} lies beside the class folders: move it into one.")
-            class_names = tuple(class_names or map(walk.readable, folders))
-            numbers = _class_numbers(root, files, folders, class_names)
-        if listed:
-            rows, name = walk.listed(files, listed, root), f"{root} ({listed})"
-            files = files.take(rows)
-            numbers = None if numbers is None else numbers[rows]
+        files, numbers, class_names, name = arranged(root, files, found.folders, labels, class_names, listed)
         super().__init__(
             files.under(str(root / "x")[:-1]),
             name=name,

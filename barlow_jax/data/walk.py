@@ -43,9 +43,14 @@ class Found(NamedTuple):
     unreadable: list[str]  # folders that may not be looked into
 
 
+def is_remote(path):
+    """Whether a path is an address, as of a bucket (remote/bucket.py says which can be read)."""
+    return "://" in str(path)
+
+
 def local_path(path):
     """A path as pathlib.Path, the home folder in place of "~". UserError for an address of a bucket."""
-    if "://" in str(path):
+    if is_remote(path):
         raise UserError(f"{path} is not on a file system: mount the bucket and give that folder.")
     return pathlib.Path(path).expanduser()
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from barlow_jax.data import open_source, pixels, shards, walk
 from barlow_jax.data.listed import ListedFiles
+from barlow_jax.data.remote import files as remote_files
 from barlow_jax.data.walk import local_path
 from barlow_jax.errors import UserError
 
@@ -27,8 +28,10 @@ def open_any(named, channels=0, data_dir="", **reading):
     channels: of image files, 0 is as the set says. data_dir: of TFDS. reading: value_range and max_pixels, see
     `data.pixels.Reading`; of a folder of images class_names too.
     """
-    path = local_path(named)
     reading |= {"channels": channels}
+    if walk.is_remote(named):
+        return _open_remote(named, reading)
+    path = local_path(named)
     before, _, after = named.rpartition(":")
     if kind := shards.kind_of(path):
         source = open_source(kind, named, "", **reading)
@@ -39,12 +42,27 @@ def open_any(named, channels=0, data_dir="", **reading):
     elif path.suffix == ".npz" or before.endswith(".npz"):
         source = open_source("npz", *((named, "") if path.suffix == ".npz" else (before, after)))
     elif path.is_file():
-        source = ListedFiles(path, **reading)
+        lines = walk.read_list(path)
+        if any(map(walk.is_remote, lines)):
+            source = remote_files.open_list(lines, str(path), **reading)
+        else:
+            source = ListedFiles(path, **reading)
     elif before and "/" not in after:
         source = open_source("tfds", data_dir, after, name=before, **reading)
     else:
         raise UserError(f"{named} is no folder, no file and no NAME:SPLIT of TFDS; give the images to embed.")
     return source
+
+
+def _open_remote(named, reading):
+    """The images at an address: an .npz, a list of addresses and of paths below its own, or a folder."""
+    before, _, split = named.rpartition(":")
+    if named.endswith(".npz") or before.endswith(".npz"):
+        return open_source("npz", *((named, "") if named.endswith(".npz") else (before, split)))
+    if named.endswith(".txt"):
+        lines = remote_files.content(named).read().decode(errors="replace").split("\n")
+        return remote_files.open_list([line.strip() for line in lines if line.strip()], named, **reading)
+    return open_source("folder", named, "", **reading)
 
 
 class Thumbnails:

@@ -3,6 +3,8 @@
 PRETRAINING = (
     "data.path",
     "data.threads",
+    "data.cache",
+    "data.cache_bytes",
     "eval.every_epochs",
     "eval.batch_size",
     "log_every_steps",
@@ -25,6 +27,8 @@ PRETRAINING = (
 LINEAR = (
     "data.path",
     "data.threads",
+    "data.cache",
+    "data.cache_bytes",
     "eval.batch_size",
     "log_every_steps",
     "checkpoint_every_epochs",

@@ -42,6 +42,8 @@ IMAGES = {
     "data.max_pixels": integer(1, 178_956_970, default=2**26),  # the most that Pillow opens
     "data.resident_bytes": integer(0, 2**50, special={0: "none"}),
     "data.threads": integer(1, 2**12, special={0: "one a core"}),
+    "data.cache": path(special={"": "none"}, default=""),
+    "data.cache_bytes": integer(1, 2**50, default=10**11),
     "data.max_bad_fraction": number(0, 1),
 }
 

@@ -100,6 +100,8 @@ NO_COUNTERPART = (
     "data.value_range",
     "data.resident_bytes",
     "data.threads",
+    "data.cache",
+    "data.cache_bytes",
     "data.max_bad_fraction",
     "data.max_pixels",
     "views.small_size",

@@ -206,9 +206,6 @@ def test_names_and_splits_that_do_not_exist(root):
         with pytest.raises(UserError) as caught:
             opened(root, name, split)
         assert words in one_sentence(caught), str(caught.value)
-    with pytest.raises(UserError) as caught:
-        opened("gs://bucket/sets")
-    assert "mount the bucket" in one_sentence(caught)
 
 
 def test_the_newest_prepared_version_is_taken(tmp_path, prepared):

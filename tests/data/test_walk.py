@@ -176,11 +176,10 @@ def test_pipes_among_lists(tmp_path):
         one_sentence(caught)
 
 
-@pytest.mark.parametrize("kind", ["folder", "npz", "listed", "voc"])
+@pytest.mark.parametrize("kind", ["listed", "voc"])
 def test_buckets_are_to_be_mounted(kind):
+    """For what is not read from afar (test_remote.py has what is)."""
     address = "gs://bucket/images"
-    opened = {"listed": ListedFiles, "voc": lambda path: VOC(path, "test")}.get(
-        kind, lambda path: data.open_source(kind, path)
-    )
+    opened = {"listed": ListedFiles, "voc": lambda path: VOC(path, "test")}[kind]
     with pytest.raises(UserError, match="gs://bucket/images is not on a file system: mount the bucket"):
         opened(address)

