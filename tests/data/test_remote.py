@@ -6,6 +6,7 @@ test_remote_emulated.py has the library and servers.
 import logging
 import os
 import pathlib
+import shutil
 import signal
 import struct
 import subprocess
@@ -212,20 +213,28 @@ while True:
 """
 
 
+def test_two_processes_may_open_a_folder_at_once(tmp_path, monkeypatch):
+    """The other one makes the folders while this one clears away what was half written."""
+    remove = shutil.rmtree
+
+    def removed(folder):
+        remove(folder)
+        folder.mkdir()
+
+    monkeypatch.setattr(cache.shutil, "rmtree", removed)
+    assert (cache.Cache(tmp_path, 2**20).folder / "partial").is_dir()
+
+
 def test_processes_that_are_killed_leave_whole_entries_and_hold_the_bound(tmp_path):
     root = pathlib.Path(cache.__file__).parents[3]
     for bound in (2**21, 2**22):  # the second finds what the first left
-        fillers = [
-            subprocess.Popen([sys.executable, "-c", FILL, tmp_path, str(bound)], stdout=subprocess.PIPE, cwd=root)
-            for _ in range(2)
-        ]
-        for one in fillers:
-            assert one.stdout.readline() == b"on\n"
-        time.sleep(0.03)
-        for one in fillers:
-            os.kill(one.pid, signal.SIGKILL)
-            one.wait()
-            one.stdout.close()
+        line, words = [sys.executable, "-c", FILL, tmp_path, str(bound)], {"stdout": subprocess.PIPE, "cwd": root}
+        with subprocess.Popen(line, **words) as first, subprocess.Popen(line, **words) as second:
+            said = [one.stdout.readline() for one in (first, second)]
+            time.sleep(0.03)
+            for one in (first, second):
+                os.kill(one.pid, signal.SIGKILL)
+        assert said == 2 * [b"on\n"]
     left = cache.Cache(tmp_path, 2**22)
     assert not list((tmp_path / "partial").iterdir())
     entries = {path for path in tmp_path.glob("??/*")}

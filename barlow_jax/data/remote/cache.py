@@ -57,7 +57,7 @@ class Cache:
             fcntl.flock(self._shared, fcntl.LOCK_SH)
             return
         shutil.rmtree(self.folder / "partial")
-        (self.folder / "partial").mkdir()
+        (self.folder / "partial").mkdir(exist_ok=True)  # one that opens it too may have made it just now
         with self._used() as used:
             if used.value > self.max_bytes - PORTION:  # what killed processes had reserved is free again
                 used.value = _taken(self.folder)
