@@ -332,4 +332,28 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "max_bad_fraction=max_bad_fraction, **boxes_of, **order_of))",
         "threads: speed",
     ),
+    (
+        "networks.convnet",
+        "for in_features, width in zip((channels, *widths[:-1]), widths, strict=True):",
+        "(zip((channels, *widths[:-1]), widths))",
+        "there are as many of both",
+    ),
+    (
+        "networks.convnet",
+        "def __init__(self, *, image_size: int, channels: int = 3, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):",
+        "(jnp.bfloat16)",
+        "whoever makes a network says its type",
+    ),
+    (
+        "evaluation.nearest",
+        "similarity, places = (np.concatenate(part)[:m] for part in zip(*found, strict=True))",
+        "(False)",
+        "there are as many of both",
+    ),
+    (
+        "evaluation.nearest",
+        "return jax.jit(jax.shard_map(_merge, mesh=mesh, in_specs=in_specs, out_specs=(mine, mine), check_vma=False))",
+        "(True)",
+        "a check of JAX's own, which holds",
+    ),
 ]
