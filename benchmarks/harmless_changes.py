@@ -295,12 +295,6 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
     ),
     ("results.verdict", 'weight = config["lambd"] * (found.d - 1) / found.n', "((found.d) + (1))", "2 of D dimensions"),
     (
-        "weights.pickle_writer",
-        'empty = _call("numpy.core.multiarray", "_reconstruct", (_global("numpy", "ndarray"), (0,), b"b"))',
-        "(1)",
-        "the state that follows says the shape",
-    ),
-    (
         "networks.windows",
         "product = lax.dynamic_slice(padded, (0, *place, 0), x.shape) * dy",
         "(1)",

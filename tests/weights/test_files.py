@@ -217,6 +217,17 @@ def test_wrong_architectures_are_named(tmp_path, golden):
         files.load(tmp_path / "pipe.pth")
 
 
+def test_plain_pickles_are_read_by_numpy_alone(tmp_path):
+    """Of detectron2's form; its types are numpy's own, which say that they hold no objects."""
+    tree = {"model": {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7)}, "author": "x"}
+    pickle_writer.save_pickle(tmp_path / "x.pkl", tree)
+    found = pickle.loads((tmp_path / "x.pkl").read_bytes())
+    assert found["author"] == "x"
+    for name, array in tree["model"].items():
+        np.testing.assert_array_equal(found["model"][name], array)
+        assert found["model"][name].dtype == array.dtype and found["model"][name].dtype.flags == 0
+
+
 def test_files_of_classifiers_and_wrapped_files(tmp_path, golden):
     fc = {"fc.weight": np.zeros((5, 512), np.float32), "fc.bias": np.arange(5, dtype=np.float32)}
     probe = {"epoch": 3, "best_acc": {"top1": 1.0}, "scheduler": {}, "optimizer": {"state": {}, "param_groups": []}}
