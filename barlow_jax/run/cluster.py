@@ -281,14 +281,14 @@ def on_any_process(flag):
     return bool(flag if jax.process_count() == 1 else multihost_utils.process_allgather(np.int32(flag)).any())
 
 
-def leave(status, patience=10.0):
-    """Ends one of several processes after a failure, without waiting for ever for the others.
+def leave(status, sentence, patience=10.0):
+    """Ends one of several processes after a failure, told in a sentence, without waiting for ever for the others.
 
     JAX says good-bye when a process ends, and waits 5 minutes for all others to do the same; if they still train, they
     wait for this one in turn. If all have failed alike they are there within `patience` seconds. Otherwise this process
     goes, and that ends the others: at once where they wait for it, after 100 s at the latest.
     """
-    last_words.farewell()  # what is wrong was said; that another is gone may end this process while it parts
+    last_words.farewell(sentence)  # now, as that another is gone may end this process while it parts
     parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     parting.start()
     parting.join(patience)

@@ -21,8 +21,8 @@ _WITNESS = f"""
 import sys
 words, orderly = sys.stdin.buffer, False
 for line in iter(words.readline, b""):
-    before, said, _ = line.partition(b"\\0")
-    text = b"" if orderly else before if said else line
+    before, said, last = line.partition(b"\\0")
+    text = b"" if orderly else before + (b"\\n" if before and last.strip() else b"") + last if said else line
     orderly |= bool(said)
     text = text.decode(errors="replace")
     if text.strip() and not text.startswith({_DUMP!r}):
@@ -68,7 +68,12 @@ def witness(sentence):
     libc.signal(signal.SIGABRT, ctypes.cast(libc._exit, ctypes.c_void_p))
 
 
-def farewell():
-    """This end is an orderly one, or its sentence is said: no other is needed, and what C++ adds is not passed on."""
+def farewell(sentence=""):
+    """This end is an orderly one: `sentence` is the last that is said, and what C++ adds is not passed on.
+
+    The witness is told both in one write, as C++ may abort this process at any moment.
+    """
     if _heard:
-        os.write(2, b"\0\n")
+        os.write(2, b"\0" + sentence.replace("\n", " ").encode(errors="backslashreplace") + b"\n")
+    elif sentence:
+        print(sentence, file=sys.stderr, flush=True)

@@ -227,8 +227,7 @@ def run(main, define_flags, command=None):
         let_go_of_output()
         if not jax.distributed.is_initialized():
             sys.exit(f"error: {error}")
-        print(f"error: {error}", file=sys.stderr)
-        cluster.leave(1)
+        cluster.leave(1, f"error: {error}")
     except BrokenPipeError:  # of `... | head`: whoever read us has enough
         let_go_of_output()
         sys.exit(1)
@@ -239,8 +238,7 @@ def run(main, define_flags, command=None):
         if not cause:
             traceback.print_exc()
         follows = f"error: If another process has ended, this one only follows; see the logs of all{cause}."
-        print(follows, file=sys.stderr)
-        cluster.leave(cluster.ALONE if cause else 1)
+        cluster.leave(cluster.ALONE if cause else 1, follows)
 
 
 def let_go_of_output():

@@ -11,7 +11,8 @@ from barlow_jax.run import last_words
 last_words.witness("another process has ended.")
 os.write(2, b"W1 a warning of C++\\n*** Check failure stack trace: ***\\n    @ 0x7f a frame\\n")
 if sys.argv[1] == "said":
-    print("error: the disk is full.", file=sys.stderr)
+    os.write(2, b"W2 half a line")
+    last_words.farewell("error: the disk\\nis full.")
     last_words.farewell()
 os.write(2, b"F1 Terminating process because another task died\\n")
 os.abort()
@@ -22,7 +23,7 @@ os.abort()
     ("word", "lines"),
     [
         ("unsaid", ["F1 Terminating process because another task died", "error: another process has ended."]),
-        ("said", ["error: the disk is full."]),
+        ("said", ["W2 half a line", "error: the disk is full."]),
     ],
 )
 def test_an_abort_is_told_in_one_sentence(word, lines):

@@ -187,7 +187,7 @@ def test_scores_during_training_are_of_the_average_and_the_probes_of_the_last_we
     _, state, graphdef, config = saved
     seen = []
 
-    def extract(step, params, batch_stats, batches, mesh):
+    def extract(step, params, batch_stats, batches, mesh, n):
         kind = "average" if params is state.average["params"] else "last"
         assert batch_stats is (state.average["batch_stats"] if kind == "average" else state.batch_stats)
         seen.append(kind)
