@@ -46,7 +46,7 @@ def central(image, short, size, *, jit=True):
     return np.round(view[0])
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.slow), True], ids=["eager", "jit"])
 def test_eval_views_equal_resize_and_center_crop(pillow, jit):
     arrays, parameters = pillow
     photo = arrays["photo"].astype(np.uint8)

@@ -59,6 +59,7 @@ def run(tmp_path_factory, tinier):
     return folder / "run", data
 
 
+@pytest.mark.slow
 def test_a_step_moves_everything_but_fixed_positions(tinier):
     """The step of train.py, on one device."""
     assert [path[-1].key for path in unmoved_by_a_step(a_config())] == ["pos_embed"]

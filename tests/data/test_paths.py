@@ -114,6 +114,6 @@ def test_a_path_takes_five_bytes_more_than_its_name(monkeypatch):
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    size = sum(len(name) - len(os.path.commonprefix(names)) for name in names)
+    size = sum(map(len, names)) - len(names) * len(os.path.commonprefix(names))
     assert held < 1.2 * (size + 5 * len(names)) and peak < 2.5 * held
     assert found == names
