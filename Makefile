@@ -27,12 +27,17 @@ pictures: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# What beside these two needs packages of its own has an environment of its own, of the lists that its target names.
+define environment
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(1) $(addprefix -r ,$(filter-out requirements.txt,$^))
+	touch $@
+endef
+
 # Against PyTorch, torchvision and timm themselves, in an environment of its own.
 $(VENV)-torch/.torch: requirements-torch.txt requirements-dev.txt requirements.txt
-	test -x $(VENV)-torch/bin/python || $(PYTHON) -m venv $(VENV)-torch
-	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check \
-		$(if $(INDEX),--extra-index-url $(INDEX)) -r requirements-dev.txt -r requirements-torch.txt
-	touch $@
+	$(call environment,$(if $(INDEX),--extra-index-url $(INDEX)))
 
 torch: $(VENV)-torch/.torch
 
@@ -41,10 +46,7 @@ test-torch: torch
 
 # The train step as TPUs and GPUs would run it, by their compilers, in an environment of its own.
 $(VENV)-programs/.programs: requirements-programs.txt requirements-dev.txt requirements.txt
-	test -x $(VENV)-programs/bin/python || $(PYTHON) -m venv $(VENV)-programs
-	$(VENV)-programs/bin/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements-dev.txt -r requirements-programs.txt
-	touch $@
+	$(call environment)
 
 compilers: $(VENV)-programs/.programs
 
@@ -57,29 +59,21 @@ programs: compilers
 
 # The page of runs in Chromium, which the system has: apt-get install chromium.
 $(VENV)-browser/.browser: requirements-browser.txt requirements-dev.txt requirements.txt
-	test -x $(VENV)-browser/bin/python || $(PYTHON) -m venv $(VENV)-browser
-	$(VENV)-browser/bin/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements-dev.txt -r requirements-browser.txt
-	touch $@
+	$(call environment)
 
 test-browser: $(VENV)-browser/.browser
 	$(VENV)-browser/bin/python -m pytest -rs -m slow tests/results/test_browser.py
 
 # Images from s3:// and gs://, by servers that stand in for them, in an environment of its own.
 $(VENV)-buckets/.buckets: requirements-buckets.txt requirements-dev.txt requirements.txt
-	test -x $(VENV)-buckets/bin/python || $(PYTHON) -m venv $(VENV)-buckets
-	$(VENV)-buckets/bin/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements-dev.txt -r requirements-buckets.txt
-	touch $@
+	$(call environment)
 
 test-buckets: $(VENV)-buckets/.buckets
 	$(VENV)-buckets/bin/python -m pytest -rs -m 'slow or not slow' tests/data/test_remote.py tests/data/test_remote_emulated.py
 
 # The docs site, in site/: open site/index.html.
 $(VENV)-site/.site: requirements-site.txt
-	test -x $(VENV)-site/bin/python || $(PYTHON) -m venv $(VENV)-site
-	$(VENV)-site/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-site.txt
-	touch $@
+	$(call environment)
 
 site: $(VENV)-site/.site
 	NO_MKDOCS_2_WARNING=1 PATH=$(VENV)-site/bin:$$PATH $(VENV)-site/bin/mkdocs build --strict

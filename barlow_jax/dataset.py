@@ -19,7 +19,7 @@ import time
 from barlow_jax.data import pack, shards, stats, walk
 from barlow_jax.data.tar import Tars
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation.image_sets import open_any
+from barlow_jax.evaluation.image_sets import open_any, value_range
 from barlow_jax.run import launch, writing
 
 PIXELS = 2000  # images whose pixels are looked at, if not said
@@ -32,7 +32,7 @@ def define_flags(flag):
     flag.number("quality", "pack: of these JPEGs, 1 to 95.", 90)
     flag.number("shard", "pack: images in each shard; 0 is as many as make about 256 MB.")
     flag.number("pixels", "stats: images whose every pixel is looked at, evenly spaced; 0 is all.", PIXELS)
-    flag.text("value_range", "stats: LOW,HIGH of images of more than 8 bits, as in config.data.value_range.")
+    flag.names("value_range", "stats: LOW,HIGH of images of more than 8 bits, as in config.data.value_range.")
     flag.number("max_pixels", "Of an image; more are unreadable.", 2**26)
     flag.text("data_dir", "Where TFDS keeps its sets, if not at home.")
     flag.number("threads", "Images that are read at a time; 0 is one a core.")
@@ -44,7 +44,7 @@ def main(wanted):
     if what == "pack" and len(words) == 2:
         packed(wanted, *words, threads)
     elif what == "stats" and len(words) == 1:
-        reading = {"value_range": _range(wanted.value_range), "max_pixels": wanted.max_pixels}
+        reading = {"value_range": value_range(wanted.value_range), "max_pixels": wanted.max_pixels}
         source = open_any(words[0], 0, wanted.data_dir, **reading)
         print("\n".join(stats.lines(stats.measure(source, wanted.pixels, threads), source)))
     else:
@@ -90,16 +90,6 @@ def packed(wanted, images, out, threads):
     rates = [f"{count / max(seconds, 1e-9):,.0f}" for seconds, count in (before, after)]
     print(f"{rates[0]} images/s were read before (as the disk or its cache had them), {rates[1]} now (from the cache)")
     print(f"train with --config.data.kind=tar --config.data.path={out} --config.data.train={wanted.split}")
-
-
-def _range(text):
-    if not text:
-        return ()
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--value_range is {text!r}; give LOW,HIGH, such as 0,4095.") from None
-    return low, high
 
 
 if __name__ == "__main__":

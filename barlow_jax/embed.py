@@ -30,7 +30,7 @@ from barlow_jax import augment, experiment, fields, sharding
 from barlow_jax.data import eval_steps, pixels
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import duplicates, embedded, embedding_files, features, maps, subject
-from barlow_jax.evaluation.image_sets import open_images
+from barlow_jax.evaluation.image_sets import open_images, value_range
 from barlow_jax.run import cluster, launch, pictures
 from barlow_jax.run.checkpoint import WEIGHTS
 from barlow_jax.run.progress import Progress
@@ -121,10 +121,7 @@ def settings(judged, wanted):
     config.data.canvas = wanted.canvas or config.data.canvas
     config.data.max_pixels = wanted.max_pixels or experiment.reading(config.data)["max_pixels"]
     if wanted.value_range:
-        try:
-            config.data.value_range = tuple(float(value) for value in wanted.value_range)
-        except ValueError:
-            raise UserError(f"--value_range is {','.join(wanted.value_range)}; give two numbers, LOW,HIGH.") from None
+        config.data.value_range = value_range(wanted.value_range)
     pixels.check(**experiment.reading(config.data))
     return config
 

@@ -344,11 +344,5 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "(False)",
         "there are as many of both",
     ),
-    (
-        "evaluation.nearest",
-        "return jax.jit(jax.shard_map(_merge, mesh=mesh, in_specs=in_specs, out_specs=(mine, mine), check_vma=False))",
-        "(True)",
-        "a check of JAX's own, which holds",
-    ),
     ("evaluation.maps", "neighbours = min(15, len(rows) - 1)", "(16)", "the library's usual number"),
 ]

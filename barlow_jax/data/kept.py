@@ -35,22 +35,8 @@ ASKED = 100
 MOST = 32  # files; those that were used longest ago go
 # File systems that give a folder the time of its last change. Of the others some do, too.
 WITH_TIMES = {
-    *(
-        "ext2",
-        "ext3",
-        "ext4",
-        "xfs",
-        "btrfs",
-        "zfs",
-        "f2fs",
-        "bcachefs",
-        "jfs",
-        "reiserfs",
-        "tmpfs",
-        "ramfs",
-        "overlay",
-    ),
-    *("nfs", "nfs4", "lustre", "ceph", "gpfs", "beegfs", "squashfs", "erofs", "iso9660", "udf"),
+    *("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "jfs", "reiserfs", "tmpfs", "ramfs"),
+    *("overlay", "nfs", "nfs4", "lustre", "ceph", "gpfs", "beegfs", "squashfs", "erofs", "iso9660", "udf"),
 }
 
 State = tuple[int, int, int]  # inode, mtime, ctime

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 
+from barlow_jax.data.parquet import Parquets
 from barlow_jax.data.pixels import MAX_PIXELS, check
 from barlow_jax.data.protocol import Source
 from barlow_jax.data.remote.cache import kept
@@ -14,6 +15,7 @@ from barlow_jax.data.sources import Arrays, ImageFolder
 from barlow_jax.data.tar import Tars
 from barlow_jax.data.walk import is_remote, local_path
 from barlow_jax.errors import UserError
+from barlow_jax.fields.together import OF_FILES
 
 
 def _opened(path, cache):
@@ -99,18 +101,6 @@ def _open_tfds(path, split, name="", channels=0, value_range=(), max_pixels=MAX_
     return Records(name, split, data_dir=path, cache=cache, **reading)
 
 
-def _open_tar(path, split, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS):
-    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
-    return Tars(path, split, class_names=class_names, **reading)
-
-
-def _open_parquet(path, split, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS):
-    from barlow_jax.data.parquet import Parquets  # here, as it brings pyarrow
-
-    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
-    return Parquets(path, split, class_names=class_names, **reading)
-
-
 def _open_npz(path, split, cache=None):
     return load_npz(path, split, cache)
 
@@ -126,8 +116,8 @@ def _open_digits(path, split, size=24, renderings=3, seed=0):
 KINDS = {
     "folder": _open_folder,
     "tfds": _open_tfds,
-    "tar": _open_tar,
-    "parquet": _open_parquet,
+    "tar": Tars,
+    "parquet": Parquets,
     "npz": _open_npz,
     "digits": _open_digits,
 }
@@ -171,12 +161,9 @@ def open_fields(data, split: str, reading: dict, **more) -> Source:
     check(**reading)
     if data.file_list and split == data.train:
         more["listed"] = data.file_list
-    options = {
-        "folder": {"channels": data.channels, **reading},
-        "tfds": {"channels": data.channels, "name": data.name, **reading},
-        "tar": {"channels": data.channels, **reading},
-        "parquet": {"channels": data.channels, **reading},
-    }.get(data.kind, {})
+    options = {"channels": data.channels, **reading} if data.kind in OF_FILES else {}
+    if data.kind == "tfds":
+        options["name"] = data.name
     if data.kind in ("folder", "tfds", "npz") and is_remote(data.path) and data.get("cache", ""):
         options["cache"] = kept(data.cache, data.cache_bytes)
     split = "" if (data.kind, split) == ("folder", ".") else split

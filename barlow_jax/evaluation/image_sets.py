@@ -143,3 +143,14 @@ def _in_square(image, side):
     square = Image.new("RGB", (side, side), "white")
     square.paste(found, ((side - found.width) // 2, (side - found.height) // 2))
     return np.asarray(square)
+
+
+def value_range(words):
+    """(low, high) of the words of a flag --value_range; () of none. UserError where they are no two numbers."""
+    try:
+        given = tuple(float(word) for word in words)
+    except ValueError:
+        given = (None,)
+    if len(given) not in (0, 2):
+        raise UserError(f"--value_range is {','.join(words)}; give two numbers, LOW,HIGH.")
+    return given

@@ -1,7 +1,5 @@
 """The nearest rows by cosine, exactly, in blocks, on all devices."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation.embedded import unit
 from barlow_jax.evaluation.pairs import BLOCK, padded
-from barlow_jax.metrics import keep_best
+from barlow_jax.metrics import keep_best, merger
 
 
 def nearest_rows(bank, queries, k: int, *, mesh, block: int = BLOCK):
@@ -35,19 +33,11 @@ def nearest_rows(bank, queries, k: int, *, mesh, block: int = BLOCK):
         best = jax.device_put((np.full((rows, k), -np.inf, np.float32), np.zeros((rows, k), np.int32)), split)
         for column in range(0, n, columns):
             others = jax.device_put(padded(bank, column, columns, fill=-1), whole)
-            before, best = best, _program(mesh)(*best, mine, *others)
+            before, best = best, merger(mesh, _merge)(*best, mine, *others)
             jax.block_until_ready(before)  # else the host would send block after block to a device that is still busy
         found.append([np.asarray(x) for x in best])
     similarity, places = (np.concatenate(part)[:m] for part in zip(*found, strict=True))
     return similarity, places
-
-
-@functools.cache
-def _program(mesh):
-    """`_merge`, each device on its own queries."""
-    mine, whole = P("data"), P()
-    in_specs = (mine, mine, mine, whole, whole)
-    return jax.jit(jax.shard_map(_merge, mesh=mesh, in_specs=in_specs, out_specs=(mine, mine), check_vma=False))
 
 
 def _merge(similarity, places, queries, rows, row_places):

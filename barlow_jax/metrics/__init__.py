@@ -15,7 +15,7 @@ Nothing here knows about data sets, models or files.
 
 from barlow_jax.metrics.accuracy import average_precision, topk_accuracy
 from barlow_jax.metrics.embeddings import DEAD_VARIANCE, agreement, embedding_stats, expected_at_init
-from barlow_jax.metrics.neighbours import keep_best, knn_accuracy, knn_predict
+from barlow_jax.metrics.neighbours import keep_best, knn_accuracy, knn_predict, merger
 from barlow_jax.metrics.ranks import distinct_rows, effective_rank, lidar, rank_sample
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "knn_accuracy",
     "knn_predict",
     "lidar",
+    "merger",
     "rank_sample",
     "topk_accuracy",
 ]

@@ -83,7 +83,7 @@ def knn_predict(
     best = jax.jit(
         lambda: (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)), out_shardings=(sharding, sharding)
     )()
-    whole, merge = NamedSharding(mesh, P()), _merger(mesh)
+    whole, merge = NamedSharding(mesh, P()), merger(mesh, _merge_block)
     for start in track(range(0, n, columns)):
         stop = min(start + columns, n)
         features = _pad(np.asarray(train_features[start:stop], np.float32), columns)
@@ -100,12 +100,12 @@ def _placed(x, sharding):
 
 
 @functools.cache
-def _merger(mesh):
-    """`_merge_block`, each device on its own test rows."""
+def merger(mesh, merge):
+    """merge(similarity, kept, queries, rows, told), jitted, each device on its own queries; the rows are on all."""
     mine, whole = P("data"), P()
     in_specs = (mine, mine, mine, whole, whole)
-    # check_vma: the scan inside lax.map would want the block marked as varying.
-    return jax.jit(jax.shard_map(_merge_block, mesh=mesh, in_specs=in_specs, out_specs=(mine, mine), check_vma=False))
+    # check_vma: a scan inside lax.map would want the block of rows marked as varying.
+    return jax.jit(jax.shard_map(merge, mesh=mesh, in_specs=in_specs, out_specs=(mine, mine), check_vma=False))
 
 
 def _merge_block(similarities, classes, queries, features, labels):

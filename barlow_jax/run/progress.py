@@ -81,10 +81,8 @@ class Progress:
         self._reported = None  # the mark of the last call of rates
         self._away = 0.0  # seconds inside `paused`
         self._pending, self._metrics = collections.deque(), {}
-        self._stragglers, self._freed = (
-            stragglers or Stragglers(),
-            None,
-        )  # since when this host has been at its own work
+        self._stragglers = stragglers or Stragglers()
+        self._freed = None  # since when this host has been at its own work
         self._plain = shown and not self._stream.isatty()
         self._next_line, self._shown_step = -math.inf, None
         self._bar = None

@@ -10,7 +10,6 @@ from barlow_jax.data import readers, walk
 from barlow_jax.data.arranging import arranged
 from barlow_jax.data.fingerprint import fingerprint
 from barlow_jax.data.paths import Paths
-from barlow_jax.data.pixels import MAX_PIXELS
 from barlow_jax.data.remote import bucket
 from barlow_jax.data.remote.telling import told
 from barlow_jax.data.sources import Files
@@ -72,21 +71,11 @@ class RemoteFiles(Files):
         return self._listing
 
 
-def open_folder(
-    address,
-    *,
-    labels="auto",
-    class_names=None,
-    listed="",
-    channels=0,
-    value_range=(),
-    max_pixels=MAX_PIXELS,
-    cache=None,
-):
+def open_folder(address, *, labels="auto", class_names=None, listed="", cache=None, **reading):
     """sources.ImageFolder, of what lies below an address. Images are told by their names alone.
 
     On a web server, which has no listing, the images are those that `listed` names below the address, their classes by
-    folder. cache: a cache.Cache, or None.
+    folder. cache: a cache.Cache, or None. reading: channels, value_range, max_pixels.
     UserError where nothing lies there or may be read.
     """
     store, prefix = bucket.opened(address, cache)
@@ -112,20 +101,11 @@ def open_folder(
     if not by_name:
         raise UserError(f"{address} holds no image: put files named {', '.join(walk.EXTENSIONS)} below it.")
     files, numbers, class_names, name = arranged(address, found.images, found.folders, labels, class_names, listed)
-    return _of(
-        [(store, by_name[file]) for file in files],
-        {
-            "name": name,
-            "labels": numbers,
-            "class_names": class_names,
-            "channels": channels,
-            "value_range": value_range,
-            "max_pixels": max_pixels,
-        },
-    )
+    pairs = [(store, by_name[file]) for file in files]
+    return _of(pairs, name=name, labels=numbers, class_names=class_names, **reading)
 
 
-def _of(pairs, more):
+def _of(pairs, **more):
     """RemoteFiles of pairs of Bucket and Object."""
     return RemoteFiles(
         [store.where(one.name) for store, one in pairs],
@@ -176,7 +156,7 @@ def open_list(lines, name, *, cache=None, **more):
             f"{missing[0]}, which {name} names, does not exist, nor do {len(missing) - 1} other of its {len(found)} "
             "lines; correct the list."
         )
-    return _of(found, {"name": name, **more})
+    return _of(found, name=name, **more)
 
 
 def content(address, cache=None):
