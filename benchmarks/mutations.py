@@ -55,6 +55,7 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
         "networks/test_resnet.py",
         "test_pretrain.py",
         f"{_STEPS}test_a_predictor_is_of_the_first_view_and_of_training_alone",
+        f"{_STEPS}test_a_projector_without_batch_norm_is_its_matrices_and_relus",
     ],
     "ops.color": ["ops/test_ops.py", "test_augment.py"],
     "ops.image": ["ops/test_ops.py", "test_augment.py"],
