@@ -20,9 +20,10 @@ demo: $(VENV)/.run
 	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
 	$(BIN)/python -m barlow_jax.demo --workdir=runs/demo
 
-# What README.md and docs/ show, anew, of the demo's run.
-pictures: $(VENV)/.run
+# What README.md and docs/ show, anew, of the demo's run; its page in Chromium, which the system has.
+pictures: $(VENV)/.run $(VENV)-browser/.browser
 	$(BIN)/python benchmarks/pictures.py --run=runs/demo --out=docs/pictures
+	$(VENV)-browser/bin/python benchmarks/page_picture.py --run=runs/demo --out=docs/pictures/report.png
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
