@@ -10,7 +10,7 @@ import sys
 
 from playwright import sync_api
 
-WIDTH, HEIGHT = 940, 1514
+WIDTH, HEIGHT, SCALE = 1180, 1900, 0.8
 
 
 def main():
@@ -25,7 +25,9 @@ def main():
         sys.exit(f"error: {page} is not there; `barlow-jax report {chosen.run} --html={page}` writes it.")
     with sync_api.sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        shown = opened.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
+        shown = opened.new_page(
+            viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=SCALE, color_scheme="light"
+        )
         shown.goto(page.resolve().as_uri())
         shown.wait_for_load_state("networkidle")
         shown.screenshot(path=chosen.out)
