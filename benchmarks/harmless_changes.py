@@ -115,6 +115,12 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "the bar of progress moves at the end alone",
     ),
     (
+        "data.readers",
+        "@dataclasses.dataclass(frozen=True)",
+        "(False)",
+        "nothing writes to a job; that nothing may is for its reader",
+    ),
+    (
         "export",
         "as_evaluated = pixels(2, resize, resize + 77, source.channels)",
         "(78)",
