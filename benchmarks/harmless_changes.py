@@ -115,6 +115,12 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "the bar of progress moves at the end alone",
     ),
     (
+        "training.nonfinite",
+        '"cls_token": (-2, 0, ""),',
+        "(1)",
+        "its rank among those of the number -2, which is its alone",
+    ),
+    (
         "data.readers",
         "@dataclasses.dataclass(frozen=True)",
         "(False)",
