@@ -121,6 +121,12 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "its rank among those of the number -2, which is its alone",
     ),
     (
+        "sharding",
+        'slices = {getattr(device, "slice_index", 0) for device in devices}',
+        "(1)",
+        "one number for all devices that have none",
+    ),
+    (
         "data.readers",
         "@dataclasses.dataclass(frozen=True)",
         "(False)",
