@@ -127,6 +127,12 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "one number for all devices that have none",
     ),
     (
+        "model",
+        "features, z = zip(*(network(of_one_size, train=True) for of_one_size in views), strict=True)",
+        "(zip(*(network(of_one_size, train=True) for of_one_size in views)))",
+        "every pass returns two",
+    ),
+    (
         "data.readers",
         "@dataclasses.dataclass(frozen=True)",
         "(False)",
