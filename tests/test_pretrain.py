@@ -280,11 +280,18 @@ def test_a_look_at_a_batch_is_the_correlation_of_its_two_views():
     tx = optim.make_optimizer("sgd", 0.1, 0.1)
     graphdef, state = pretrain.create_state(network, tx)
     _, z = network(jnp.asarray(views), train=True)
-    method = pretrain.Method(graphdef, tx, lambda step, batch: batch["views"], barlow_twins_loss, mesh)
-    shown = pretrain.make_inspect_step(method)(state, {"views": views, "index": np.arange(16, dtype=np.int32)})
+
+    def told(step, batch):
+        return batch["views"], {"flip": batch["views"][..., 0]}
+
+    method = pretrain.Method(graphdef, tx, None, barlow_twins_loss, mesh, told_views_of=told)
+    batch = {"views": views, "index": np.arange(16, dtype=np.int32), "boxes": views[:, :, 0, 0]}
+    shown = pretrain.make_inspect_step(method)(state, batch)
     want = np.corrcoef(z[:, 0], z[:, 1], rowvar=False)[:5, 5:]
     np.testing.assert_allclose(shown["c"], want, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(shown["views"], views[:8])
+    np.testing.assert_array_equal(shown["draws"]["flip"], views[:8, ..., 0])
+    np.testing.assert_array_equal(shown["boxes"], views[:8, :, 0, 0])
     agreement, diagonal = shown["agreement"], np.diagonal(want)
     np.testing.assert_allclose(agreement["alignment"], diagonal.mean(), rtol=1e-3)
     np.testing.assert_allclose(agreement["c_on_diag"], ((1 - diagonal) ** 2).sum(), rtol=1e-3)
