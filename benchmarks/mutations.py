@@ -45,7 +45,12 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
     "metrics.neighbours": ["metrics/test_neighbours.py"],
     "metrics.ranks": ["metrics/test_ranks.py"],
     "augment": ["test_augment.py", "test_views.py"],
-    "sharding": ["test_sharding.py", "test_views.py", "test_pretrain.py"],
+    "sharding": [
+        "test_sharding.py",
+        "test_views.py",
+        "test_pretrain.py",
+        "run/test_compilation_cache.py::test_deterministic_is_an_option_of_gpus_and_reaches_the_compiler",
+    ],
     "pretrain": [
         "training/test_nonfinite.py",
         "test_pretrain.py",
