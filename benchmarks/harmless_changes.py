@@ -139,6 +139,12 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "more starts find clusters as good, and take longer",
     ),
     (
+        "training.nonfinite",
+        '"pos_embed": (-1, 0, ""),',
+        "(2)",
+        "it then has the number of cls_token, and comes after it by its name",
+    ),
+    (
         "data.readers",
         "@dataclasses.dataclass(frozen=True)",
         "(False)",

@@ -134,7 +134,7 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
     "weights.pickle_writer": ["weights/test_files.py"],
     "weights.safetensors_reader": ["weights/test_safetensors_reader.py"],
     "weights.as_run": ["weights/test_as_run.py"],
-    "export": ["test_export.py", "weights/test_hub.py"],
+    "export": ["test_export.py", "weights/test_hub.py", "weights/test_finite.py"],
 }
 
 NAMES = ["loss", "networks", "model", "optim", "pretrain", "training", "ops", "augment", "sharding", "data"]

@@ -127,5 +127,8 @@ def test_export_takes_them_if_asked(diverged, tmp_path):
         as_run.restore(tmp_path / "x.safetensors")
     found, *_ = as_run.restore(tmp_path / "x.safetensors", only_finite=False)
     assert np.isnan(found.params["backbone"]["convs"]["0"]["kernel"]).sum() == 3
+    with pytest.raises(UserError, match="convs.0.weight"):
+        export.read(tmp_path / "x.safetensors")
+    assert export.read(tmp_path / "x.safetensors", only_finite=False).weights.params.keys() == found.params.keys()
     with pytest.raises(UserError, match="of which no program is made"):
         export.check(export.read(diverged, only_finite=False), "stablehlo")
