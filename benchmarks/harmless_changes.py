@@ -145,6 +145,12 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "it then has the number of cls_token, and comes after it by its name",
     ),
     (
+        "augment",
+        "grayscale=grayscale < recipe.grayscale,",
+        "((grayscale) <= (recipe.grayscale))",
+        "one draw in 2^23; where the probability is 0 the operation is not there at all",
+    ),
+    (
         "data.readers",
         "@dataclasses.dataclass(frozen=True)",
         "(False)",

@@ -141,7 +141,8 @@ def _too_early(found, lines, config):
         return Verdict(EARLY, (said,), ())
     since = len(rates) - rates.index(max(rates)) if rates else 0
     if 0 < since < LINES:
-        said = f"{since} lines of metrics were written since the learning rate was at its peak; {LINES} are waited for."
+        told = "1 line of metrics was" if since == 1 else f"{since} lines of metrics were"
+        said = f"{told} written since the learning rate was at its peak; {LINES} are waited for."
         return Verdict(EARLY, (said,), ())
     return None
 

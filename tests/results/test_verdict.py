@@ -57,6 +57,11 @@ CASES = {
         verdict.EARLY,
         "6 lines of metrics were written since .* peak; 10 are waited for",
     ),
+    "at the peak": (
+        [line(1, learning_rate_weights=0.0), line(20, 0.3, learning_rate_weights=3e-3)],
+        verdict.EARLY,
+        "^1 line of metrics was written since .* peak; 10 are waited for",
+    ),
     "directions of the features": (
         run(before=[first(effective_rank=90.0)], after=[{"step": 100, "effective_rank": 44.0}]),
         verdict.COLLAPSED,
