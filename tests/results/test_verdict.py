@@ -199,6 +199,14 @@ def test_directions_of_embeddings_that_share_a_number_of_them():
     assert (look.apart, look.noise, look.directions) == (pytest.approx(1), pytest.approx(1), None)
 
 
+@pytest.mark.parametrize(("rows", "d", "told"), [(3, 2, True), (3, 1, False), (2, 2, False)])
+def test_what_is_too_small_to_have_a_correlation_is_not_looked_at(rows, d, told):
+    look = measured.measures(
+        [{"step": 1, "on_diag": 0.5, "off_diag": 0.5}], CONFIG | {"batch_size": rows, "projector": [d]}
+    )
+    assert (look.start is not None) == told
+
+
 def test_the_yardstick_is_the_noise_of_one_entry():
     rng = np.random.default_rng(0)
     entries = [np.corrcoef(*rng.normal(size=(2, 50)))[0, 1] for _ in range(4000)]
