@@ -17,7 +17,7 @@ import re
 import time
 
 from barlow_jax.data import pack, shards, stats, walk
-from barlow_jax.data.tar import Tars
+from barlow_jax.data.tars import Tars
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation.image_sets import open_any, value_range
 from barlow_jax.run import launch, writing
@@ -62,7 +62,7 @@ def packed(wanted, images, out, threads):
         raise UserError(f"{out} is the set itself: give another folder for the shards.")
     began = time.monotonic()
     more = {"max_pixels": wanted.max_pixels}
-    source, names = open_any(images, 0, wanted.data_dir, **more), shards.class_names(out)
+    source, names = open_any(images, 0, wanted.data_dir, **more), shards.class_names(shards.Folder(out))
     folders = walk.class_folders(images) if os.path.isdir(images) else []
     if names and source.class_names != names and (source.class_names or {*folders} & {*names}):
         # Another split in this folder has numbered them.

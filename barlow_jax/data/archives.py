@@ -1,14 +1,15 @@
 """What sources of shards have in common, each a file of many images: tar.py and parquet.py have the rest."""
 
 import copy
-import os
 import re
 
 import numpy as np
 
-from barlow_jax.data import shards, walk
+from barlow_jax.data import readers, shards, walk
 from barlow_jax.data.fingerprint import fingerprint
 from barlow_jax.data.pixels import MAX_PIXELS, Reading
+from barlow_jax.data.remote.bucket import IN_FLIGHT
+from barlow_jax.data.remote.telling import told
 from barlow_jax.data.sources import MAX_CLASSES, Encoded
 from barlow_jax.errors import UserError
 
@@ -16,28 +17,31 @@ from barlow_jax.errors import UserError
 class Archive(Encoded):
     """Encoded images in shards, in the order of the shards' names and of the images in each.
 
-    path, split: see `shards.find`. class_names: of another split, where this one must be numbered like it; () is what
-      the set says itself.
+    path, split, cache: see `shards.find`. class_names: of another split, where this one must be numbered like it; () is
+      what the set says itself.
     channels: 3 reads the images as RGB, 1 as grey; 0 is 3. value_range, max_pixels: see pixels.Reading.
     A subclass says which `ending` its shards have, and what `_open` finds in them.
     """
 
     ending = ""
 
-    def __init__(self, path, split, *, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS):
-        root, self._shards = shards.find(path, split, self.ending)
+    def __init__(self, path, split, *, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS, cache=None):
+        folder, self._shards = shards.find(path, split, self.ending, cache)
         self.reading = Reading(channels or 3, tuple(value_range), max_pixels)
-        alone = os.path.isfile(walk.local_path(path))
-        self.name = walk.readable(self._shards[0].path if alone else f"{root}:{split}" if split else root)
+        self.name = walk.readable(
+            self._shards[0].path if folder.alone else ":".join(filter(None, (folder.root, split)))
+        )
+        if folder.store:
+            self.afar = readers.Afar([folder.store], IN_FLIGHT)
         self._rows, self._listing = None, None
-        stored, names = self._open(root, split)
+        stored, names = self._open(folder, split)
         self.labels, self.class_names, self.num_classes = numbered(stored, tuple(class_names) or names, self.name)
         if self._rows is None:
             self._rows = np.arange(len(stored))
         if not len(self._rows):
             raise UserError(f"{self.name} holds no image: point config.data.path to shards that do.")
 
-    def _open(self, root, split):
+    def _open(self, folder, split):
         """(label of each image: integers [n], -1 without, or list of str, "" without; names of the classes or None)."""
         raise NotImplementedError
 
@@ -61,11 +65,17 @@ class Archive(Encoded):
 
         return decode.from_reads(self.encoded, self.labels, len(self))
 
+    def batches(self, job):
+        """The batches that a readers.Job asks for; afar, the log says at the end of an epoch what was read for it."""
+        found = super().batches(job)
+        return told(found, job, self.afar.buckets, self.name) if self.afar else found
+
     def fingerprint(self):
         """Of the state of the shards, the rows and the labels; see `fingerprint.fingerprint`."""
-        return fingerprint(
-            self.reading.told(), arrays=[self._rows, self.labels], files=[shard.path for shard in self._shards]
-        )
+        about, files = self.reading.told(), [shard.path for shard in self._shards]
+        if self.afar:  # by what the bucket has said of its objects
+            about, files = about | {"shards": [[shard.path, *shard.state()] for shard in self._shards]}, []
+        return fingerprint(about, arrays=[self._rows, self.labels], files=files)
 
     def listing(self):
         """Of the images' names in the shards, and the labels; see `protocol.Source.listing`."""

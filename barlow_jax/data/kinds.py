@@ -12,7 +12,7 @@ from barlow_jax.data.remote.cache import kept
 from barlow_jax.data.remote.files import content
 from barlow_jax.data.remote.files import open_folder as open_remote
 from barlow_jax.data.sources import Arrays, ImageFolder
-from barlow_jax.data.tar import Tars
+from barlow_jax.data.tars import Tars
 from barlow_jax.data.walk import is_remote, local_path
 from barlow_jax.errors import UserError
 from barlow_jax.fields.together import OF_FILES
@@ -122,6 +122,7 @@ KINDS = {
     "digits": _open_digits,
 }
 CLASSES_OF_TRAIN = ("folder", "tar", "parquet")  # whose validation images are numbered like those trained on
+CACHED = ("folder", "tfds", "tar", "parquet", "npz")  # what is read from afar may be kept
 NEED_PATH = ("folder", "tar", "parquet", "npz")  # TFDS has a place of its own, the digits are built in
 
 
@@ -164,7 +165,7 @@ def open_fields(data, split: str, reading: dict, **more) -> Source:
     options = {"channels": data.channels, **reading} if data.kind in OF_FILES else {}
     if data.kind == "tfds":
         options["name"] = data.name
-    if data.kind in ("folder", "tfds", "npz") and is_remote(data.path) and data.get("cache", ""):
+    if data.kind in CACHED and is_remote(data.path) and data.get("cache", ""):
         options["cache"] = kept(data.cache, data.cache_bytes)
     split = "" if (data.kind, split) == ("folder", ".") else split
     return open_source(data.kind, data.path, split, **options, **more)

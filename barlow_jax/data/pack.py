@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from barlow_jax.data import pixels, shards, walk
-from barlow_jax.data.tar import BLOCK, Tars
+from barlow_jax.data.tar import BLOCK
+from barlow_jax.data.tars import Tars
 from barlow_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -233,7 +234,7 @@ def _names(out, source):
     """The names of the classes, which all splits in a folder share."""
     if source.class_names is None:
         return
-    before = shards.class_names(out)
+    before = shards.class_names(shards.Folder(out))
     if before is not None and before != tuple(source.class_names):
         raise UserError(f"{out} has other classes in {shards.CLASSES} than {source.name}: give another folder.")
     _write(os.path.join(out, shards.CLASSES), list(source.class_names))

@@ -16,6 +16,7 @@ import numpy as np
 
 from barlow_jax.data import shards, walk
 from barlow_jax.data.archives import Archive
+from barlow_jax.data.remote.bucket import IN_FLIGHT
 from barlow_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,9 @@ class Parquets(Archive):
 
     ending = ".parquet"
 
-    def _open(self, root, split):
+    def _open(self, folder, split):
         self._parquet = library()
-        with concurrent.futures.ThreadPoolExecutor(READERS, "parquet") as pool:
+        with concurrent.futures.ThreadPoolExecutor(IN_FLIGHT if folder.store else READERS, "parquet") as pool:
             self._feet = list(pool.map(self._foot, self._shards))
         schema = self._feet[0].schema.to_arrow_schema()
         self._image, label, names = columns(schema, self._shards[0].path)
@@ -74,20 +75,23 @@ class Parquets(Archive):
         self._held = Held(HELD_BYTES)
         if label is None:
             return np.full(len(self._rows), -1), None
-        return self._labels(label), names or shards.class_names(root)
+        return self._labels(label), names or shards.class_names(folder)
 
     def _foot(self, shard):
         with told(shard.path):
-            with shards.stream(shard.path) as file:
+            with shard.stream() as file:
                 return self._parquet.read_metadata(file)
 
     def _labels(self, column):
         """What the column of labels holds: integers [n], or list of str."""
-        parts = []
-        for shard, foot in zip(self._shards, self._feet, strict=True):
-            with told(shard.path), shards.stream(shard.path) as file:
+
+        def of_file(shard, foot):
+            with told(shard.path), shard.stream() as file:
                 read = self._parquet.ParquetFile(file, metadata=foot).read(columns=[column], use_threads=False)
-                parts += read.column(0).to_pylist()
+                return read.column(0).to_pylist()
+
+        with concurrent.futures.ThreadPoolExecutor(IN_FLIGHT if self.afar else 1, "labels") as pool:
+            parts = list(itertools.chain.from_iterable(pool.map(of_file, self._shards, self._feet)))
         if all(part is None or isinstance(part, int) for part in parts):
             return np.asarray([-1 if part is None else min(part, 2**62) for part in parts], np.int64)
         return [" ".join(str(part).split()) if isinstance(part, str | int) else "" for part in parts]
@@ -120,7 +124,7 @@ class Parquets(Archive):
         return value
 
     def _read(self, shard, group):
-        with shards.stream(self._shards[shard].path) as file:
+        with self._shards[shard].stream() as file:
             foot = self._feet[shard]
             table = self._parquet.ParquetFile(file, metadata=foot).read_row_group(
                 group, columns=[self._leaf], use_threads=False

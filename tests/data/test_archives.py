@@ -142,7 +142,7 @@ def test_the_index_is_kept_and_made_again_where_a_shard_has_changed(tmp_path, mo
     source_kinds.write_tars(tmp_path, FILES, [0, 1] * 3, shards=3)
     looked = []
     real = tar.look
-    monkeypatch.setattr(tar, "look", lambda path: looked.append(os.path.basename(path)) or real(path))
+    monkeypatch.setattr(tar, "look", lambda shard: looked.append(shard.name) or real(shard))
 
     def found():
         looked.clear()
@@ -218,7 +218,7 @@ def test_tars_with_any_bytes_changed(tmp_path):
             content[place] = rng.integers(256)
         path.write_bytes(content)
         try:
-            tar.look(str(path))
+            tar.look(shards.Shard("a.tar", str(path)))
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < 400
             refused += 1
