@@ -150,6 +150,8 @@ def pretraining_batches(config, source, start_step, mesh):
         mesh,
         last=config.data.last,
         reference_world_size=config.reference_world_size,
+        block=config.data.block,
+        window=config.data.window,
         **viewing.boxes(config),
     )
     if not config.views.ramp_sizes:

@@ -130,6 +130,12 @@ def get_config():
     # (625). "keep" is the official one, smaller: the images that are left, made a multiple of reference_world_size
     # (1,168), c divided by batch_size. A second program is compiled for it, and the devices must divide it.
     config.data.last = "wrap"
+    # 0 is an order over the whole set. Else so many images that are stored side by side form a block, which tar and
+    # Parquet shards and, afar, TFRecord and array_record are read by, megabytes at a time; the blocks come in an order
+    # over the whole set, and the images of `window` blocks are mixed at a time (docs/data.md says what of mixing that
+    # costs). block x window / processes images are held in memory.
+    config.data.block = 0
+    config.data.window = 128
     config.data.canvas = 512  # side in pixels of what travels to the device; larger crops are decoded at 1/2, 1/4, 1/8
     config.data.resident_bytes = 2**30  # sets that take no more, at full scale, live on every device; 0 for none
     config.data.threads = 0  # for decoding; 0 is one per core

@@ -24,6 +24,7 @@ class Archive(Encoded):
     """
 
     ending = ""
+    together = True
 
     def __init__(self, path, split, *, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS, cache=None):
         folder, self._shards = shards.find(path, split, self.ending, cache)
@@ -63,7 +64,10 @@ class Archive(Encoded):
         """The function for tf.data that `Encoded.fetch` describes."""
         from barlow_jax.data import decode
 
-        return decode.from_reads(self.encoded, self.labels, len(self))
+        return decode.from_reads(self._one, self.labels, len(self))
+
+    def _one(self, index):
+        return self.encoded(index) if self.blocks is None else self.blocks[index]
 
     def batches(self, job):
         """The batches that a readers.Job asks for; afar, the log says at the end of an epoch what was read for it."""

@@ -5,6 +5,7 @@ save but its step: batch `s` is the same whether the run read the batches before
 one process or on many. The streams are frozen: RandomState's by numpy's promise (NEP 19).
 """
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -19,10 +20,14 @@ def epoch_permutation(seed, epoch, n):
 
     seed, epoch: integers in 0..2**32-1. UserError names the one that is not.
     """
+    _check_seeds(seed, epoch)
+    return np.random.RandomState([seed, epoch]).permutation(n)
+
+
+def _check_seeds(seed, epoch):
     for field, value in (("seed", seed), ("epoch", epoch)):
         if not 0 <= value < 2**32:
             raise UserError(f"{field} is {value}, but must be an integer from 0 to 2**32 - 1.")
-    return np.random.RandomState([seed, epoch]).permutation(n)
 
 
 # Consecutive batches belong to the same epoch, and 1.28 million indices take 30 ms to permute. Two entries,
@@ -32,6 +37,55 @@ def _cached_permutation(seed, epoch, n):
     permutation = epoch_permutation(seed, epoch, n)
     permutation.flags.writeable = False
     return permutation
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixing:
+    """An order of blocks in place of one over the whole set.
+
+    starts: where the blocks begin, and the last ends: int64 [m + 1]. window: how many of them are mixed at a time.
+    """
+
+    starts: np.ndarray
+    window: int
+
+
+def mixing(n, block, window, groups=None):
+    """The Mixing of n examples in blocks of `block`, or None for block 0: the order over the whole set.
+
+    groups: where what can only be read whole begins, as the row groups of Parquet files: ascending integers, 0 the
+      first. Blocks are then so many of these in a row as hold no more than `block` examples together, at least one.
+    """
+    if not block:
+        return None
+    if groups is None:
+        return Mixing(np.append(np.arange(0, n, block), n), window)
+    ends, starts = [*groups[1:], n], [0]
+    for begins, ends_at in zip(groups, ends, strict=True):
+        if ends_at - starts[-1] > block and begins > starts[-1]:
+            starts.append(begins)
+    return Mixing(np.asarray([*starts, n], np.int64), window)
+
+
+@functools.lru_cache(maxsize=2)
+def _mixed(seed, epoch, blocks):
+    """(order of one epoch, int64 [n]; of each example where among a batch's rows it belongs, uint32 [n]).
+
+    The blocks follow each other in a permutation of theirs, and each example is held back by a uniform number of
+    blocks from 0 to `window`: so at any time those of `window` blocks are mixed, and one comes as another goes.
+    The second is a number of the block's, by which `batch_indices` sorts: the same process gets all of a block, or
+    nearly. Of neighbours in the permutation the numbers lie evenly (Fibonacci hashing: Knuth, vol. 3, 6.4).
+    """
+    _check_seeds(seed, epoch)
+    count = len(blocks.starts) - 1
+    stream, rank = np.random.RandomState([seed, epoch]), np.empty(count, np.int64)
+    rank[stream.permutation(count)] = np.arange(count)
+    block = np.repeat(np.arange(count), np.diff(blocks.starts))
+    found = np.argsort(rank[block] + blocks.window * stream.random_sample(len(block)), kind="stable")
+    numbers = ((rank * 2654435769) & 0xFFFFFFFF).astype(np.uint32)[block]
+    for array in (found, numbers):
+        array.flags.writeable = False
+    return found, numbers
 
 
 def steps_per_epoch(n, batch_size, last="drop"):
@@ -95,12 +149,15 @@ def process_rows(batch_size, process_index=0, process_count=1):
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def batch_indices(n, batch_size, seed, step, last="drop", process_index=0, process_count=1, reference_world_size=1):
+def batch_indices(
+    n, batch_size, seed, step, last="drop", process_index=0, process_count=1, reference_world_size=1, blocks=None
+):
     """Examples of the training batch at `step` (counted from 0 over all epochs), this process's rows.
 
     Returns (epoch, int64 [rows / process_count]), where rows is batch_size or, at the end of an epoch,
     last_batch_size. The rows of all processes, one after the other, are the global batch, which does not depend
-    on process_count. UserError at every step if the last batch cannot be divided among the processes.
+    on process_count. blocks: a Mixing, or None. UserError at every step if the last batch cannot be divided among the
+    processes.
     """
     steps = steps_per_epoch(n, batch_size, last)
     epoch, position = divmod(int(step), steps)
@@ -114,8 +171,26 @@ def batch_indices(n, batch_size, seed, step, last="drop", process_index=0, proce
     if position == steps - 1:
         rows = process_rows(end, process_index, process_count)
     start = position * batch_size
-    places = np.arange(start + rows.start, start + rows.stop) % n  # the modulus is what wraps
-    return epoch, _cached_permutation(seed, epoch, n)[places]
+    if blocks is None:
+        places = np.arange(start + rows.start, start + rows.stop) % n  # the modulus is what wraps
+        return epoch, _cached_permutation(seed, epoch, n)[places]
+    whole, numbers = _mixed(seed, epoch, blocks)
+    batch = whole[np.arange(start, start + (end if position == steps - 1 else batch_size)) % n]
+    return epoch, batch[np.argsort(numbers[batch], kind="stable")][rows]
+
+
+def held_blocks(blocks, batch_size, process_count=1):
+    """How many blocks a process holds so that it reads nearly none of them twice in an epoch.
+
+    Its share of those that are mixed at a time and of those that come while a batch is read, a tenth more for the lag
+    of their first image, and those at the borders of the share, which move with the rows that a batch happens to have:
+    of N rows of `window` blocks by window / (2 sqrt N), one standard deviation, at most.
+    """
+    count = len(blocks.starts) - 1
+    window = min(blocks.window, count)
+    there = window + batch_size * count / int(blocks.starts[-1])
+    borders = 0 if process_count == 1 else 3 * there / batch_size**0.5
+    return min(count, int(np.ceil(1.1 * there / process_count + borders)))
 
 
 def eval_steps(n, batch_size):

@@ -4,18 +4,17 @@ The unit that can be read is a row group: all images of some hundred rows. A few
 group that are asked for at about the same time cost one read; an order over the whole set reads a group for each image.
 """
 
-import collections
 import concurrent.futures
 import importlib
 import itertools
 import json
 import logging
-import threading
 
 import numpy as np
 
 from barlow_jax.data import shards, walk
 from barlow_jax.data.archives import Archive
+from barlow_jax.data.blocks import Held
 from barlow_jax.data.remote.bucket import IN_FLIGHT
 from barlow_jax.errors import UserError
 
@@ -117,11 +116,26 @@ class Parquets(Archive):
     def encoded(self, index):
         """The image file of one row: bytes. OSError or ValueError where there is none."""
         shard, group, inside, _ = self._place(index)
-        value = self._held.get((shard, group), lambda: self._read(shard, group))[inside].as_py()
-        value = value.get("bytes") if isinstance(value, dict) else value
-        if value is None:
-            raise ValueError("the row holds no bytes of an image")
-        return value
+        return _content(self._held.get((shard, group), lambda: self._read(shard, group)), inside)
+
+    @property
+    def groups(self):
+        """The places where row groups begin, see `protocol.Source.groups`."""
+        of = np.searchsorted(self._begins, self._rows, side="right")
+        return np.flatnonzero(np.diff(of, prepend=-1))
+
+    def read_together(self, places):
+        """The image files of some examples, or the ValueError for one that has none: list of bytes."""
+        found, group, column = [], None, None
+        for place in places:
+            shard, number, inside, _ = self._place(place)
+            if (shard, number) != group:
+                group, column = (shard, number), self._read(shard, number)
+            try:
+                found.append(_content(column, inside))
+            except ValueError as error:
+                found.append(error)
+        return found
 
     def _read(self, shard, group):
         with self._shards[shard].stream() as file:
@@ -130,6 +144,15 @@ class Parquets(Archive):
                 group, columns=[self._leaf], use_threads=False
             )
         return table.column(0)
+
+
+def _content(column, row):
+    """The bytes of an image in a column of a row group. ValueError where there are none."""
+    value = column[row].as_py()
+    value = value.get("bytes") if isinstance(value, dict) else value
+    if value is None:
+        raise ValueError("the row holds no bytes of an image")
+    return value
 
 
 def library():
@@ -205,41 +228,3 @@ def _holds_labels(kind):
         *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "string", "large_string"),
         "dictionary<values=string, indices=int32, ordered=0>",
     )
-
-
-class Held:
-    """What was read last, by key, up to a number of bytes; each is read by one thread, for which others wait."""
-
-    def __init__(self, limit):
-        self._limit, self._lock = limit, threading.Lock()
-        self._futures = collections.OrderedDict()
-
-    def get(self, key, read):
-        """What read() gives, of now or before; whatever it raises is raised to all who have waited, and forgotten."""
-        with self._lock:
-            future = self._futures.get(key)
-            if mine := future is None:
-                future = self._futures[key] = concurrent.futures.Future()
-            self._futures.move_to_end(key)
-        if mine:
-            try:
-                future.set_result(read())
-            except BaseException as error:
-                with self._lock:
-                    del self._futures[key]
-                future.set_exception(error)
-            else:
-                self._shrink(key)
-        return future.result()
-
-    def _shrink(self, latest):
-        """Forgets what was asked for longest ago, but not the latest, nor what is being read."""
-        with self._lock:
-            done = {key: future.result().nbytes for key, future in self._futures.items() if future.done()}
-            total = sum(done.values())
-            for key, size in done.items():
-                if total <= self._limit:
-                    break
-                if key != latest:
-                    del self._futures[key]
-                    total -= size

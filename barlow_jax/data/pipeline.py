@@ -119,6 +119,8 @@ def train_batches(
     small_scale=(0.05, 0.14),
     start_step=0,
     last="drop",
+    block=0,
+    window=128,
     process_index=0,
     process_count=1,
     reference_world_size=1,
@@ -135,6 +137,8 @@ def train_batches(
     once what the uninterrupted sequence gives there, bit for bit, on any number of processes and threads.
     last: "drop", "wrap" or "keep", see order.steps_per_epoch; with "keep" an epoch's last batch has fewer rows, see
     order.last_batch_size, which reference_world_size is for.
+    block, window: examples of a block, and blocks that are mixed at a time, see order.Mixing; 0: no blocks. Their
+    records are read together where that helps, see blocks.py.
     views: boxes of an image; the first of them are those that fewer views have.
     small, small_scale: so many boxes beside them, of this share of the area: small_boxes float32 [b, small, 4].
     canvas: its side S in pixels. Where the union of the boxes is larger it is decoded at 1/2, 1/4 or 1/8
@@ -145,11 +149,12 @@ def train_batches(
     Returns a Batches iterator. UserError names any impossible argument.
     """
     _check(source, canvas, max_bad_fraction)
+    blocks = order.mixing(len(source), block, window, source.groups)
     cropped = {"views": views, "scale": scale, "small": small, "small_scale": small_scale, "ratio": ratio}
 
     def plan(step):
         epoch, index = order.batch_indices(
-            len(source), batch_size, seed, step, last, process_index, process_count, reference_world_size
+            len(source), batch_size, seed, step, last, process_index, process_count, reference_world_size, blocks
         )
         # The readers' batches are all of one shape: a smaller one ends in blank rows, which Batches cuts off.
         index = np.pad(index, (0, batch_size // process_count - len(index)), constant_values=-1)
@@ -164,7 +169,10 @@ def train_batches(
     plan(start_step)  # an impossible argument should end here, not in a reading thread
     steps, workers, tries = range(start_step, 2**62), threads or _default_threads(), min(len(source), TRIES)
     epoch = order.steps_per_epoch(len(source), batch_size, last)
-    job = Job(plan, steps, boxes_of, boxes.no_margin, canvas, views + small, tries, workers, prefetch, True, epoch)
+    held = () if blocks is None else (blocks.starts, order.held_blocks(blocks, batch_size, process_count))
+    job = Job(
+        plan, steps, boxes_of, boxes.no_margin, canvas, views + small, tries, workers, prefetch, True, epoch, *held
+    )
     return Batches(source, job, finish, max_bad_fraction)
 
 
@@ -298,4 +306,5 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
         name=source.name,
         sizes=None if np.all(sizes == sizes[0]) else sizes,
         listing=source.listing(),
+        groups=source.groups,
     )

@@ -56,6 +56,11 @@ class Source(Protocol):
         """int32 [n], -1 = unlabelled; None where there are none, or where they can be had only with the images."""
         ...
 
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """The places where what can only be read whole begins, 0 the first, as row groups of Parquet; None: none."""
+        ...
+
     def __len__(self) -> int:
         """n, the number of images."""
         ...

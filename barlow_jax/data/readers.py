@@ -29,6 +29,8 @@ class Job:
     prefetch: int
     cut: bool  # whether planned blank rows, all at a batch's end, are cut off when it is read
     epoch_steps: int = 0  # of training; an evaluation has one pass
+    blocks: np.ndarray | None = None  # where the blocks of the order begin, and the last ends; None: there are none
+    held: int = 0  # blocks that are needed at a time
 
 
 @dataclasses.dataclass(frozen=True)

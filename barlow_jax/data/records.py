@@ -77,7 +77,7 @@ class Records(Encoded):
                 f"{name} is prepared as {builder.info.file_format.value}, but only array_record and tfrecord can be "
                 f"read: {_how_to_prepare(name, data_dir)}."
             )
-        self._objects = None
+        self._objects, self.together = None, bool(prepared)
         if prepared:
             self._objects = prepared.objects([os.path.basename(i.filename) for i in instructions])
             self._reader = readers_afar[suffix](instructions, prepared.bucket, self._objects)
@@ -101,7 +101,11 @@ class Records(Encoded):
 
     def read(self, index):
         """One record as it is stored: bytes."""
-        return self._reader[int(self._rows[index])]
+        return self._reader[int(self._rows[index])] if self.blocks is None else self.blocks[index]
+
+    def read_together(self, places):
+        """Records from afar, or the OSError for one that cannot be read: list of bytes."""
+        return self._reader.together(self._rows[places])
 
     def parse(self, record):
         """In a tf.data graph: a record -> (encoded image, label int32; -1 without labels)."""

@@ -12,7 +12,7 @@ import re
 from typing import BinaryIO, NamedTuple
 
 from barlow_jax.data import walk
-from barlow_jax.data.remote.archives import FarFolder, FarShard
+from barlow_jax.data.remote.archives import FarFolder, FarShard, in_far_folder
 from barlow_jax.errors import UserError
 
 CLASSES = "classes.json"  # beside the shards: a list of the names of the classes, by number
@@ -167,15 +167,18 @@ def class_names(folder: Folder | FarFolder) -> tuple[str, ...] | None:
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """ "tar" or "parquet" of such a file, and of a folder that holds such files and no image or other folder; else "".
+    """ "tar" or "parquet" of such a file, of a folder that holds such files and no image or other folder; else "".
 
-    They may lie in the folder data below it, as the Hub has them.
+    They may lie in the folder data below it, as the Hub has them. Both may be afar.
     """
     path = os.fspath(path)
-    try:
-        names = [path] if os.path.isfile(path) else _in(path)
-    except OSError:
-        return ""
+    if walk.is_remote(path):
+        names = [path] if path.lower().endswith((".tar", ".parquet")) else in_far_folder(path)
+    else:
+        try:
+            names = [path] if os.path.isfile(path) else _in(path)
+        except OSError:
+            return ""
     if any(name.lower().endswith(walk.EXTENSIONS) for name in names):
         return ""
     return next((kind for kind in ("tar", "parquet") if any(name.lower().endswith(f".{kind}") for name in names)), "")

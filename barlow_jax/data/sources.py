@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from barlow_jax.data import readers, walk
+from barlow_jax.data import blocks, readers, walk
 from barlow_jax.data.arranging import arranged
 from barlow_jax.data.fingerprint import fingerprint
 from barlow_jax.data.paths import Paths
@@ -32,10 +32,13 @@ class Encoded(abc.ABC):
 
     A subclass gives what is abstract here, and the rest of `protocol.Source`.
     reading: pixels.Reading.
+    together: whether it has read_together(places), int64 [m] -> list of what `fetch` reads of each, or of the error;
+      `blocks` is then what a copy reads from that has been given some, else None, see blocks.py.
     """
 
     reading: Reading
-    images = sizes = shape = None
+    images = sizes = shape = groups = None
+    together, blocks = False, None
     afar: readers.Afar | None = None  # where it is read over a network
     _looked_at = False
 
@@ -59,7 +62,7 @@ class Encoded(abc.ABC):
         if not self._looked_at:
             self._looked_at = True
             _warn_of_dark_images(self)
-        return readers.file_batches(self.fetch(), len(self), self.reading, job, self.afar)
+        return blocks.batches(self, job)
 
     def stored_size(self, index):
         """(height, width) of an image, by its header."""
@@ -197,11 +200,11 @@ class Arrays:
 
     sizes: int32 [n, 2], height and width of each image, where they differ; the rest of an image is then zero, below
       and to the right. None: all are as large as the array says.
-    listing: of the source that they were read from, see `protocol.Source.listing`; None: the images say it.
+    listing, groups: of the source that they were read from, see `protocol.Source`; None: the images say it, none.
     UserError says what is wrong with another dtype, shape or number of labels.
     """
 
-    def __init__(self, images, labels=None, *, class_names=None, name="arrays", sizes=None, listing=None):
+    def __init__(self, images, labels=None, *, class_names=None, name="arrays", sizes=None, listing=None, groups=None):
         images = np.asarray(images)
         if images.dtype != np.uint8:
             raise UserError(f"{name}: images are {images.dtype}, but must be uint8 with values 0 to 255.")
@@ -214,7 +217,7 @@ class Arrays:
                 f"{name}: images have shape {images.shape}, which looks like [n, channels, height, width]: put the "
                 "channels last, with transpose (0, 2, 3, 1)."
             )
-        self.images, self.name, self.sizes, self._listing = images, name, sizes, listing
+        self.images, self.name, self.sizes, self._listing, self.groups = images, name, sizes, listing, groups
         self._numbers = np.arange(len(images))  # of the images in the set that this is a part of
         self.labels = None if labels is None else self._checked(np.asarray(labels), len(images), name)
         self.class_names = None if class_names is None else tuple(str(c) for c in class_names)
@@ -263,7 +266,7 @@ class Arrays:
         part.images = self.images[rows]
         part.labels = None if self.labels is None else self.labels[rows]
         part.sizes = None if self.sizes is None else self.sizes[rows]
-        part._numbers, part._listing = self._numbers[rows], None
+        part._numbers, part._listing, part.groups = self._numbers[rows], None, None
         return part
 
     def where(self, index):

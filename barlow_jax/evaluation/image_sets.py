@@ -55,13 +55,17 @@ def open_any(named, channels=0, data_dir="", **reading):
 
 
 def _open_remote(named, reading):
-    """The images at an address: an .npz, a list of addresses and of paths below its own, or a folder."""
+    """The images at an address: an .npz, a list of addresses and of paths below its own, shards, or a folder."""
     before, _, split = named.rpartition(":")
     if named.endswith(".npz") or before.endswith(".npz"):
         return open_source("npz", *((named, "") if named.endswith(".npz") else (before, split)))
     if named.endswith(".txt"):
         lines = remote_files.content(named).read().decode(errors="replace").split("\n")
         return remote_files.open_list([line.strip() for line in lines if line.strip()], named, **reading)
+    if kind := shards.kind_of(named):
+        return open_source(kind, named, "", **reading)
+    if split and "/" not in split and (kind := shards.kind_of(before)):
+        return open_source(kind, before, split, **reading)
     return open_source("folder", named, "", **reading)
 
 

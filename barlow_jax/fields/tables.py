@@ -121,6 +121,8 @@ PRETRAINING = Table(
         **IMAGES,
         "data.val": path(special={"": "none"}),
         "data.last": choice("wrap", "drop", "keep"),
+        "data.block": integer(1, 2**20, special={0: "an order over the whole set"}, default=0),
+        "data.window": integer(1, 2**20, default=128),
         "image_size": integer(8, SIDE),
         "views.number": integer(2, 64, default=2),
         "views.small": integer(0, 64, special={0: "none"}, default=0),

@@ -48,6 +48,7 @@ VALUES = {
     "microbatches": (1, 1),
     "data.kind": ("folder", None),
     "data.last": ("keep", None),
+    "data.block": (0, 0),
     "data.canvas": ("full scale", None),  # every crop is decoded at full scale; ours at 1/2 and less if it is larger
     "image_size": (224, 224),
     "views.number": (2, 2),
@@ -100,6 +101,7 @@ NO_COUNTERPART = (
     "data.value_range",
     "data.resident_bytes",
     "data.threads",
+    "data.window",
     "data.cache",
     "data.cache_bytes",
     "data.max_bad_fraction",

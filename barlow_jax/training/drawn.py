@@ -46,6 +46,7 @@ def _shares(config, source, look, step):
         ratio = options.pop("crop_ratio")
         options |= {"scale": options.pop("crop_scale"), "ratio": ratio}
         ending = {"last": config.data.last, "reference_world_size": config.reference_world_size}
+        ending["blocks"] = order.mixing(len(source), config.data.block, config.data.window, source.groups)
         epoch, planned = order.batch_indices(len(source), config.batch_size, config.seed, step, **ending)
         draws = crops.draws_of_sizes(config.seed, epoch, planned[: len(index)], **options)
         height, width = sizes.T[..., None, None]

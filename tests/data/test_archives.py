@@ -12,7 +12,7 @@ import source_kinds
 from source_kinds import one_sentence
 
 from barlow_jax import data
-from barlow_jax.data import parquet, shards, tar
+from barlow_jax.data import blocks, parquet, shards, tar
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import image_sets
 
@@ -319,7 +319,7 @@ def test_unusable_parquet(tmp_path, monkeypatch):
 
 
 def test_row_groups_are_held_up_to_a_limit_and_read_once():
-    read, held = [], parquet.Held(250)
+    read, held = [], blocks.Held(250)
 
     def get(key):
         return held.get(key, lambda: read.append(key) or np.full(100, key, np.uint8))

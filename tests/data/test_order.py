@@ -144,3 +144,67 @@ def test_impossible_arguments_end_in_one_sentence(call, words):
     with pytest.raises(UserError, match=".") as caught:
         call()
     assert words in str(caught.value)
+
+
+# Blocks.
+
+
+def test_blocks_are_mixed_and_no_others_meet():
+    """Against the definition: a block's images come within `window` blocks of its place, each image once."""
+    blocks = order.mixing(1000, 8, 10)
+    assert blocks.starts.tolist() == [*range(0, 1000, 8), 1000]
+    for epoch in (0, 1):
+        whole, numbers = order._mixed(5, epoch, blocks)
+        assert np.array_equal(np.sort(whole), np.arange(1000)) and len(np.unique(numbers)) == 125
+        first = [np.flatnonzero(whole // 8 == block) for block in range(125)]
+        spread = [places[-1] - places[0] for places in first]
+        assert max(spread) < 80 + 16 and np.mean(spread) > 50  # of 80, 8 uniform ones spread over 62 in expectation
+    assert not np.array_equal(whole, order._mixed(5, 0, blocks)[0])
+    # The stream is frozen: this is what runs that began with it go on with.
+    assert order._mixed(5, 0, order.mixing(12, 2, 2))[0].tolist() == [3, 2, 6, 8, 7, 11, 9, 10, 4, 5, 1, 0]
+    assert order.mixing(10, 0, 4) is None
+
+
+def test_blocks_of_what_is_only_read_whole():
+    groups = np.asarray([0, 3, 6, 9, 20, 21])
+    assert order.mixing(25, 6, 4, groups).starts.tolist() == [0, 6, 9, 20, 25]
+    assert order.mixing(25, 1, 4, groups).starts.tolist() == [0, 3, 6, 9, 20, 21, 25]
+    assert order.mixing(25, 100, 4, groups).starts.tolist() == [0, 25]
+
+
+@pytest.mark.parametrize("last", order.LAST)
+def test_blocks_give_each_image_once_on_any_number_of_processes(last):
+    blocks = order.mixing(1003, 8, 12)
+    steps = order.steps_per_epoch(1003, 64, last)
+    whole = [order.batch_indices(1003, 64, 3, step, last, 0, 1, 4, blocks) for step in range(2 * steps)]
+    for count in (2, 4):
+        of_processes = [
+            [order.batch_indices(1003, 64, 3, step, last, p, count, 4, blocks)[1] for step in range(2 * steps)]
+            for p in range(count)
+        ]
+        for step, parts in enumerate(zip(*of_processes, strict=True)):
+            assert np.array_equal(np.concatenate(parts), whole[step][1])
+    for epoch in (0, 1):
+        seen = np.concatenate([index for e, index in whole if e == epoch])
+        counts = np.bincount(seen, minlength=1003)
+        assert len(seen) == {"drop": 960, "wrap": 1024, "keep": 1004}[last]
+        assert (counts <= 1).all() if last == "drop" else (counts >= 1).all()
+
+
+def test_a_process_reads_its_share_of_the_blocks_once():
+    """With as many held as `held_blocks` says, first in, first out."""
+    for n, batch, block, window, count, most in (
+        (40_000, 256, 16, 64, 1, 1.03),
+        (40_000, 256, 16, 64, 4, 1.8),
+        (9469, 64, 64, 16, 1, 1.08),
+    ):
+        blocks = order.mixing(n, block, window)
+        held = order.held_blocks(blocks, batch, count)
+        for process in {0, count // 2}:
+            there, read = [], 0
+            for step in range(order.steps_per_epoch(n, batch, "drop")):
+                index = order.batch_indices(n, batch, 0, step, "drop", process, count, 1, blocks)[1]
+                for one in dict.fromkeys((index // block).tolist()):
+                    if one not in there:
+                        there, read = [*there, one][-held:], read + 1
+            assert read < most * len(blocks.starts) / count

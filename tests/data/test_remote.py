@@ -8,51 +8,20 @@ import os
 import pathlib
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import source_kinds
 from ml_collections import ConfigDict
 from source_kinds import one_sentence
+from stored import Stored, instruction, tfrecord
 
 from barlow_jax import data
 from barlow_jax.data.remote import array_record, bucket, cache, files, prepared, shards
 from barlow_jax.errors import UserError
-
-
-class Stored:
-    """A bucket.Bucket without a network: contents by name."""
-
-    def __init__(self, contents, kept=None):
-        self.contents, self.cache, self.root = contents, kept, "gs://b"
-        self.counts, self.outage, self.ends = bucket.Counts(), None, ()
-
-    def where(self, name):
-        return f"gs://b/{name}"
-
-    def objects(self):
-        return [bucket.Object(name, len(content), "v", 0) for name, content in sorted(self.contents.items())]
-
-    def fetched(self, one, start, length):
-        if one.name in self.ends:
-            self.outage = UserError(f"{one.name} may not be read (403): see to it.")
-            raise self.outage
-        if one.name not in self.contents:
-            raise bucket.Gone(2, "it is not there (404)")
-        self.counts.requests += 1
-        self.counts.bytes += length
-        return self.contents[one.name][start : start + length]
-
-    def read(self, one, start=0, length=None):
-        return self.fetched(one, start, one.size if length is None else length)
-
-    def keep(self, one, start, content):
-        self.cache.put(f"{one.name} {start}", content)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +37,6 @@ def far(folder, monkeypatch):
     contents = {f"set/{p.relative_to(folder)}": p.read_bytes() for p in folder.rglob("*.jpg")}
     contents |= {"set/.hidden/1.jpg": b"", "set/a/notes.txt": b"", "set/__MACOSX/a/2.jpg": b""}
     stored = Stored(contents)
-    stored.scheme, stored.list = "gs", lambda prefix: stored.objects()
     monkeypatch.setattr(bucket, "opened", lambda address, cache=None: (stored, "set"))
     return files.open_folder("gs://b/set", class_names=("a", "b")), stored
 
@@ -248,14 +216,6 @@ def test_processes_that_are_killed_leave_whole_entries_and_hold_the_bound(tmp_pa
 
 
 # Tables of records.
-
-
-def tfrecord(records):
-    return b"".join(struct.pack("<Q", len(r)) + b"crc." + r + b"crc." for r in records)
-
-
-def instruction(count, skip=0, take=None):
-    return SimpleNamespace(examples_in_shard=count, skip=skip, take=count - skip if take is None else take)
 
 
 def test_tfrecord_files_are_read_through_once(tmp_path, monkeypatch):

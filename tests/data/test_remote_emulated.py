@@ -28,7 +28,7 @@ from barlow_jax.evaluation.image_sets import open_images
 
 pytest.importorskip("obstore", reason="see requirements-buckets.txt")
 
-KINDS = ("folder", "npz", "array_record", "tfrecord")
+KINDS = ("folder", "npz", "array_record", "tfrecord", "tar", "parquet")
 READING = {"value_range": (), "max_pixels": 2**20}
 
 
@@ -147,7 +147,7 @@ def test_batches_are_those_of_local_files_at_random_steps(kind, cloud, sets, tmp
         assert counts.cached >= 4 and counts.bytes < 10**5 and counts.repeated == 0
 
 
-@pytest.mark.parametrize("kind", ["folder", "array_record"])
+@pytest.mark.parametrize("kind", ["folder", "array_record", "tar", "parquet"])
 def test_without_a_cache(kind, cloud, sets):
     far, local = (opened(kind, root) for root in (cloud, sets))
     for ours, theirs in zip(batches(far, 7), batches(local, 7), strict=True):
@@ -156,7 +156,7 @@ def test_without_a_cache(kind, cloud, sets):
 
 
 def test_fingerprints_go_by_what_the_cloud_says(cloud):
-    for kind in ("folder", "array_record"):
+    for kind in ("folder", "array_record", "tar", "parquet"):
         first, second = (opened(kind, cloud) for _ in range(2))
         assert first.fingerprint() == second.fingerprint() != first.take(np.arange(3)).fingerprint()
 
@@ -166,6 +166,9 @@ def test_what_is_not_there(cloud, monkeypatch):
     for open_, words in (
         (lambda: data.open_source("folder", f"{cloud}/none"), "holds no image"),
         (lambda: data.open_source("npz", f"{cloud}/none.npz"), "does not exist"),
+        (lambda: data.open_source("tar", f"{cloud}/none"), "holds no .tar file"),
+        (lambda: data.open_source("tar", f"{cloud}/tar/none.tar"), "does not exist"),
+        (lambda: data.open_source("parquet", f"{cloud}/parquet", "test"), "None of the 2 .parquet files"),
         (lambda: data.open_source("tfds", f"{cloud}/none", name="imagenette"), "No set lies prepared"),
         (lambda: data.open_source("folder", cloud.replace("sets", "no-such-bucket"), ""), "no-such-bucket"),
     ):
@@ -176,6 +179,9 @@ def test_what_is_not_there(cloud, monkeypatch):
 
 def test_embed_takes_folders_and_lists(cloud, sets, tmp_path):
     assert len(open_images(f"{cloud}/folder", 3)) == 7
+    for kind, named, count in (("tar", "tar", 6), ("tar", "tar/train-1.tar", 3), ("parquet", "parquet:train", 6)):
+        found, local = open_images(f"{cloud}/{named}", 3), source_kinds.opened(kind, sets / kind)
+        assert found.encoded(count - 1) == local.encoded(5) and len(found) == count
     (tmp_path / "list.txt").write_text(f"{cloud}/folder/b/1.jpg\n{cloud}/folder/a/0.jpg\n")
     found = open_images(str(tmp_path / "list.txt"), 3)
     assert [found.where(k) for k in range(2)] == [f"{cloud}/folder/b/1.jpg", f"{cloud}/folder/a/0.jpg"]

@@ -77,6 +77,19 @@ class FarFolder:
         return FarShard(name, f"{self.root}/{name}", self.store, one)
 
 
+def in_far_folder(address):
+    """The names right below an address and in its folder data; [] where it has other folders, or lists none."""
+    store, name = bucket.opened(address)
+    if store.scheme.startswith("http"):
+        return []
+    objects, folders = store.top(name)
+    folders = {folder.strip("/").rpartition("/")[2]: folder for folder in folders}
+    if any(name != "data" and not name.startswith(".") for name in folders):
+        return []
+    below = [one for name, folder in folders.items() if name == "data" for one in store.top(folder)[0]]
+    return [one.name for one in (*objects, *below) if not one.name.rpartition("/")[2].startswith(".")]
+
+
 class Ranges(io.RawIOBase):
     """A FarShard as a file. at_once: bytes that are asked for at least, of which what is read next is kept; 0: none."""
 

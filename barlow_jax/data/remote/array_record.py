@@ -10,6 +10,7 @@ import struct
 
 import numpy as np
 
+from barlow_jax.data.blocks import pieces_of
 from barlow_jax.data.remote.bucket import IN_FLIGHT, INSTALL
 from barlow_jax.data.remote.shards import Shards
 from barlow_jax.errors import UserError
@@ -25,10 +26,23 @@ class ArrayRecords(Shards):
 
     def __getitem__(self, index):
         shard, row = self._place(index)
+        start, length = self._span(shard, row)
+        return self._cut(shard, row, self._bucket.read(self._objects[shard], start, length))
+
+    def _span(self, shard, row):
+        """(start, length) of the chunk that holds a record."""
         starts, firsts = self.table(shard)
         chunk = int(np.searchsorted(firsts, row, side="right")) - 1
-        records = self._chunk(shard, int(starts[chunk]), int(starts[chunk + 1]))
-        return records[row - int(firsts[chunk])]
+        return int(starts[chunk]), int(starts[chunk + 1] - starts[chunk])
+
+    def _pieces(self, shard, start, length):
+        return pieces_of(shard, start, length, lambda k, *span: self._bucket.read(self._objects[k], *span))
+
+    def _cut(self, shard, row, piece):
+        """The record in the bytes of its chunk."""
+        start, firsts = self._span(shard, row)[0], self.table(shard)[1]
+        first = firsts[np.searchsorted(firsts, row, side="right") - 1]
+        return records_of(without_block_headers(piece, start))[row - int(first)]
 
     def _look(self, shard):
         """Where the chunks begin, and the last ends, int64 [c + 1]; the first record of each, int64 [c]."""

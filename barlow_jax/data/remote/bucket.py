@@ -116,12 +116,17 @@ class Bucket:
             raise UserError(
                 f"{self.where(prefix)} is on a web server, which lists no folder: give config.data.file_list."
             )
+        found, folders = self.top(prefix)
+        with concurrent.futures.ThreadPoolExecutor(IN_FLIGHT, "list") as pool:
+            below = list(pool.map(self._all_below, folders))
+        found += [_object(one) for part in below for one in part]
+        return sorted(one for one in found if not one.name.endswith("/"))
+
+    def top(self, prefix):
+        """What lies right in a folder: (list of Object, list of the prefixes of its sub-folders)."""
         prefix = prefix.strip("/")
         top = self._asked(lambda: self._library.list_with_delimiter(self._store, prefix or None), prefix)
-        with concurrent.futures.ThreadPoolExecutor(IN_FLIGHT, "list") as pool:
-            below = list(pool.map(self._all_below, top["common_prefixes"]))
-        found = [_object(one) for part in (top["objects"], *below) for one in part]
-        return sorted(one for one in found if not one.name.endswith("/"))
+        return [_object(one) for one in top["objects"]], list(top["common_prefixes"])
 
     def _all_below(self, prefix):
         def ask():
@@ -152,14 +157,17 @@ class Bucket:
         length = one.size - start if length is None else length
         if length == 0:
             return b""
-        if self.cache is None:
-            return self.fetched(one, start, length)
-        key = self._key(one, start, length)
-        if (kept := self.cache.get(key, length)) is not None:
-            self._count(cached=1)
+        if (kept := self.kept(one, start, length)) is not None:
             return kept
         found = self.fetched(one, start, length)
-        self.cache.put(key, found)
+        if self.cache:
+            self.keep(one, start, found)
+        return found
+
+    def kept(self, one, start, length):
+        """What the cache has of `read`, or None."""
+        found = self.cache.get(self._key(one, start, length), length) if self.cache else None
+        self._count(cached=int(found is not None))
         return found
 
     def keep(self, one, start, content):

@@ -11,6 +11,7 @@ import struct
 
 import numpy as np
 
+from barlow_jax.data.blocks import pieces_of
 from barlow_jax.data.remote.bucket import PART
 from barlow_jax.errors import UserError
 
@@ -42,6 +43,16 @@ class Shards:
         before = int(self._ends[shard - 1]) if shard else 0
         return shard, index - before + self._skip[shard]
 
+    def together(self, indices):
+        """These records, or the OSError for one that cannot be read, by few large reads: list of bytes."""
+        places = [self._place(index) for index in indices]
+        spans = np.asarray([self._span(*place) for place in places], np.int64).T
+        found = self._pieces(np.asarray([shard for shard, _ in places]), *spans)
+        return [
+            piece if isinstance(piece, OSError) else self._cut(*place, piece)
+            for place, piece in zip(places, found, strict=True)
+        ]
+
     def prepare(self):
         """Learns where the records of all files lie, several files at a time."""
         with concurrent.futures.ThreadPoolExecutor(self.AT_ONCE, "shards") as pool:
@@ -69,6 +80,25 @@ class TFRecords(Shards):
             return self._bucket.read(one, 12, struct.unpack("<Q", self._bucket.read(one, 0, 8))[0])
         start, length = self.table(shard)[row]
         return self._bucket.read(one, int(start), int(length))
+
+    def _span(self, shard, row):
+        return self.table(shard)[row]
+
+    def _pieces(self, shard, start, length):
+        """What the cache has, which the look has put there record by record, and what lies between."""
+        spans = [(self._objects[s], int(b), int(n)) for s, b, n in zip(shard, start, length, strict=True)]
+        found = [self._bucket.kept(*span) for span in spans]
+        missing = np.flatnonzero([one is None for one in found])
+        parts = [array[missing] for array in (shard, start, length)]
+        read = pieces_of(*parts, lambda shard, *span: self._bucket.fetched(self._objects[shard], *span))
+        for k, content in zip(missing.tolist(), read, strict=True):
+            found[k] = content
+            if not isinstance(content, OSError):
+                self._bucket.keep(*spans[k][:2], content)
+        return found
+
+    def _cut(self, shard, row, piece):
+        return piece
 
     def _look(self, shard):
         """(start, length) of the data of a file's records: int64 [examples, 2]."""
