@@ -65,12 +65,15 @@ $(VENV)-browser/.browser: requirements-browser.txt requirements-dev.txt requirem
 test-browser: $(VENV)-browser/.browser
 	$(VENV)-browser/bin/python -m pytest -rs -m slow tests/results/test_browser.py
 
-# Images from s3:// and gs://, by servers that stand in for them, in an environment of its own.
+# Images from s3:// and gs://, by servers that stand in for them, in an environment of its own; from az:// where npm's
+# azurite-blob is in PATH or AZURITE names it.
 $(VENV)-buckets/.buckets: requirements-buckets.txt requirements-dev.txt requirements.txt
 	$(call environment)
 
+BUCKETS := $(addprefix tests/data/test_,blocks.py remote.py remote_emulated.py resume.py)
+
 test-buckets: $(VENV)-buckets/.buckets
-	$(VENV)-buckets/bin/python -m pytest -rs -m 'slow or not slow' tests/data/test_remote.py tests/data/test_remote_emulated.py
+	$(VENV)-buckets/bin/python -m pytest -rs -m 'slow or not slow' $(BUCKETS)
 
 # The docs site, in site/: open site/index.html.
 $(VENV)-site/.site: requirements-site.txt

@@ -16,7 +16,7 @@ import os
 import re
 import time
 
-from barlow_jax.data import pack, shards, stats, walk
+from barlow_jax.data import order, pack, shards, stats, walk
 from barlow_jax.data.tars import Tars
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation.image_sets import open_any, value_range
@@ -31,6 +31,7 @@ def define_flags(flag):
     flag.number("short_side", "pack: images with a longer one become JPEGs of this; 0 packs files as they are.")
     flag.number("quality", "pack: of these JPEGs, 1 to 95.", 90)
     flag.number("shard", "pack: images in each shard; 0 is as many as make about 256 MB.")
+    flag.switch("shuffle", "pack: store the images in an order of chance, for training in an order of blocks.")
     flag.number("pixels", "stats: images whose every pixel is looked at, evenly spaced; 0 is all.", PIXELS)
     flag.names("value_range", "stats: LOW,HIGH of images of more than 8 bits, as in config.data.value_range.")
     flag.number("max_pixels", "Of an image; more are unreadable.", 2**26)
@@ -70,6 +71,8 @@ def packed(wanted, images, out, threads):
     opening = time.monotonic() - began
     if source.images is not None or (source.labels is None and source.num_classes is not None):
         raise UserError(f"{source.name} is addressed by index as it is; pack takes image files, and shards of them.")
+    if wanted.shuffle:
+        source = source.take(order.epoch_permutation(0, 0, len(source)))
     before = pack.read_seconds(source)
     size = pack.Size(wanted.short_side, wanted.quality)
     with writing.told(out):

@@ -176,11 +176,24 @@ def meaning(config, images):
         f"images        {images.count:,} ({images.origin})",
         f"steps         {steps:,} an epoch, {steps * config.epochs:,} in {config.epochs} epochs; warm-up "
         f"{steps * config.warmup_epochs:,}, from {float(method.schedules['learning_rate_weights'](0)):.4g}",
+        *_order(config, images),
         f"views         {viewing.described(config)}",
         at_init,
         f"checkpoint    {size(nbytes(state))} each{average}, {config.keep_checkpoints} kept and the best by kNN",
         "",
         *_departures(config),
+    ]
+
+
+def _order(config, images):
+    """[] or a line on an order of blocks; the share of pairs is that of batches within an epoch, see `data.order`."""
+    block, window = config.data.block, config.data.window
+    if not block:
+        return []
+    mixed = min(block * window, images.count)
+    return [
+        f"order         blocks of {block:,} images, {window:,} of them mixed ({mixed:,} images): of the pairs in a "
+        f"batch 1 of {max(1, mixed // block):,} lies in one block"
     ]
 
 

@@ -1,17 +1,18 @@
 """What reading from buckets costs: images a second, requests, bytes and CPU time, beside local files, all in one run.
 
-    python benchmarks/remote.py --images=/my/photos --count=512 --latency=0.02
+    python benchmarks/remote.py --images=/my/photos --count=512 --latency=0.02 --block=16 --window=8
     python benchmarks/remote.py --images=/my/photos --s3fs
 
 Needs what requirements-buckets.txt lists. Servers that stand in for s3:// and gs:// (moto, in Python, and
 fake-gcs-server) run in processes of their own, behind a proxy that holds every request back. Each line opens a set and
-reads each image once, by eval_batches (training fetches for the next epoch meanwhile): without a cache, with an empty
-one (cold), with a full one (warm). CPU time is this process's; the servers share the machine, so wall times say little
-of the clouds. Requests and bytes are exact.
+reads one epoch of training, each image once and nothing of the next: in an order over the whole set or of blocks
+(--block images, --window blocks mixed); without a cache, with an empty one (cold), with a full one (warm). CPU time is
+this process's; the servers share the machine, so wall times say little of the clouds. Requests and bytes are exact.
 """
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import logging
 import multiprocessing
 import os
@@ -28,22 +29,27 @@ import urllib.request
 from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import pyarrow
 from ml_collections import ConfigDict
+from pyarrow import parquet
 
-from barlow_jax.data import eval_batches
+from barlow_jax.data import open_source, pack, train_batches
 from barlow_jax.data.kinds import open_fields
 
 IMAGES = flags.DEFINE_string("images", None, "A folder of JPEGs, repeated up to --count.", required=True)
-COUNT = flags.DEFINE_integer("count", 512, "Images of the set.")
+COUNT = flags.DEFINE_integer("count", 512, "Images of the set, a multiple of the batch of 32.")
+BLOCK = flags.DEFINE_integer("block", 16, "Images of a block, and of a row group of Parquet.")
+WINDOW = flags.DEFINE_integer("window", 8, "Blocks that are mixed.")
 S3FS = flags.DEFINE_bool("s3fs", False, "Compare reads by obstore and by s3fs, which has to be installed, instead.")
 LATENCY = flags.DEFINE_float("latency", 0.02, "Seconds that every request is held back.")
-BATCH, CANVAS = 32, 512
+BATCH, CANVAS, SHARDS = 32, 512, 4
+KINDS = ("folder", "array_record", "tfrecord", "tar", "parquet")
 
 
 def main(_):
     logging.getLogger().setLevel(logging.WARNING)
     root = pathlib.Path(tempfile.mkdtemp(prefix="remote-"))
-    ended = []
+    ended, os.environ["BARLOW_JAX_LISTS"] = [], str(root / "lists")
     try:
         write_sets(root)
         clouds = {"s3": s3(root, ended)} | ({} if S3FS.value else {"gs": gs(root, ended)})
@@ -53,20 +59,27 @@ def main(_):
         if S3FS.value:
             beside_s3fs(root)
             return
-        print("| set | cache | images/s | requests | MB | CPU ms an image |\n|---|---|---|---|---|---|")
-        line("folder", root / "folder", "local", "", "none, and TensorFlow's import")
-        for kind in ("folder", "array_record", "tfrecord"):
-            line(kind, root / kind, "local", "")
+        print("| set | order | cache | images/s | requests | MB | CPU ms an image |\n|---|---|---|---|---|---|---|")
+        line("folder", root / "folder", "local", 0, "", "none, and TensorFlow's import")
+        for kind in KINDS:
+            for block in (0, BLOCK.value):
+                line(kind, root / kind, "local", block, "")
             for cloud, address in clouds.items():
-                cache = root / f"cache-{cloud}-{kind}"
-                if kind != "tfrecord":  # which needs one
-                    line(kind, f"{address}/{kind}", f"{cloud}://", "")
-                line(kind, f"{address}/{kind}", f"{cloud}://", cache, "cold")
-                line(kind, f"{address}/{kind}", f"{cloud}://", cache, "warm")
+                of_cloud(kind, f"{address}/{kind}", cloud, root)
     finally:
         for end in ended:
             end()
         shutil.rmtree(root, ignore_errors=True)
+
+
+def of_cloud(kind, address, cloud, root):
+    """The rows of a kind in one cloud. A folder has no blocks; TFRecord needs a cache, which has its records."""
+    orders = {"folder": (0,), "tfrecord": (BLOCK.value,)}.get(kind, (0, BLOCK.value))
+    for block in orders:
+        if kind != "tfrecord":
+            line(kind, address, f"{cloud}://", block, "")
+    for state in ("cold", "warm"):
+        line(kind, address, f"{cloud}://", orders[-1], root / f"cache-{cloud}-{kind}", state)
 
 
 def beside_s3fs(root):
@@ -90,24 +103,34 @@ def beside_s3fs(root):
             print(f"| {name} | {len(objects) / wall:.0f} | {1000 * cpu / len(objects):.2f} |", flush=True)
 
 
-def line(kind, path, where, cache, state="none"):
+def line(kind, path, where, block, cache, state="none"):
     """Opens a set, reads an epoch of it, prints a row."""
-    config = ConfigDict(dict(kind="folder" if kind == "folder" else "tfds", path=str(path), name="imagenette"))
+    config = ConfigDict(dict(kind="tfds" if "record" in kind else kind, path=str(path), name="imagenette"))
     config.update(dict(train="." if kind == "folder" else "train", file_list="", channels=0))
     config.update(dict(cache=str(cache), cache_bytes=10**10))
     wall, cpu = time.perf_counter(), time.process_time()
     source = open_fields(config, config.train, {"value_range": (), "max_pixels": 2**26})
-    for _ in eval_batches(source, batch_size=BATCH, canvas=CANVAS, threads=2):
+    of_epoch(source)
+    for _ in train_batches(
+        source, batch_size=BATCH, seed=0, canvas=CANVAS, threads=2, block=block, window=WINDOW.value
+    ):
         pass
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     counts = source.afar.buckets[0].counts if source.afar else None
     read = f"{counts.requests:,} | {counts.bytes / 1e6:.1f}" if counts else "0 | 0"
     rate, milliseconds = len(source) / wall, 1000 * cpu / len(source)
-    print(f"| {where} {kind} | {state} | {rate:.0f} | {read} | {milliseconds:.2f} |", flush=True)
+    said = f"blocks of {block}" if block else "whole set"
+    print(f"| {where} {kind} | {said} | {state} | {rate:.0f} | {read} | {milliseconds:.2f} |", flush=True)
+
+
+def of_epoch(source):
+    """Lets the readers of a source end with the first epoch."""
+    batches = source.batches
+    source.batches = lambda job: batches(dataclasses.replace(job, steps=range(job.epoch_steps)))
 
 
 def write_sets(root):
-    """The images as a folder, and as a set of TFDS in both formats."""
+    """The images as a folder, as a set of TFDS in both formats, as tar shards with their index, and as Parquet."""
     import tensorflow_datasets as tfds
 
     photos = sorted(path for path in pathlib.Path(IMAGES.value).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
@@ -124,7 +147,15 @@ def write_sets(root):
                 yield f"{k:06}", {"image": str(path), "label": k % 10}
 
         builder._split_generators = lambda _: {"train": examples()}
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=8))
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=SHARDS))
+    source, of_shard = open_source("folder", str(root / "folder"), ""), -(-len(chosen) // SHARDS)
+    pack.pack(source, str(root / "tar"), "train", pack.Size(), of_shard, 2)
+    (root / "parquet").mkdir()
+    for k in range(SHARDS):
+        rows = range(k * of_shard, min((k + 1) * of_shard, len(chosen)))
+        table = {"image": [{"bytes": source.encoded(row), "path": None} for row in rows], "label": source.labels[rows]}
+        path = root / "parquet" / f"train-{k}.parquet"
+        parquet.write_table(pyarrow.table(table), path, row_group_size=BLOCK.value)
 
 
 def size_of(folder):

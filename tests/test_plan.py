@@ -89,6 +89,17 @@ def test_fields_that_the_optimizer_does_not_read_are_no_departures():
     assert "optimizer.eps" in fields and "optimizer.eta" not in fields
 
 
+def test_an_order_of_blocks_is_told():
+    config = importlib.import_module("configs.barlow_twins").get_config()
+    images = plan.Images(10_000, 3, 1000, 224, "assumed")
+    assert plan._order(config, images) == []
+    config.data.block, config.data.window = 64, 32
+    assert plan._order(config, images) == [
+        "order         blocks of 64 images, 32 of them mixed (2,048 images): of the pairs in a batch 1 of 32 lies "
+        "in one block"
+    ]
+
+
 def test_the_count_of_images_can_be_given():
     assert plan.images_of(config_named("barlow_twins"), 4096).count == 4096
     assert plan.images_of(config_named("demo"), 0).origin == "digits:train"

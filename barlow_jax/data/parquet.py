@@ -68,7 +68,7 @@ class Parquets(Archive):
         if size > HELD_BYTES and len(groups) > 1:
             logger.warning(
                 "%s: %.1f GB in %d row groups, of which training in an order over the whole set reads nearly one an "
-                "image; barlow-jax pack makes tar shards, of which it reads the image",
+                "image; with config.data.block it reads each once, and of the tar shards of barlow-jax pack the image",
                 *(self.name, size / 1e9, len(groups)),
             )
         self._held = Held(HELD_BYTES)

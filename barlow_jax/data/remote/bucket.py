@@ -28,6 +28,8 @@ CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if the bucket is public",
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true if it is public",
 }
+# Where the clouds' own tools look for a server that stands in; http:// is allowed to it.
+EMULATORS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL", "az": "AZURITE_BLOB_STORAGE_URL"}
 FINAL = re.compile(r"status(?: code)?:? 4(?!08|29)\d\d")  # answers that will not change, in the library's words
 NO_BUCKET = re.compile("NoSuchBucket|bucket does not exist|ContainerNotFound")
 
@@ -287,12 +289,12 @@ def _store(root):
     from obstore import store
 
     scheme, _, rest = root.partition("://")
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST") if scheme == "gs" else os.environ.get("AWS_ENDPOINT_URL", "")
+    emulator = os.environ.get(EMULATORS.get(scheme, ""), "")
     more = {
         "client_options": {
             "timeout": TIME_OUT,
             "connect_timeout": "5s",
-            "allow_http": scheme == "http" or (emulator or "").startswith("http://"),
+            "allow_http": scheme == "http" or emulator.startswith("http://"),
         },
         "retry_config": {"max_retries": 0},
     }
