@@ -255,3 +255,21 @@ def test_without_credentials_a_sentence_names_them(scheme, monkeypatch):
     with pytest.raises(UserError, match="GOOGLE_APPL|AWS_ACCESS_KEY_ID|AZURE_STORAGE_ACCOUNT") as caught:
         data.open_source("folder", f"{scheme}://bucket/images", "")
     one_sentence(caught)
+
+
+@pytest.mark.parametrize("fault", ["503", "slow", "cut", "short"])
+def test_shards_come_whole_through_faults(web, sets, fault, monkeypatch, tmp_path):
+    """The look through a tar, the foot of a Parquet file, images one by one and together."""
+    monkeypatch.setenv("BARLOW_JAX_LISTS", str(tmp_path))
+    address, handler = web
+    for kind in ("tar", "parquet"):
+        handler.faults[:] = [fault, fault]
+        far = data.open_source(kind, f"{address}/{kind}", f"train-{{0..1}}.{kind}")
+        local = source_kinds.opened(kind, sets / kind)
+        assert far.listing() == local.listing() and not handler.faults
+        wanted = [local.encoded(k) for k in range(6)]
+        handler.faults[:] = [fault]
+        assert far.read_together(np.arange(6)) == wanted and not handler.faults
+        handler.faults[:] = [fault, fault]
+        assert far.encoded(4) == wanted[4] and far.afar.buckets[0].outage is None
+        assert far.afar.buckets[0].counts.repeated >= 3
