@@ -116,7 +116,11 @@ class Parquets(Archive):
     def encoded(self, index):
         """The image file of one row: bytes. OSError or ValueError where there is none."""
         shard, group, inside, _ = self._place(index)
-        return _content(self._held.get((shard, group), lambda: self._read(shard, group)), inside)
+        value = self._held.get((shard, group), lambda: self._read(shard, group))[inside].as_py()
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if value is None:
+            raise ValueError("the row holds no bytes of an image")
+        return value
 
     @property
     def groups(self):
@@ -125,15 +129,12 @@ class Parquets(Archive):
         return np.flatnonzero(np.diff(of, prepend=-1))
 
     def read_together(self, places):
-        """The image files of some examples, or the ValueError for one that has none: list of bytes."""
-        found, group, column = [], None, None
+        """The image files of some examples, or the error for one that cannot be read: list of bytes."""
+        found = []
         for place in places:
-            shard, number, inside, _ = self._place(place)
-            if (shard, number) != group:
-                group, column = (shard, number), self._read(shard, number)
             try:
-                found.append(_content(column, inside))
-            except ValueError as error:
+                found.append(self.encoded(place))
+            except (OSError, ValueError) as error:
                 found.append(error)
         return found
 
@@ -144,15 +145,6 @@ class Parquets(Archive):
                 group, columns=[self._leaf], use_threads=False
             )
         return table.column(0)
-
-
-def _content(column, row):
-    """The bytes of an image in a column of a row group. ValueError where there are none."""
-    value = column[row].as_py()
-    value = value.get("bytes") if isinstance(value, dict) else value
-    if value is None:
-        raise ValueError("the row holds no bytes of an image")
-    return value
 
 
 def library():
