@@ -150,8 +150,7 @@ def pretraining_batches(config, source, start_step, mesh):
         mesh,
         last=config.data.last,
         reference_world_size=config.reference_world_size,
-        block=config.data.block,
-        window=config.data.window,
+        blocks=order.mixing(len(source), config.data.block, config.data.window, source.groups),
         **viewing.boxes(config),
     )
     if not config.views.ramp_sizes:

@@ -371,7 +371,7 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
         "training.feed",
         "batches = pipeline.train_batches(",
         "(pipeline.train_batches(source, batch_size=batch_size, canvas=canvas, start_step=start_step, "
-        "block=block, window=window, max_bad_fraction=max_bad_fraction, **boxes_of, **order_of))",
+        "max_bad_fraction=max_bad_fraction, **boxes_of, **order_of))",
         "threads: speed",
     ),
     (

@@ -33,7 +33,7 @@ import pyarrow
 from ml_collections import ConfigDict
 from pyarrow import parquet
 
-from barlow_jax.data import open_source, pack, train_batches
+from barlow_jax.data import open_source, order, pack, train_batches
 from barlow_jax.data.kinds import open_fields
 
 IMAGES = flags.DEFINE_string("images", None, "A folder of JPEGs, repeated up to --count.", required=True)
@@ -111,9 +111,8 @@ def line(kind, path, where, block, cache, state="none"):
     wall, cpu = time.perf_counter(), time.process_time()
     source = open_fields(config, config.train, {"value_range": (), "max_pixels": 2**26})
     of_epoch(source)
-    for _ in train_batches(
-        source, batch_size=BATCH, seed=0, canvas=CANVAS, threads=2, block=block, window=WINDOW.value
-    ):
+    blocks = order.mixing(len(source), block, WINDOW.value, source.groups)
+    for _ in train_batches(source, batch_size=BATCH, seed=0, canvas=CANVAS, threads=2, blocks=blocks):
         pass
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     counts = source.afar.buckets[0].counts if source.afar else None

@@ -5,6 +5,8 @@ A canvas is a square uint8 image with the pixels at its top left and zeros elsew
 device. readers.py does the reading.
 """
 
+import dataclasses
+import functools
 import logging
 import os
 import weakref
@@ -119,8 +121,7 @@ def train_batches(
     small_scale=(0.05, 0.14),
     start_step=0,
     last="drop",
-    block=0,
-    window=128,
+    blocks=None,
     process_index=0,
     process_count=1,
     reference_world_size=1,
@@ -136,9 +137,7 @@ def train_batches(
     The batch at a step is a function of (source, seed, step) and these arguments: opening at step s gives at
     once what the uninterrupted sequence gives there, bit for bit, on any number of processes and threads.
     last: "drop", "wrap" or "keep", see order.steps_per_epoch; with "keep" an epoch's last batch has fewer rows, see
-    order.last_batch_size, which reference_world_size is for.
-    block, window: examples of a block, and blocks that are mixed at a time, see order.Mixing; 0: no blocks. Their
-    records are read together where that helps, see blocks.py.
+    order.last_batch_size, which reference_world_size is for. blocks: an order.Mixing, or None.
     views: boxes of an image; the first of them are those that fewer views have.
     small, small_scale: so many boxes beside them, of this share of the area: small_boxes float32 [b, small, 4].
     canvas: its side S in pixels. Where the union of the boxes is larger it is decoded at 1/2, 1/4 or 1/8
@@ -149,13 +148,11 @@ def train_batches(
     Returns a Batches iterator. UserError names any impossible argument.
     """
     _check(source, canvas, max_bad_fraction)
-    blocks = order.mixing(len(source), block, window, source.groups)
+    ending = last, process_index, process_count, reference_world_size, blocks
     cropped = {"views": views, "scale": scale, "small": small, "small_scale": small_scale, "ratio": ratio}
 
     def plan(step):
-        epoch, index = order.batch_indices(
-            len(source), batch_size, seed, step, last, process_index, process_count, reference_world_size, blocks
-        )
+        epoch, index = order.batch_indices(len(source), batch_size, seed, step, *ending)
         # The readers' batches are all of one shape: a smaller one ends in blank rows, which Batches cuts off.
         index = np.pad(index, (0, batch_size // process_count - len(index)), constant_values=-1)
         return index, boxes.draws_of_sizes(seed, epoch, index, **cropped)
@@ -163,17 +160,24 @@ def train_batches(
     def boxes_of(draws, height, width, xp):
         return boxes.random_crop(draws, height, width, ratio, xp)
 
-    def finish(raw, index):
-        return {"canvas": raw["canvas"], **_of_sizes(raw["boxes"], views), "index": index, "label": raw["label"]}
-
     plan(start_step)  # an impossible argument should end here, not in a reading thread
     steps, workers, tries = range(start_step, 2**62), threads or _default_threads(), min(len(source), TRIES)
     epoch = order.steps_per_epoch(len(source), batch_size, last)
-    held = () if blocks is None else (blocks.starts, order.held_blocks(blocks, batch_size, process_count))
-    job = Job(
-        plan, steps, boxes_of, boxes.no_margin, canvas, views + small, tries, workers, prefetch, True, epoch, *held
-    )
-    return Batches(source, job, finish, max_bad_fraction)
+    job = Job(plan, steps, boxes_of, boxes.no_margin, canvas, views + small, tries, workers, prefetch, True, epoch)
+    job = _in_blocks(job, blocks, batch_size, process_count)
+    return Batches(source, job, functools.partial(_finished, views), max_bad_fraction)
+
+
+def _in_blocks(job, blocks, batch_size, process_count):
+    """The job, with the blocks that a source may read at once, see blocks.py."""
+    if blocks is None:
+        return job
+    held = order.held_blocks(blocks, batch_size, process_count)
+    return dataclasses.replace(job, blocks=blocks.starts, held=held)
+
+
+def _finished(views, raw, index):
+    return {"canvas": raw["canvas"], **_of_sizes(raw["boxes"], views), "index": index, "label": raw["label"]}
 
 
 def _of_sizes(found, views):

@@ -124,8 +124,7 @@ def train_batches(
     seed: int,
     last: str,
     reference_world_size: int = 1,
-    block: int = 0,
-    window: int = 128,
+    blocks: order.Mixing | None = None,
     crop_scale: tuple[float, float],
     crop_ratio: tuple[float, float],
     views: int = 2,
@@ -142,7 +141,7 @@ def train_batches(
       batch_size: over all devices.
       seed: of the order and the boxes.
       last, reference_world_size: how an epoch ends, see `order.steps_per_epoch` and `order.last_batch_size`.
-      block, window: of an order of blocks, see `order.mixing`.
+      blocks: of an order of blocks, see `order.mixing`.
       crop_scale, crop_ratio, views: of the random boxes, and how many an image gets.
       small, small_scale: how many small ones it gets beside them, and their share of the area.
       resident_bytes: a source of Arrays that takes no more lives on the devices.
@@ -151,22 +150,19 @@ def train_batches(
       {"canvas" uint8 [B, S, S, C], "boxes" float32 [B, views, 4], "index", "label" [B]}, global arrays split by
       example, and "small_boxes" [B, small, 4] where there are any; an epoch's last batch may have fewer rows.
     """
-    order_of = {"last": last, "reference_world_size": reference_world_size, **_process(mesh)}
+    order_of = {"last": last, "reference_world_size": reference_world_size, "blocks": blocks, **_process(mesh)}
     boxes_of = {"seed": seed, "scale": crop_scale, "ratio": crop_ratio, "views": views}
     boxes_of |= {"small": small, "small_scale": small_scale}
     if fits_on_devices(source, resident_bytes):
-        blocks = order.mixing(len(source), block, window, source.groups)
         held = ResidentSet(source.images, source.labels, mesh, sizes=source.sizes, **boxes_of)
         for step in itertools.count(start_step):
-            _, index = order.batch_indices(len(source), batch_size, seed, step, **order_of, blocks=blocks)
+            _, index = order.batch_indices(len(source), batch_size, seed, step, **order_of)
             yield held.batch(index, step)
     batches = pipeline.train_batches(
         source,
         batch_size=batch_size,
         canvas=canvas,
         start_step=start_step,
-        block=block,
-        window=window,
         threads=threads,
         max_bad_fraction=max_bad_fraction,
         **boxes_of,

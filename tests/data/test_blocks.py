@@ -8,7 +8,7 @@ import source_kinds
 from stored import Stored, instruction, tfrecord
 
 from barlow_jax import data
-from barlow_jax.data import blocks, tars
+from barlow_jax.data import blocks, order, tars
 from barlow_jax.data.remote import array_record, bucket, cache, shards
 from barlow_jax.errors import UserError
 
@@ -102,7 +102,8 @@ def test_names_of_shards_on_a_web_server(sets, monkeypatch, tmp_path):
     assert in_braces("a{08..11}{x,y}.tar")[::3] == ["a08x.tar", "a09y.tar", "a11x.tar"] and in_braces("t") == ["t"]
 
 
-def batches(source, step, count, **more):
+def batches(source, step, count):
+    more = {"blocks": order.mixing(len(source), 4, 2, source.groups)}
     read = data.train_batches(source, batch_size=6, seed=3, canvas=16, last="wrap", start_step=step, threads=2, **more)
     with contextlib.closing(read):
         return [next(read) for _ in range(count)]
@@ -114,12 +115,12 @@ def test_an_order_of_blocks_reads_each_block_once(sets, monkeypatch, tmp_path):
     source, stored = far("tar", sets, monkeypatch)
     monkeypatch.setattr(blocks, "AHEAD", 1)
     source.afar = source.afar.__class__(source.afar.buckets, 2)
-    began, order = stored.counts.requests, {"block": 4, "window": 2}
-    ours = batches(source, 0, 40, **order)
+    began = stored.counts.requests
+    ours = batches(source, 0, 40)
     # 6 blocks in each of 10 epochs, of which some are still held, and those of the next that are asked for ahead.
     assert 6 <= stored.counts.requests - began <= 66
     assert np.unique(np.concatenate([batch["index"] for batch in ours[:4]])).tolist() == list(range(24))
-    again = batches(data.open_source("tar", str(sets / "tar")), 33, 2, **order)
+    again = batches(data.open_source("tar", str(sets / "tar")), 33, 2)
     for one, other in zip(again, ours[33:], strict=False):
         assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 

@@ -39,7 +39,7 @@ def canvases(source):
 def test_what_every_source_gives(roots, kind):
     source = source_kinds.opened(kind, roots[kind])
     members = [name for name in vars(Source) if name == "__len__" or not name.startswith("_")]
-    assert len(members) == 16 and not [name for name in members if not hasattr(source, name)]
+    assert len(members) == 17 and not [name for name in members if not hasattr(source, name)]
     n = len(source)
     assert n == source_kinds.COUNT or kind == "digits"
     assert source.channels == 3 and isinstance(source.name, str) and source.name

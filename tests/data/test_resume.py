@@ -59,7 +59,12 @@ def digests(monkeypatch):
 
 
 def batches(source, step, count, block):
-    more = {"block": block, "window": 2, "canvas": 64, "last": "wrap", "threads": 2}
+    more = {
+        "blocks": data.order.mixing(len(source), block, 2, source.groups),
+        "canvas": 64,
+        "last": "wrap",
+        "threads": 2,
+    }
     found = data.train_batches(source, batch_size=4, seed=5, start_step=step, **more)
     try:
         return [next(found) for _ in range(count)]
