@@ -75,6 +75,7 @@ def moto(patch, contents):
         "AWS_REGION": "us-east-1",
     }.items():
         patch.setenv(name, value)
+    _post(f"{url}/moto-api/reset", b"", "text/plain")  # what an earlier server of this process held
     client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
     client.create_bucket(Bucket="sets")
     for name, content in contents.items():
