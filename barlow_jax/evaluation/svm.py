@@ -9,10 +9,12 @@ import os
 import warnings
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from barlow_jax import metrics
 from barlow_jax.errors import UserError
+from barlow_jax.run import cluster
 
 FOLDS = 3
 POSITIVE_WEIGHT = 2
@@ -34,16 +36,18 @@ def normalize(features):
     return features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-5)
 
 
-def judge(train, targets, test, *, costs, class_names, track=lambda classes: classes, workers=None):
+def judge(train, targets, test, *, costs, class_names, track=lambda classes, total: classes, workers=None):
     """An SVM for every class, with the cost that is best for it.
+
+    Several processes are given the same arrays, each is at work on some of the classes, and all return all.
 
     Args:
       train: [n, F] and test: [m, F], features from `normalize`.
       targets: int [n, C], 1 for positives, -1 for negatives, 0 for rows that do not count for the class.
       costs: values of C to choose from; of equal ones the first wins.
       class_names: C names, for messages.
-      track: results -> results, around the loop over classes.
-      workers: processes, each at work on a class; None is one for each core.
+      track: (results, number) -> results, around the loop over the classes of this process.
+      workers: processes of this one's own, each at work on a class; None is one for each core.
     Returns:
       List of C `Judged`.
     Raises:
@@ -59,10 +63,27 @@ def judge(train, targets, test, *, costs, class_names, track=lambda classes: cla
 
     from joblib import Parallel, delayed  # comes with scikit-learn, which takes a second to import
 
-    # Not threads: LIBLINEAR's random numbers are global, so what a thread draws would depend on the others.
-    pool = Parallel(workers or os.cpu_count(), return_as="generator")
-    work = (delayed(_judge_one)(train, column, test, costs) for column in np.asarray(targets).T)
-    return list(track(pool(work)))
+    mine = np.asarray(targets).T[jax.process_index() :: jax.process_count()]
+
+    def judged():
+        if not len(mine):
+            return []
+        # Not threads: LIBLINEAR's random numbers are global, so what a thread draws would depend on the others.
+        pool = Parallel(min(workers or os.cpu_count(), len(mine)), return_as="generator")
+        return list(track(pool(delayed(_judge_one)(train, column, test, costs) for column in mine), len(mine)))
+
+    return _of_all(cluster.long_on_all(judged), len(class_names), len(test))
+
+
+def _of_all(mine, classes, images):
+    """What every process found of its classes, in the order of the classes."""
+    if jax.process_count() == 1:
+        return mine
+    rows = np.array([[one.cost, one.cross_validated, one.unfinished, *one.scores] for one in mine], np.float64)
+    parts = [np.frombuffer(part).reshape(-1, 3 + images) for part in cluster.gathered(rows.tobytes())]
+    # Those of process p are p, p + count, and so on.
+    found = [parts[k % len(parts)][k // len(parts)] for k in range(classes)]
+    return [Judged(float(row[0]), float(row[1]), row[3:], int(row[2])) for row in found]
 
 
 def fit(features, targets, cost):
