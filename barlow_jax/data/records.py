@@ -87,8 +87,18 @@ class Records(Encoded):
         self._about = {"set": builder.info.full_name, "split": split, "examples": info.num_examples}
         self._files = [os.fspath(i.filename) for i in instructions]
         self._rows = np.arange(info.num_examples)
-        if label and self.parse(self.read(0))[1] < 0:  # a test split whose labels are kept secret, as ImageNet's
+        if label and self._first()[1] < 0:  # a test split whose labels are kept secret, as ImageNet's
             self.num_classes = self.class_names = self._label = None
+
+    def _first(self):
+        """The first record, parsed. UserError where it is damaged."""
+        try:
+            return self.parse(self.read(0))
+        except RuntimeError as error:  # of array_record
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(
+                f"{self._files[0]} cannot be read ({reason}): remove it, and prepare or pack the set again."
+            ) from None
 
     def __len__(self):
         return len(self._rows)
