@@ -9,8 +9,8 @@
     barlow-jax data stats /my/photos
 
 `pack` writes WebDataset's form or that of TFDS, with the bytes of the files as they are or made smaller once. A line
-that was stopped goes on; at the end all is read again and compared. `data stats` says how images are to be read, as lines for
-a command. A set is a folder, an .npz, a list of files, a folder of tar or Parquet shards (FOLDER:SPLIT), or
+that was stopped goes on; at the end all is read again and compared. `data stats` says how images are to be read, as
+lines for a command. A set is a folder, an .npz, a list of files, a folder of tar or Parquet shards (FOLDER:SPLIT), or
 NAME:SPLIT of TFDS.
 """
 

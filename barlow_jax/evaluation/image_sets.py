@@ -65,6 +65,11 @@ def _open_remote(named, reading):
     return open_source("folder", named, "", **reading)
 
 
+def counted(count, word="image"):
+    """ "1 image", "7 images"."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
 class Thumbnails:
     """Small pictures of images by their paths as embed writes them, each whole, in the middle of a white square.
 
@@ -90,7 +95,7 @@ class Thumbnails:
         if not self.unreadable:
             return []
         path, why = next(iter(self.unreadable.items()))
-        return [f"{len(self.unreadable)} images for the picture could not be read, {path} for one ({why})."]
+        return [f"{counted(len(self.unreadable))} for the picture could not be read, {path} for one ({why})."]
 
     def _pixels(self, path):
         file = self._from(walk.named(path))

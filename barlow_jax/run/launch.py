@@ -34,6 +34,22 @@ from barlow_jax.run.writing import NO_SPACE
 _FIELD = re.compile(r"--?config\.([\w.]+)(=.*)?", re.DOTALL)
 
 
+class _Parser(flags.ArgumentParser):
+    """As another of absl's; of what it does not take a sentence has the flag, the value and what it must be."""
+
+    def __init__(self, parser, name, must):
+        self._parser, self._name, self._must = parser, name, must
+
+    def parse(self, argument):
+        try:
+            return self._parser.parse(argument)
+        except (TypeError, ValueError):
+            raise UserError(f"--{self._name} is {argument!r}; it must be {self._must}.") from None
+
+    def flag_type(self):
+        return self._parser.flag_type()
+
+
 class Flags:
     """The flags of one command: `config` is --config and --config.FIELD, `arguments` words beside the flags."""
 
@@ -67,12 +83,13 @@ class Flags:
 
     def number(self, name, what, default=0):
         """An integer, or where the default is a float any number."""
-        define = flags.DEFINE_float if isinstance(default, float) else flags.DEFINE_integer
-        define(name, default, what, flag_values=self._values)
+        whole = not isinstance(default, float)
+        parser = flags.IntegerParser() if whole else flags.FloatParser()
+        self._define(name, default, what, parser, "a whole number" if whole else "a number")
         self._say(f"{name}=NUMBER", what, default)
 
     def choice(self, name, choices, what, default=None):
-        flags.DEFINE_enum(name, default, choices, what, flag_values=self._values)
+        self._define(name, default, what, flags.EnumParser([*choices]), f"one of {', '.join(choices)}")
         self._say(f"{name}={'|'.join(choices)}", what, default)
 
     def names(self, name, what):
@@ -83,6 +100,9 @@ class Flags:
     def arguments(self, words):
         """What stands beside the flags, for --help: "RUN IMAGES"."""
         self._words = words
+
+    def _define(self, name, default, what, parser, must):
+        flags.DEFINE(_Parser(parser, name, must), name, default, what, flag_values=self._values)
 
     def _say(self, form, what, default):
         shown = "" if default in (None, "", 0) else f" ({default} if not given)"
@@ -316,6 +336,8 @@ def _flag_errors():
     except UserError:
         raise
     except flags.Error as error:
+        if isinstance(error.__context__, UserError):  # of a `_Parser`
+            raise error.__context__ from None
         raise UserError(_sentence(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # From ml_collections: an unknown field, or a value of another type.
