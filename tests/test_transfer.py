@@ -1,5 +1,7 @@
 """VOC2007: the SVMs against scikit-learn's own cross-validation, and the command on images of our own."""
 
+import itertools
+import threading
 import warnings
 
 import commands
@@ -53,6 +55,19 @@ def test_svms_equal_scikit_learns_cross_validation():
     assert len({one.cost for one in found}) > 1
 
 
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Threads that play processes take turns at LIBLINEAR, whose random numbers are one for all of them."""
+    turn, real = threading.Lock(), svm._judge_one
+
+    def judge_one(*given):
+        with turn:
+            return real(*given)
+
+    monkeypatch.setattr(svm, "_judge_one", judge_one)
+
+
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("count", [3, 5])
 def test_processes_share_the_classes_and_all_have_all(monkeypatch, count):
     """4 classes on 3 processes, and on 5, of which one has none: bit for bit what one finds, each class judged once."""
@@ -73,6 +88,44 @@ def test_processes_share_the_classes_and_all_have_all(monkeypatch, count):
             assert one[:2] == other[:2] and one.unfinished == other.unfinished
             np.testing.assert_array_equal(one.scores, other.scores)
     assert sorted(judged[1:]) == {3: [1, 1, 2], 5: [1, 1, 1, 1]}[count]
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_classes_that_are_done_are_kept(monkeypatch, tmp_path):
+    """Killed after two of four on one process, gone on with on two: only the others are judged, and all is the same."""
+    targets, train, test = four_classes()
+
+    def judge(track=lambda results, total: results, costs=(0.1, 1.0)):
+        return svm.judge(
+            train, targets, test, costs=costs, class_names="abcd", workers=1, track=track, kept=tmp_path / "kept"
+        )
+
+    def killed(results, total):
+        yield from itertools.islice(results, 2)
+        raise KeyboardInterrupt
+
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        judge(killed)
+    files = sorted((tmp_path / "kept").iterdir())
+    assert len(files) == 2
+    judged = []
+    both = in_threads.processes(monkeypatch, 2, lambda: judge(lambda results, total: judged.append(total) or results))
+    assert judged == [1, 1]
+    (tmp_path / "kept").rename(tmp_path / "first")
+    (tmp_path / "kept").mkdir()
+    for found in both:
+        for one, other in zip(found, judge(), strict=True):
+            assert one[:2] == other[:2] and type(one) is type(other)
+            np.testing.assert_array_equal(one.scores, other.scores)
+    assert {file.name for file in (tmp_path / "first").iterdir()} == {
+        file.name for file in (tmp_path / "kept").iterdir()
+    }
+    again = []
+    sorted((tmp_path / "kept").iterdir())[0].write_bytes(b"PK half a file")
+    judge(lambda results, total: again.append(total) or results)
+    judge(lambda results, total: again.append(total) or results, costs=(0.1,))
+    assert again == [1, 4]
 
 
 def test_a_class_with_too_few_images_is_one_sentence():
@@ -107,7 +160,7 @@ def test_fits_that_come_to_their_last_iteration_are_counted():
             yield result
 
     judged = svm.judge(train, targets, test, costs=(1e5,), class_names=("cow",), workers=1, track=track)
-    assert judged == finished and judged[0].unfinished == 4  # three folds and the whole
+    assert judged[0][:2] == finished[0][:2] and judged[0].unfinished == 4  # three folds and the whole
     np.testing.assert_array_equal(judged[0].scores, hard.decision_function(test))
     (easy,) = svm.judge(train, targets, test, costs=(0.01,), class_names=("cow",), workers=1)
     assert easy.unfinished == 0
