@@ -28,26 +28,11 @@ from ml_collections import config_flags
 
 from barlow_jax.errors import UserError
 from barlow_jax.run import cluster, config_files, heartbeat
+from barlow_jax.run.flag_values import Parser
 from barlow_jax.run.quiet import hide_tracebacks
 from barlow_jax.run.writing import NO_SPACE
 
 _FIELD = re.compile(r"--?config\.([\w.]+)(=.*)?", re.DOTALL)
-
-
-class _Parser(flags.ArgumentParser):
-    """As another of absl's; of what it does not take a sentence has the flag, the value and what it must be."""
-
-    def __init__(self, parser, name, must):
-        self._parser, self._name, self._must = parser, name, must
-
-    def parse(self, argument):
-        try:
-            return self._parser.parse(argument)
-        except (TypeError, ValueError):
-            raise UserError(f"--{self._name} is {argument!r}; it must be {self._must}.") from None
-
-    def flag_type(self):
-        return self._parser.flag_type()
 
 
 class Flags:
@@ -102,7 +87,7 @@ class Flags:
         self._words = words
 
     def _define(self, name, default, what, parser, must):
-        flags.DEFINE(_Parser(parser, name, must), name, default, what, flag_values=self._values)
+        flags.DEFINE(Parser(parser, name, must), name, default, what, flag_values=self._values)
 
     def _say(self, form, what, default):
         shown = "" if default in (None, "", 0) else f" ({default} if not given)"
@@ -336,7 +321,7 @@ def _flag_errors():
     except UserError:
         raise
     except flags.Error as error:
-        if isinstance(error.__context__, UserError):  # of a `_Parser`
+        if isinstance(error.__context__, UserError):  # of a `Parser`
             raise error.__context__ from None
         raise UserError(_sentence(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
