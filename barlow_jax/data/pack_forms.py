@@ -7,6 +7,7 @@ OUT/classes.json, train.pack.json                                  of both, see 
 """
 
 import errno
+import importlib.util
 import io
 import json
 import os
@@ -79,6 +80,10 @@ class ArrayRecord:
     def __init__(self, out: str, split: str):
         self.out, self.split, self.folder = out, split, os.path.join(out, VERSION)
         self.set = os.path.basename(os.path.abspath(out))
+        if importlib.util.find_spec("array_record") is None:
+            raise UserError(
+                "--format=array_record needs array_record, which there is for Linux: pip install array_record."
+            )
         if not re.fullmatch("[a-z][a-z0-9_]*", self.set):
             raise UserError(
                 f"{out} becomes a set of TFDS by the name {self.set!r}, which has to be small letters, digits and _ "

@@ -219,7 +219,7 @@ def test_a_pack_of_array_records_goes_on_after_a_kill(photos, tmp_path, monkeypa
     assert records(out, "train")[0] == expected
 
 
-def test_what_is_not_packed_as_array_records(photos, tmp_path):
+def test_what_is_not_packed_as_array_records(photos, tmp_path, monkeypatch):
     packed(photos, tmp_path / "tar")
     for words, said in (
         ((photos, tmp_path / "My Photos"), "'My Photos', which has to be small letters"),
@@ -235,6 +235,10 @@ def test_what_is_not_packed_as_array_records(photos, tmp_path):
     with pytest.raises(OSError, match="No space left") as full:
         pack_forms.ArrayRecord(str(tmp_path / "n"), "train").write("/dev/full", [(0, b"x" * 10**5, "jpg", 1)])
     assert full.value.errno == 28
+    monkeypatch.setattr(pack_forms.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs array_record, which there is for Linux: pip install") as caught:
+        packed(photos, tmp_path / "n", format="array_record")
+    one_sentence(caught)
 
 
 def test_one_module_has_both_commands():
