@@ -3,12 +3,12 @@
     python benchmarks/archives.py --index=128000
     python benchmarks/archives.py --images=FOLDER [--count=6000] [--batches=20] [--rounds=5] [--rows=100]
 
-FOLDER's files, again and again under other names until there are `count`, are written as a folder of 10 classes, as tar
-shards and array_record files by `barlow-jax pack`, and as Parquet with `rows` images in a row group. In each round all
-are read by data.train_batches, by turns, in an order over the whole set: batches of 64, canvas 512. Printed are medians.
-Parquet is read in stored order too, as evaluations do, where each row group is read once; take a `count` that makes more
-than the 256 MB of row groups that are kept. What is read is in the disk's cache. --index opens tar shards of so many tiny
-samples instead, twice: by their headers, and by the index that is kept.
+FOLDER's files, again and again under other names until there are `count`, are written as a folder of 10 classes, as
+tar shards and array_record files by `barlow-jax pack`, and as Parquet with `rows` images in a row group. In each
+round all are read by data.train_batches, by turns, in an order over the whole set: batches of 64, canvas 512. Printed
+are medians. Parquet is read in stored order too, as evaluations do, where each row group is read once; take a `count`
+that makes more than the 256 MB of row groups that are kept. What is read is in the disk's cache. --index opens tar
+shards of so many tiny samples instead, twice: by their headers, and by the index that is kept.
 """
 
 import io
