@@ -23,6 +23,7 @@ from barlow_jax.data import checkup as images
 from barlow_jax.data import order, walk
 from barlow_jax.errors import UserError
 from barlow_jax.run import checkup, checkup_devices, checkup_host, config_files, json_lines, launch
+from barlow_jax.run.buckets import reading
 from barlow_jax.training import evidence, first_fault, presets, remedies
 
 MOST_DEVICES = 8  # whose arithmetic is checked, of one process
@@ -45,7 +46,7 @@ def main(wanted):
     several = jax.distributed.is_initialized()
     head = f"[{jax.process_index()}] " if several else ""
     lines = []
-    for line in examined(wanted.config, pathlib.Path(wanted.workdir).expanduser(), wanted.seconds):
+    for line in examined(wanted.config, reading.here_alone(wanted.workdir), wanted.seconds):
         lines.append(line)
         if not wanted.json:
             print(f"{head}{line}", flush=True)

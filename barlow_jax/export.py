@@ -31,6 +31,7 @@ from barlow_jax.data import boxes, order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder, frozen
 from barlow_jax.run import launch, writing
+from barlow_jax.run.buckets import reading
 from barlow_jax.run.checkpoint import WEIGHTS, restore_all, restore_params
 from barlow_jax.weights import as_run, card, files, finite, hub, in_torch, naming
 from barlow_jax.weights.layouts import FORMATS, bad, check
@@ -90,7 +91,7 @@ def read(given, *, whole=False, only_finite=True, ema="average"):
       only_finite: False takes values that are nan or infinite too.
       ema: of a run with an average of its weights, and not whole: whether that is taken or the "last" ones.
     """
-    path = pathlib.Path(given).expanduser()
+    path = reading.named(given)
     if as_run.is_file(path):
         weights, config, channels = as_run.restore(path, whole=whole, only_finite=only_finite)
         params, batch_stats = as_run.single((weights.params, weights.batch_stats))

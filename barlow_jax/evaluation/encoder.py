@@ -9,7 +9,6 @@ Images are seen as evaluations see them: short side resized, the centre cropped.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from barlow_jax import augment, model
 from barlow_jax.data import boxes
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classifier, subject
+from barlow_jax.run.buckets import reading
 from barlow_jax.run.checkpoint import restore_params
 from barlow_jax.weights import as_run, finite
 
@@ -166,7 +166,7 @@ def load(path, *, step: int | None = None, ema: str = "average") -> Network:
     Raises:
       UserError: there is no such thing.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = reading.named(path)
     if not as_run.is_file(folder):
         params, batch_stats, meta = restore_params(folder, step=step)
         if "classifier" in meta:

@@ -56,7 +56,7 @@ def create(workdir, process_index=0, *, wandb=False, mlflow=False, resume_step=N
     if process_index != 0:
         return MetricWriter([])
     if "://" in str(workdir):
-        raise UserError(f"Metrics cannot be appended to files in {workdir}; mount the bucket and name the folder.")
+        raise UserError(f"Metrics cannot be appended to files in {workdir}; give a folder of this host.")
     workdir = pathlib.Path(workdir).expanduser().absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     # Those of others first, because they may be missing, and then no file should have been touched.
