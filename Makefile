@@ -70,7 +70,8 @@ $(VENV)-buckets/.buckets: requirements-buckets.txt requirements-dev.txt requirem
 	$(call environment)
 
 test-buckets: $(VENV)-buckets/.buckets
-	$(VENV)-buckets/bin/python -m pytest -rs -m 'slow or not slow' tests/data/test_remote.py tests/data/test_remote_emulated.py
+	$(VENV)-buckets/bin/python -m pytest -rs -m 'slow or not slow' tests/data/test_remote.py tests/data/test_remote_emulated.py \
+		tests/run/test_buckets.py tests/run/test_buckets_emulated.py
 
 # The docs site, in site/: open site/index.html.
 $(VENV)-site/.site: requirements-site.txt
