@@ -102,12 +102,16 @@ def opened(address):
 
         cluster.long_on_process_0(begin)
         if jax.process_count() > 1:
-            with writing.told(here):
-                if index:
+            names = remote.names()
+            chosen = _of_process_0(names, folder)
+
+            def follow():
+                with writing.told(here):
                     _alone(stack, here, address)
-                _as_process_0(remote, folder, index)
-                if index:
+                    _as_process_0(remote, names, folder, chosen, f"log_{index}.txt")
                     _mirrored(stack, mirror.Mirror(folder, remote, None, kept))
+
+            cluster.long_on_all(follow if index else lambda: None)
         yield folder
 
 
@@ -131,20 +135,24 @@ def _mirrored(stack, kept):
     stack.push(end)
 
 
-def _as_process_0(remote, folder, index):
-    """Gives every process the checkpoints that process 0 has taken; the others have nothing else but their log."""
-    names = remote.names()
-    if index:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        own = f"log_{index}.txt"
-        if own in names:
-            remote.download([(names[own], folder / own)])
-        mirror.record(folder.with_name(KNOWN), mirror.signs(folder))
+def _of_process_0(names, folder):
+    """{directory of checkpoints: the newest step that process 0 has there, or -1}, told to all processes."""
+    told = {}
     for below in _own_checkpoints(names):
         here = max((int(one.parent.name) for one in folder.glob(f"{below}/*/{manifest.FILE}")), default=-1)
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(here)))
-        if index and step >= 0:
+        told[below] = int(multihost_utils.broadcast_one_to_all(np.int32(here)))
+    return told
+
+
+def _as_process_0(remote, names, folder, chosen, own):
+    """Gives another process the checkpoints that process 0 has taken, and its own log."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if own in names:
+        remote.download([(names[own], folder / own)])
+    mirror.record(folder.with_name(KNOWN), mirror.signs(folder))
+    for below, step in chosen.items():
+        if step >= 0:
             newest(remote, names, below, folder / below, step)
 
 
