@@ -269,7 +269,7 @@ def _library():
     try:
         import obstore
     except ImportError:
-        raise UserError(f"Reading from buckets and web servers needs obstore: {INSTALL}.") from None
+        raise UserError(f"What lies in a bucket or on a web server needs obstore: {INSTALL}.") from None
     return obstore
 
 
