@@ -8,7 +8,7 @@ import numpy as np
 
 from barlow_jax.data import shards, walk
 from barlow_jax.data.fingerprint import fingerprint
-from barlow_jax.data.pixels import MAX_PIXELS, Reading
+from barlow_jax.data.pixels import Reading
 from barlow_jax.data.sources import MAX_CLASSES, Encoded
 from barlow_jax.errors import UserError
 
@@ -18,15 +18,15 @@ class Archive(Encoded):
 
     path, split: see `shards.find`. class_names: of another split, where this one must be numbered like it; () is what
       the set says itself.
-    channels: 3 reads the images as RGB, 1 as grey; 0 is 3. value_range, max_pixels: see pixels.Reading.
+    reading: fields of pixels.Reading; channels of 0 are 3.
     A subclass says which `ending` its shards have, and what `_open` finds in them.
     """
 
     ending = ""
 
-    def __init__(self, path, split, *, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS):
+    def __init__(self, path, split, *, class_names=(), **reading):
         root, self._shards = shards.find(path, split, self.ending)
-        self.reading = Reading(channels or 3, tuple(value_range), max_pixels)
+        self.reading = Reading.of(reading)
         alone = os.path.isfile(walk.local_path(path))
         self.name = walk.readable(self._shards[0].path if alone else f"{root}:{split}" if split else root)
         self._rows, self._listing = None, None

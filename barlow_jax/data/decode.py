@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(2**20))
 import numpy as np
 import tensorflow as tf
 
-from barlow_jax.data import pixels
+from barlow_jax.data import levels, pixels
 
 for _kind in ("GPU", "TPU"):  # the accelerators are JAX's; TensorFlow would reserve their memory
     tf.config.set_visible_devices([], _kind)
@@ -102,20 +102,29 @@ def why_unreadable(source, index):
     return pixels.why_unreadable(encoded, source.reading)
 
 
+def png_values(encoded):
+    """The values of a PNG of more than 8 bits, uint16 [h, w, 1 to 4] with alpha where it has some; eager or in a graph.
+
+    Pillow gives the upper 8 bits of coloured ones.
+    """
+    return tf.io.decode_png(encoded, dtype=tf.uint16)
+
+
 def _decode_whole(encoded, reading):
-    """Every pixel of a file that is not an ordinary JPEG: uint8 [h, w, channels]."""
-    channels = reading.channels
+    """Every pixel of a file that is not an ordinary JPEG: [h, w, channels] as stored, not turned by its EXIF."""
+    channels, dtype = reading.channels, levels.dtype_of(reading.bits)
+    reading = reading._replace(exif=False)
 
     def by_pillow():
         def of(encoded):
-            return pixels.pillow_pixels(encoded, reading)
+            return np.ascontiguousarray(pixels.pillow_pixels(encoded, reading))
 
-        return tf.numpy_function(of, [encoded], tf.uint8, stateful=False)
+        return tf.numpy_function(of, [encoded], dtype, stateful=False)
 
     def png():  # an IHDR has the size at 16, the bits of a value at 24
         size = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False), tf.int64)
         small = tf.reduce_all(size >= 0) & (tf.reduce_prod(size) <= reading.max_pixels)  # negative: above 2**31
-        if not reading.value_range:
+        if reading.plain and not reading.value_range:
             # TensorFlow's grey of a coloured PNG has the weights of green and blue exchanged.
             small = small & (channels == 3)
             return tf.cond(small, lambda: tf.io.decode_png(encoded, channels=3), by_pillow)
@@ -124,9 +133,9 @@ def _decode_whole(encoded, reading):
 
     def deep_png():
         def of(values):
-            return pixels.as_channels(pixels.scaled(values, *reading.value_range), channels)
+            return pixels.of_png(values, reading)
 
-        return tf.numpy_function(of, [tf.io.decode_png(encoded, dtype=tf.uint16)], tf.uint8, stateful=False)
+        return tf.numpy_function(of, [png_values(encoded)], dtype, stateful=False)
 
     found = tf.cond(tf.strings.substr(encoded, 0, len(PNG)) == PNG, png, by_pillow)
     return tf.ensure_shape(found, [None, None, channels])
@@ -149,10 +158,17 @@ def _decode_jpeg_window(encoded, window, width, scale, channels):
     return shown[:, window[1] - left : window[1] - left + window[3]]
 
 
+def _widened(decode, *arguments):
+    """What decode(*arguments) gives, uint8, as the type that comes last: of 16 bits 65535 is white."""
+    *arguments, dtype = arguments
+    found = decode(*arguments)
+    return found if dtype == np.uint8 else tf.cast(found, dtype) * tf.constant(257, dtype)
+
+
 def _reduce(shown, factor, channels):
     """`pixels.reduced` in a graph."""
     return tf.ensure_shape(
-        tf.numpy_function(pixels.reduced, [shown, factor], tf.uint8, stateful=False), [None, None, channels]
+        tf.numpy_function(pixels.reduced, [shown, factor], shown.dtype, stateful=False), [None, None, channels]
     )
 
 
@@ -176,7 +192,9 @@ def _place(boxes, margin, size, partial, canvas):
 
 
 def read_window(encoded, boxes_of, margin_of, canvas, reading):
-    """The part of an image that its boxes show: (pixels uint8 [h, w, C], boxes float32 [v, 4] on them, stored size).
+    """The part of an image that its boxes show: (pixels [h, w, C], boxes float32 [v, 4] on them, stored size).
+
+    uint8, or uint16 where reading.bits is 16.
 
     boxes_of(height, width) gives the boxes and margin_of(boxes, xp=tf) how far around them pixels are wanted, all
     float64 in pixels of the stored image; what lies outside the image is left out. The window around all boxes
@@ -184,27 +202,64 @@ def read_window(encoded, boxes_of, margin_of, canvas, reading):
     pixels. What is still larger (or no JPEG) is averaged over whole cells. The boxes shrink with the pixels and
     may become fractional. Greyscale, palette, alpha, CMYK and 16-bit images become RGB, or with one channel grey (of
     a JPEG its luma as stored); the format is told by content, not by name. The stored size is (height, width).
+    With reading.exif all that is asked and given is of the image as it is turned by its EXIF.
     reading: pixels.Reading. The size in the header is looked at before anything is decoded.
     tf.errors.OpError where the image cannot be decoded, or has more than reading.max_pixels.
     """
-    channels = reading.channels
+    channels, dtype = reading.channels, levels.dtype_of(reading.bits)
     jpeg = tf.io.is_jpeg(encoded)
     shape = tf.cond(jpeg, lambda: tf.io.extract_jpeg_shape(encoded), lambda: tf.zeros([3], tf.int32))
     partial = (shape[2] == 1) | (shape[2] == 3)  # CMYK goes through Pillow: TensorFlow rounds it otherwise
+    if channels not in (1, 3):
+        partial = tf.constant(False)  # it is Pillow that says how many there are
     # So does what is too large, and is refused there. The product of two sides may exceed int32.
     partial = partial & (tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= reading.max_pixels)
-    whole = tf.cond(partial, lambda: tf.zeros([0, 0, channels], tf.uint8), lambda: _decode_whole(encoded, reading))
+    whole = tf.cond(partial, lambda: tf.zeros([0, 0, channels], dtype), lambda: _decode_whole(encoded, reading))
     size = tf.where(partial, shape[:2], tf.shape(whole)[:2])
 
     real_size = tf.cast(size, tf.float64)
-    boxes = boxes_of(real_size[None, :1], real_size[None, 1:])
+    turns = _turns(encoded) if reading.exif else None
+    boxes = _boxes_as_stored(boxes_of, real_size, turns)
     window, scale, factor, boxes = _place(boxes, margin_of(boxes, xp=tf), real_size, partial, canvas)
     shown = tf.cond(
         partial,
-        lambda: _decode_jpeg_window(encoded, window, -(-size[1] // scale), scale, channels),
+        lambda: _widened(_decode_jpeg_window, encoded, window, -(-size[1] // scale), scale, channels, dtype),
         lambda: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]],
     )
-    return tf.cond(factor > 1, lambda: _reduce(shown, factor, channels), lambda: shown), boxes, size
+    shown = tf.cond(factor > 1, lambda: _reduce(shown, factor, channels), lambda: shown)
+    return _turned(shown, boxes, size, turns) if reading.exif else (shown, boxes, size)
+
+
+def _turns(encoded):
+    """What levels.TURNS says of an image: bool [3]."""
+    place = tf.numpy_function(pixels.orientation, [encoded], tf.int64, stateful=False)
+    return tf.gather(tf.constant(levels.TURNS, tf.bool), place - 1)
+
+
+def _boxes_as_stored(boxes_of, size, turns):
+    """The boxes that boxes_of(height, width) gives, float64 [v, 4], of the turned image; on the stored one."""
+    if turns is None:
+        return boxes_of(size[None, :1], size[None, 1:])
+    shown = tf.where(turns[0], size[::-1], size)
+    boxes = _mirrored(boxes_of(shown[None, :1], shown[None, 1:]), shown, turns)
+    return tf.where(turns[0], tf.gather(boxes, [1, 0, 3, 2], axis=1), boxes)
+
+
+def _mirrored(boxes, size, turns):
+    """Boxes [v, 4] of an image of this (height, width) after left and right, and top and bottom, are exchanged."""
+    size = tf.cast(size, boxes.dtype)
+    starts = tf.where(turns[:0:-1], size - boxes[:, :2] - boxes[:, 2:], boxes[:, :2])
+    return tf.concat([starts, boxes[:, 2:]], axis=1)
+
+
+def _turned(shown, boxes, size, turns):
+    """Pixels, boxes on them, and the stored size, of the turned image."""
+    shown = tf.cond(turns[0], lambda: tf.transpose(shown, [1, 0, 2]), lambda: shown)
+    boxes = tf.where(turns[0], tf.gather(boxes, [1, 0, 3, 2], axis=1), boxes)
+    boxes = _mirrored(boxes, tf.shape(shown)[:2], turns)
+    shown = tf.cond(turns[1], lambda: shown[:, ::-1], lambda: shown)
+    shown = tf.cond(turns[2], lambda: shown[::-1], lambda: shown)
+    return shown, boxes, tf.where(turns[0], size[::-1], size)
 
 
 def _fetched_ahead(fetch):
@@ -228,7 +283,7 @@ def _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries, ah
     """
     channels = reading.channels
     blank = {
-        "pixels": np.zeros([0, 0, channels], np.uint8),
+        "pixels": np.zeros([0, 0, channels], levels.dtype_of(reading.bits)),
         "boxes": np.zeros([views, 4], np.float32),
         "size": np.zeros(2, np.int32),
         "label": np.int32(-1),
@@ -276,9 +331,9 @@ def canvas_batches(
     in the range `steps` -> (int64 [rows], the images of the batch, -1 = leave the row blank; float64 [rows, ...], the
     `draws` of each image for boxes_of(draws, height, width, xp=tf) -> [views, 4]).
     reading: pixels.Reading, how the files become pixels.
-    Yields canvas uint8 [rows, S, S, C]; boxes float32 [rows, views, 4] and extent int32 [rows, 2] of the content,
-    see read_window; size int32 [rows, 2] of the image as it is stored; label int32 [rows]; index int64 [rows], the
-    planned image; skipped int64 [rows], how many unreadable files were passed over before the one shown, which is image
+    Yields canvas [rows, S, S, C], uint8, or uint16 of reading.bits of 16; boxes float32 [rows, views, 4] and extent
+    int32 [rows, 2] of the content, see read_window; size int32 [rows, 2] of the image as it is stored; label int32
+    [rows]; index int64 [rows], the planned image; skipped int64 [rows], how many unreadable files were passed over before the one shown, which is image
     (index + skipped) % n. Where the row was left blank or none of `tries` files could be read, skipped and label are
     -1, extent and size (0, 0) and the boxes are zero.
     With tries = 0 it raises ReadError instead, in place of the batch. `threads` images are decoded at the same

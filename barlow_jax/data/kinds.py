@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 
 from barlow_jax.data.parquet import Parquets
-from barlow_jax.data.pixels import MAX_PIXELS, check
+from barlow_jax.data.pixels import Reading, check
 from barlow_jax.data.protocol import Source
 from barlow_jax.data.remote.cache import kept
 from barlow_jax.data.remote.files import content
@@ -68,18 +68,7 @@ def load_npz(path, split="train", cache=None):
     return Arrays(images, labels, class_names=names, name=f"{name}:{split}" if split else name)
 
 
-def _open_folder(
-    path,
-    split,
-    labels="auto",
-    class_names=None,
-    listed="",
-    channels=0,
-    value_range=(),
-    max_pixels=MAX_PIXELS,
-    cache=None,
-):
-    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
+def _open_folder(path, split, labels="auto", class_names=None, listed="", cache=None, **reading):
     if is_remote(path):
         address = f"{path}/{split}" if split else path
         return open_remote(address, labels=labels, class_names=class_names, listed=listed, cache=cache, **reading)
@@ -92,12 +81,11 @@ def _open_folder(
     return ImageFolder(root / split, labels=labels, class_names=class_names, listed=listed, **reading)
 
 
-def _open_tfds(path, split, name="", channels=0, value_range=(), max_pixels=MAX_PIXELS, cache=None):
+def _open_tfds(path, split, name="", cache=None, **reading):
     from barlow_jax.data.records import Records  # here, as it brings TensorFlow
 
     if not name:
         raise UserError("config.data.kind 'tfds' needs config.data.name, a data set such as 'imagenet2012'.")
-    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
     return Records(name, split, data_dir=path, cache=cache, **reading)
 
 
@@ -129,10 +117,10 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
     """The source that a few fields of a config name.
 
     kind="folder": ImageFolder(path/split) or, with split="", ImageFolder(path); options labels, class_names, listed,
-      channels, value_range, max_pixels.
-    kind="tfds": Records(name, split, data_dir=path); options name, channels, value_range, max_pixels.
-    kind="tar", "parquet": shards of many images, tar.Tars and parquet.Parquets; options class_names, channels,
-      value_range, max_pixels.
+      and the fields of pixels.Reading.
+    kind="tfds": Records(name, split, data_dir=path); options name, and the fields of pixels.Reading.
+    kind="tar", "parquet": shards of many images, tar.Tars and parquet.Parquets; options class_names, and the fields of
+      pixels.Reading.
     kind="npz": load_npz(path, split).
     Where path is an address (gs://, s3://, az://, https://), the option cache (a remote.cache.Cache) keeps what is
       read.
@@ -143,6 +131,8 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
         raise UserError(f"config.data.kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}.")
     opener = KINDS[kind]
     known = list(inspect.signature(opener).parameters)[2:]
+    if "reading" in known:
+        known = [*known[:-1], *Reading._fields]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(
@@ -156,9 +146,9 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
 def open_fields(data, split: str, reading: dict, **more) -> Source:
     """The source that config.data names, of one split of it; its list of files is of the training images.
 
-    reading: value_range and max_pixels, see `pixels.check`; more: other options of `open_source`.
+    reading: of pixels.Reading all but channels, see `pixels.check`; more: other options of `open_source`.
     """
-    check(**reading)
+    check(**reading, channels=data.channels if data.kind in OF_FILES else 0)
     if data.file_list and split == data.train:
         more["listed"] = data.file_list
     options = {"channels": data.channels, **reading} if data.kind in OF_FILES else {}

@@ -1,8 +1,8 @@
 """Batches for the devices: numpy dicts of canvases and boxes, in an order that is a function of the step.
 
-A canvas is a square uint8 image with the pixels at its top left and zeros elsewhere; a box is
-(top, left, height, width) in canvas pixels. Cropping, resizing and the rest of the augmentation happen on the
-device. readers.py does the reading.
+A canvas is a square image, uint8 or with config.data.bits=16 uint16, with the pixels at its top left and zeros
+elsewhere; a box is (top, left, height, width) in canvas pixels. Cropping, resizing and the rest of the augmentation
+happen on the device. readers.py does the reading.
 """
 
 import logging
@@ -12,6 +12,7 @@ import weakref
 import numpy as np
 
 from barlow_jax.data import boxes, order
+from barlow_jax.data.levels import dtype_of
 from barlow_jax.data.readers import Job
 from barlow_jax.data.sources import Arrays
 from barlow_jax.errors import UserError
@@ -256,7 +257,8 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
         return source if source.images.nbytes <= max_bytes else None
     _check(source, canvas, max_bad_fraction)
     side, n = canvas if source.shape is None else max(source.shape[:2]), len(source)
-    if n * side * side * source.channels > max_bytes:
+    dtype = dtype_of(source.reading.bits)
+    if n * side * side * source.channels * np.dtype(dtype).itemsize > max_bytes:
         return None
     rows, tries = min(n, 256), min(n, TRIES)
 
@@ -278,7 +280,7 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
         prefetch=2,
         cut=True,
     )
-    images = np.empty((n, side, side, source.channels), np.uint8)
+    images = np.empty((n, side, side, source.channels), dtype)
     sizes, labels = np.empty((0, 2), np.int32), np.empty(0, np.int32)
     batches = Batches(source, job, lambda raw, index: raw, max_bad_fraction)
     try:

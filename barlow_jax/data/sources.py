@@ -16,7 +16,7 @@ from barlow_jax.data import readers, walk
 from barlow_jax.data.arranging import arranged
 from barlow_jax.data.fingerprint import fingerprint
 from barlow_jax.data.paths import Paths
-from barlow_jax.data.pixels import MAX_PIXELS, Reading, largest_of_16_bits, opened
+from barlow_jax.data.pixels import Reading, largest_of_16_bits, stored_size
 from barlow_jax.data.protocol import Source
 from barlow_jax.errors import UserError
 
@@ -63,8 +63,7 @@ class Encoded(abc.ABC):
 
     def stored_size(self, index):
         """(height, width) of an image, by its header."""
-        with opened(self.encoded(index)) as image:
-            return image.height, image.width
+        return stored_size(self.encoded(index), self.reading)
 
     def why_unreadable(self, index):
         """A few words on what is wrong with an image, for a person."""
@@ -99,15 +98,13 @@ class Files(Encoded):
     """Image files, wherever they lie, in the order they are given.
 
     paths: of str, held as `Paths`. name: for messages.
-    channels: 3 reads the images as RGB, 1 as grey; 0 is 3. value_range, max_pixels: see pixels.Reading.
+    reading: fields of pixels.Reading; channels of 0 are 3.
     labels: int32 [n], or None. class_names: names of the classes in order, where there are labels.
     """
 
-    def __init__(
-        self, paths, *, name, channels=0, value_range=(), max_pixels=MAX_PIXELS, labels=None, class_names=None
-    ):
+    def __init__(self, paths, *, name, labels=None, class_names=None, **reading):
         self.paths, self.name = Paths.of(paths), walk.readable(name)
-        self.reading = Reading(channels or 3, tuple(value_range), max_pixels)
+        self.reading = Reading.of(reading)
         self.labels, self.class_names, self._listing = labels, class_names, None
 
     def __len__(self):
@@ -161,7 +158,7 @@ class ImageFolder(Files):
       numbered like it (implies labels="folders").
     listed: a text file that names the images to take, one a line, by path below root or by bare name, as the lists of
       1 % and 10 % of ImageNet do; "" takes all. Classes are numbered as without it.
-    channels: 3 reads the images as RGB, 1 as grey; 0 is 3. value_range, max_pixels: see pixels.Reading.
+    reading: fields of pixels.Reading; channels of 0 are 3.
 
     Hidden files and folders are left out, and so are files that neither are named nor begin as an image; the log says
     how many of what kind. A folder is followed once on a path, see `walk.look`. Names that are not UTF-8 are told as
@@ -169,9 +166,7 @@ class ImageFolder(Files):
     with the list.
     """
 
-    def __init__(
-        self, root, *, labels="auto", class_names=None, listed="", channels=0, value_range=(), max_pixels=MAX_PIXELS
-    ):
+    def __init__(self, root, *, labels="auto", class_names=None, listed="", **reading):
         root = walk.local_path(root)
         if not root.is_dir():
             raise UserError(f"{root} is not a folder: point config.data.path to the folder that holds the images.")
@@ -184,11 +179,9 @@ class ImageFolder(Files):
         super().__init__(
             files.under(str(root / "x")[:-1]),
             name=name,
-            channels=channels,
-            value_range=value_range,
-            max_pixels=max_pixels,
             labels=numbers,
             class_names=class_names,
+            **reading,
         )
 
 

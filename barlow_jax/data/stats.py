@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from barlow_jax.data import pixels
+from barlow_jax.data import levels, pixels
 from barlow_jax.data.pack import read_ahead
 
 logger = logging.getLogger(__name__)
@@ -198,10 +198,10 @@ def rendered(found, channels):
     parts = [] if found.levels is None else [found.levels]
     if found.deep is not None:
         low_high = value_range(found)
-        level = pixels.scaled(np.arange(65536)[None], *low_high)[0] if low_high else np.arange(65536) >> 8
+        level = levels.scaled(np.arange(65536)[None], *low_high)[0] if low_high else np.arange(65536) >> 8
         parts.append(np.tile(np.bincount(level, found.deep, 256), (channels, 1)))
     if found.values and (low_high := value_range(found)):
-        level = pixels.scaled(np.concatenate(found.values)[None], *low_high)[0]
+        level = levels.scaled(np.concatenate(found.values)[None], *low_high)[0]
         parts.append(np.tile(np.bincount(level, minlength=256) * (len(found.values) / len(level)), (channels, 1)))
     return sum(parts) if parts else None
 
