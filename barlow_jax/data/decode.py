@@ -333,9 +333,9 @@ def canvas_batches(
     reading: pixels.Reading, how the files become pixels.
     Yields canvas [rows, S, S, C], uint8, or uint16 of reading.bits of 16; boxes float32 [rows, views, 4] and extent
     int32 [rows, 2] of the content, see read_window; size int32 [rows, 2] of the image as it is stored; label int32
-    [rows]; index int64 [rows], the planned image; skipped int64 [rows], how many unreadable files were passed over before the one shown, which is image
-    (index + skipped) % n. Where the row was left blank or none of `tries` files could be read, skipped and label are
-    -1, extent and size (0, 0) and the boxes are zero.
+    [rows]; index int64 [rows], the planned image; skipped int64 [rows], how many unreadable files were passed over
+    before the one shown, which is image (index + skipped) % n. Where the row was left blank or none of `tries` files
+    could be read, skipped and label are -1, extent and size (0, 0) and the boxes are zero.
     With tries = 0 it raises ReadError instead, in place of the batch. `threads` images are decoded at the same
     time; `prefetch` finished batches wait. in_flight: so many images are fetched at a time, ahead of decoding; 0: the
     decoders fetch. With tries > 0 so many decoders more take their place.

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 
+from barlow_jax.data import mapped
 from barlow_jax.data.parquet import Parquets
 from barlow_jax.data.pixels import Reading, check
 from barlow_jax.data.protocol import Source
@@ -18,23 +19,17 @@ from barlow_jax.errors import UserError
 from barlow_jax.fields.together import OF_FILES
 
 
-def _opened(path, cache):
-    """The path of a file, on a disk or afar, with a function that opens it."""
-    if is_remote(path):
-        return path, lambda: content(path, cache)
-    path = local_path(path)
-    if not path.is_file():
-        wrong = "is no regular file" if path.exists() else "does not exist"
-        raise UserError(f"{path} {wrong}: point config.data.path to an .npz file.")
-    return path, lambda: open(path, "rb")
-
-
 def _read_npz(path, wanted, cache):
-    """The names of all arrays in an .npz file, and those among `wanted` as a dict."""
-    path, stream_of = _opened(path, cache)
+    """The names of all arrays in an .npz file, or what else `mapped.load` reads, and those among `wanted` as a dict."""
     try:
-        with stream_of() as stream, np.load(stream) as file:  # numpy leaves a damaged file open
-            return sorted(file.files), {key: file[key] for key in wanted if key in file.files}
+        if is_remote(path):
+            with content(path, cache) as stream, np.load(stream) as file:
+                return sorted(file.files), {key: file[key] for key in wanted if key in file.files}
+        path = local_path(path)
+        if not (path.is_file() or path.is_dir()):
+            wrong = "is no regular file" if path.exists() else "does not exist"
+            raise UserError(f"{path} {wrong}: point config.data.path to an .npz file.")
+        return mapped.load(path, wanted)
     except UserError:
         raise
     except Exception as error:  # numpy and zipfile raise whatever a damaged file makes them run into
@@ -44,12 +39,14 @@ def _read_npz(path, wanted, cache):
         ) from None
 
 
-def load_npz(path, split="train", cache=None):
+def load_npz(path, split="train", cache=None, any_range=False, **reading):
     """Arrays from one .npz file, on a disk or at an address; cache: of what is read from there.
 
     Images and labels are read from {split}_images and {split}_labels, or x_{split} and y_{split}; with
     split="" from images and labels. Labels may be absent. Class names: classes, class_names or names.
-    Images [n, h, w] get a channel axis. UserError names what the file lacks.
+    Images [n, h, w] get a channel axis. On a disk it may be a folder of .npy files with these names, or one .npy of
+    images, and large arrays stay there (mapped.load). reading: fields of pixels.Reading, for other types than uint8,
+    see mapped.images_of. UserError names what the file lacks.
     """
     pairs = [(f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}")] if split else [("images", "labels")]
     names_keys = ("classes", "class_names", "names")
@@ -62,10 +59,9 @@ def load_npz(path, split="train", cache=None):
         )
     images, labels = arrays[found[0]], arrays.get(found[1])
     names = next((arrays[key] for key in names_keys if key in arrays), None)
-    if images.ndim == 3:
-        images = images[..., None]
     name = str(path).rpartition("/")[2]
-    return Arrays(images, labels, class_names=names, name=f"{name}:{split}" if split else name)
+    name = f"{name}:{split}" if split else name
+    return Arrays(mapped.images_of(images, name, reading, any_range=any_range), labels, class_names=names, name=name)
 
 
 def _open_folder(path, split, labels="auto", class_names=None, listed="", cache=None, **reading):
@@ -89,8 +85,8 @@ def _open_tfds(path, split, name="", cache=None, **reading):
     return Records(name, split, data_dir=path, cache=cache, **reading)
 
 
-def _open_npz(path, split, cache=None):
-    return load_npz(path, split, cache)
+def _open_npz(path, split, cache=None, any_range=False, **reading):
+    return load_npz(path, split, cache, any_range, **reading)
 
 
 def _open_digits(path, split, size=24, renderings=3, seed=0):
@@ -121,7 +117,7 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
     kind="tfds": Records(name, split, data_dir=path); options name, and the fields of pixels.Reading.
     kind="tar", "parquet": shards of many images, tar.Tars and parquet.Parquets; options class_names, and the fields of
       pixels.Reading.
-    kind="npz": load_npz(path, split).
+    kind="npz": load_npz(path, split); options value_range and bits.
     Where path is an address (gs://, s3://, az://, https://), the option cache (a remote.cache.Cache) keeps what is
       read.
     kind="digits": digits.scattered_digits(split), built in, no path; options size, renderings, seed.
@@ -152,6 +148,8 @@ def open_fields(data, split: str, reading: dict, **more) -> Source:
     if data.file_list and split == data.train:
         more["listed"] = data.file_list
     options = {"channels": data.channels, **reading} if data.kind in OF_FILES else {}
+    if data.kind == "npz":
+        options = {name: reading[name] for name in ("value_range", "bits") if name in reading}
     if data.kind == "tfds":
         options["name"] = data.name
     if data.kind in ("folder", "tfds", "npz") and is_remote(data.path) and data.get("cache", ""):

@@ -254,7 +254,7 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
     returned as it is. Unreadable images are replaced, counted and named as in train_batches.
     """
     if source.images is not None:
-        return source if source.images.nbytes <= max_bytes else None
+        return source.held() if source.images.nbytes <= max_bytes else None
     _check(source, canvas, max_bad_fraction)
     side, n = canvas if source.shape is None else max(source.shape[:2]), len(source)
     dtype = dtype_of(source.reading.bits)

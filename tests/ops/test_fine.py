@@ -1,4 +1,4 @@
-"""Views of images of more than 8 bits: the operations on fractions of grey levels, against float64 and Pillow's mode F."""
+"""Views of more than 8 bits: the operations on fractions of grey levels, against float64 and Pillow's mode F."""
 
 import colorsys
 
