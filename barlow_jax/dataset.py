@@ -18,7 +18,7 @@ import os
 import re
 import time
 
-from barlow_jax.data import pack, pack_forms, shards, stats, walk
+from barlow_jax.data import pack, pack_forms, sensors, shards, stats, walk
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation.image_sets import open_any, value_range
 from barlow_jax.run import launch, writing
@@ -35,6 +35,7 @@ def define_flags(flag):
     flag.number("shard", "pack: images in each shard; 0 is as many as make about 256 MB.")
     flag.number("pixels", "stats: images whose every pixel is looked at, evenly spaced; 0 is all.", PIXELS)
     flag.names("value_range", "stats: LOW,HIGH of images of more than 8 bits, as in config.data.value_range.")
+    flag.number("channels", "stats: pages of a TIFF or frames of a DICOM file that are the channels of one image.")
     flag.number("max_pixels", "Of an image; more are unreadable.", 2**26)
     flag.text("data_dir", "Where TFDS keeps its sets, if not at home.")
     flag.number("threads", "Images that are read at a time; 0 is one a core.")
@@ -47,7 +48,7 @@ def main(wanted):
         packed(wanted, *words, threads)
     elif what == "stats" and len(words) == 1:
         reading = {"value_range": value_range(wanted.value_range), "max_pixels": wanted.max_pixels}
-        source = open_any(words[0], 0, wanted.data_dir, **reading)
+        source = open_any(words[0], wanted.channels, wanted.data_dir, any_range=True, **reading)
         print("\n".join(stats.lines(stats.measure(source, wanted.pixels, threads), source)))
     else:
         raise UserError("Say `barlow-jax pack SET OUT` or `barlow-jax data stats SET`.")
@@ -72,6 +73,10 @@ def packed(wanted, images, out, threads):
     opening = time.monotonic() - began
     if source.images is not None or (source.labels is None and source.num_classes is not None):
         raise UserError(f"{source.name} is addressed by index as it is; pack takes image files, and shards of them.")
+    if sensors.kind(source.encoded(0)):
+        raise UserError(
+            f"{source.name} holds DICOM files or arrays; pack takes image files, and these stay as they are."
+        )
     before = pack.read_seconds(lambda row: pack.read_file(source, row), len(source))
     form, size = pack_forms.FORMS[wanted.format](out, wanted.split), pack.Size(wanted.short_side, wanted.quality)
     with writing.told(out):

@@ -103,6 +103,7 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
     "data.boxes": ["data/test_boxes.py", "data/test_pipeline.py"],
     "data.order": ["data/test_order.py"],
     "data.pixels": ["data/test_pixels.py"],
+    "data.window": ["data/test_pipeline_reduced.py", "data/test_pipeline_evaluation.py", "data/test_pixels.py"],
     "data.decode": [
         "data/test_pipeline_reduced.py",
         "data/test_pipeline_evaluation.py",

@@ -1,6 +1,6 @@
 """One encoded image to pixels by Pillow and numpy: how large it may be, what its values mean, what is wrong with it.
 
-decode.py reads ordinary JPEGs and PNGs by TensorFlow and asks here for all others.
+window.py reads ordinary JPEGs and PNGs by TensorFlow and asks here for all others.
 """
 
 import io
@@ -218,6 +218,17 @@ def stored_size(encoded, reading):
         return sensors.size("TIFF", encoded)
 
 
+def told_of(encoded):
+    """(format, kind of pixels) of an encoded image, for people."""
+    if kind := sensors.kind(encoded):
+        return kind, "as a sensor gives it"
+    try:
+        with opened(encoded) as image:
+            return image.format, image.mode
+    except NotInFull:
+        return "TIFF", "as a sensor gives it"
+
+
 def stored_as(image):
     """The raw mode in which Pillow finds the values of an opened image, such as "L" or "I;16B"."""
     arguments = image.tile[0][3] if image.tile else ""
@@ -235,7 +246,7 @@ def _deep_values(image, reading):
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         if ";16" in stored or (image.format == "PPM" and _maxval(image) > 255):
             in_full = reading.value_range or not reading.plain
-            if in_full and image.format != "PNG":  # which is read in full where it counts, see decode.py
+            if in_full and image.format != "PNG":  # which is read in full where it counts, see window.py
                 raise NotInFull(
                     "it is a colour image of 16 bits, of which only the upper 8 can be read from this format, so that "
                     "config.data.value_range and config.data.bits cannot be applied: save it as PNG"

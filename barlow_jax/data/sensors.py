@@ -6,6 +6,7 @@ a sentence. What a header says is looked at before anything is decoded, so that 
 
 import io
 import math
+import re
 import zlib
 
 import numpy as np
@@ -107,11 +108,10 @@ def _npy(encoded, reading, problem=None):
 
 def _dicom(encoded, reading, problem=None):
     pydicom = _library("pydicom", "DICOM")
-    about = pydicom.filereader.read_file_meta_info(io.BytesIO(encoded))
-    syntax = about.TransferSyntaxUID
-    if syntax.is_deflated:
-        raise ValueError(f"its transfer syntax, {syntax.name}, hides how large it is: save it as Explicit VR")
+    if re.search(rb"\x02\0\x10\0UI..1\.2\.840\.10008\.1\.2\.1\.99\b", encoded, re.DOTALL):
+        raise ValueError("its transfer syntax, Deflated, hides how large it is: save it as Explicit VR Little Endian")
     data = pydicom.dcmread(io.BytesIO(encoded))
+    syntax = data.file_meta.TransferSyntaxUID
     if "PixelData" not in data:
         raise ValueError("it is a DICOM file without an image")
     samples, frames = int(data.get("SamplesPerPixel", 1)), int(data.get("NumberOfFrames", 1) or 1)
@@ -169,10 +169,12 @@ def _tiff(encoded, reading, problem=None):
         with tifffile.TiffFile(io.BytesIO(encoded)) as file:
             page = file.pages.first
             planes, depth, height, width, contiguous = map(int, page.shaped)
-            several = reading.channels not in (0, 1, 3) and planes * contiguous == 1
-            pages = (
-                [page] if not several else [file.pages[k] for k in range(min(len(file.pages), reading.channels + 1))]
-            )
+            pages = [page]
+            if reading.channels not in (0, 1, 3) and planes * contiguous == 1:
+                if len(file.pages) != reading.channels:
+                    told = f"{len(file.pages)} pages of one band each, and it is read as {reading.channels} channels"
+                    raise ValueError(f"it has {told}: set config.data.channels={len(file.pages)}")
+                pages = [file.pages[k] for k in range(reading.channels)]
             _check(height, width, len(pages) if len(pages) > 1 else planes * contiguous, reading)
             if depth != 1 or any(one.shaped != page.shaped or one.dtype != page.dtype for one in pages):
                 raise ValueError("its pages are of several sizes or types, and no channels of one image")
