@@ -159,6 +159,8 @@ def _look_at_image(seen, encoded, reading, whole):
         stored = pixels.stored_as(image)
         seen.bits = 16 if "16" in stored or pixels.is_grey_of_16_bits(image) else BITS.get(image.mode, 32)
         seen.size = (image.height, image.width)
+        if image.format == "TIFF" and reading.channels not in (1, 3, seen.channels):
+            raise pixels.NotInFull("it has another number of bands")  # or pages, which are bands
         if whole:
             pixels.check_size(image.height, image.width, reading)
             grey = image.mode in ("I", "F") or image.mode.startswith("I;16")

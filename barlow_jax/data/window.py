@@ -136,24 +136,29 @@ def read_window(encoded, boxes_of, margin_of, canvas, reading):
     jpeg = tf.io.is_jpeg(encoded)
     shape = tf.cond(jpeg, lambda: tf.io.extract_jpeg_shape(encoded), lambda: tf.zeros([3], tf.int32))
     partial = (shape[2] == 1) | (shape[2] == 3)  # CMYK goes through Pillow: TensorFlow rounds it otherwise
-    if channels not in (1, 3):
-        partial = tf.constant(False)  # it is Pillow that says how many there are
     # So does what is too large, and is refused there. The product of two sides may exceed int32.
     partial = partial & (tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= reading.max_pixels)
-    whole = tf.cond(partial, lambda: tf.zeros([0, 0, channels], dtype), lambda: _decode_whole(encoded, reading))
+    if channels not in (1, 3):  # it is Pillow that says how many there are
+        partial = False
+    whole = _either(partial, lambda: tf.zeros([0, 0, channels], dtype), lambda: _decode_whole(encoded, reading))
     size = tf.where(partial, shape[:2], tf.shape(whole)[:2])
 
     real_size = tf.cast(size, tf.float64)
     turns = _turns(encoded) if reading.exif else None
     boxes = _boxes_as_stored(boxes_of, real_size, turns)
     window, scale, factor, boxes = _place(boxes, margin_of(boxes, xp=tf), real_size, partial, canvas)
-    shown = tf.cond(
+    shown = _either(
         partial,
         lambda: _widened(_decode_jpeg_window, encoded, window, -(-size[1] // scale), scale, channels, dtype),
         lambda: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]],
     )
     shown = tf.cond(factor > 1, lambda: _reduce(shown, factor, channels), lambda: shown)
     return _turned(shown, boxes, size, turns) if reading.exif else (shown, boxes, size)
+
+
+def _either(condition, first, second):
+    """tf.cond, without its first branch where it is False when the graph is made."""
+    return second() if condition is False else tf.cond(condition, first, second)
 
 
 def _turns(encoded):

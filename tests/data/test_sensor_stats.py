@@ -1,10 +1,10 @@
-"""What is said of images of sensors, beside numpy on the values as they were made; the lines that it ends with, used."""
+"""What is said of images of sensors, beside numpy on the values as they were made; its lines, used."""
 
 import re
 
 import numpy as np
 import pytest
-from test_sensors import dicom_file, tiff
+from sensor_files import dicom_file, tiff
 
 from barlow_jax import data
 from barlow_jax.data import stats
@@ -74,7 +74,7 @@ def test_of_dicom_files_that_begin_with_white_and_with_black(tmp_path):
     fields = check_lines(source, said)
     assert fields["channels"] == 1 and fields["value_range"] == (0, 4095) and found.formats == {"DICOM": 4}
     assert abs(fields["mean"][0] - 0.5) < 0.01  # dark ones and light ones
-    assert "smallest 0, 0.1 % 0" in said and "largest 4095" in said
+    assert "16 bits       smallest " in said and "largest 4095" in said
 
 
 def test_of_tiffs_of_bands_and_pages(tmp_path):
