@@ -90,6 +90,7 @@ def images_of(config, count):
         assumed = dataclasses.replace(assumed, canvas=config.image_size)
     options = {kind: {"channels": channels} for kind in fields.together.OF_FILES}
     options["tfds"]["name"] = config.data.name
+    options["npz"] = {name: experiment.reading(config.data)[name] for name in ("value_range", "bits")}
     try:
         source = open_source(
             config.data.kind,

@@ -85,8 +85,8 @@ def _open_tfds(path, split, name="", cache=None, **reading):
     return Records(name, split, data_dir=path, cache=cache, **reading)
 
 
-def _open_npz(path, split, cache=None, any_range=False, **reading):
-    return load_npz(path, split, cache, any_range, **reading)
+def _open_npz(path, split, cache=None, any_range=False, value_range=(), bits=8):
+    return load_npz(path, split, cache, any_range, value_range=value_range, bits=bits)
 
 
 def _open_digits(path, split, size=24, renderings=3, seed=0):

@@ -163,7 +163,7 @@ def _either(condition, first, second):
 
 def _turns(encoded):
     """What levels.TURNS says of an image: bool [3]."""
-    place = tf.numpy_function(pixels.orientation, [encoded], tf.int64, stateful=False)
+    place = tf.ensure_shape(tf.numpy_function(pixels.orientation, [encoded], tf.int64, stateful=False), [])
     return tf.gather(tf.constant(levels.TURNS, tf.bool), place - 1)
 
 
