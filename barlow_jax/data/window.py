@@ -164,7 +164,7 @@ def _either(condition, first, second):
 def _turns(encoded):
     """What levels.TURNS says of an image: bool [3]."""
     place = tf.ensure_shape(tf.numpy_function(pixels.orientation, [encoded], tf.int64, stateful=False), [])
-    return tf.gather(tf.constant(levels.TURNS, tf.bool), place - 1)
+    return tf.gather(tf.constant(levels.TURNS) > 0, place - 1)
 
 
 def _boxes_as_stored(boxes_of, size, turns):
