@@ -322,9 +322,8 @@ def _of_values(found, source):
                 told = [f"{value:.6g}" for value in ends] or ["none finite"] * len(heads)
             told = ", ".join(f"{head} {value}" for head, value in zip(heads, told, strict=True))
             said.append(f"  {f'band {band + 1}' if len(held) > 1 else name:14}{told}")
-    grey = found.levels is None and {
-        len(part) for part in (deep, None if samples is None else samples.T) if part is not None
-    } == {1}
+    bands = {len(part) for part in (deep, None if samples is None else samples.T) if part is not None}
+    grey = found.levels is None and bands == {1}
     low_high, shares = value_range(found), rendered(found, 1 if grey else source.channels)
     if shares is not None:
         mean, std = (tuple(round(float(value), 3) for value in part) for part in moments(shares))
