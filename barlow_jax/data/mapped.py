@@ -17,7 +17,7 @@ from barlow_jax.errors import UserError
 
 MAPPED_FROM = 2**30  # bytes of an array from which on it is left on the disk; smaller ones are read and checked at once
 SAMPLED_FROM = 2**36  # bytes from which on a fingerprint is of SAMPLED images and no longer of all
-SAMPLED = 10_000
+SAMPLED = 2_000
 PIECE = 2**26  # bytes that are worked on at a time
 
 

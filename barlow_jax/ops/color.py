@@ -41,7 +41,7 @@ def _luma(planes: list[Array], fine: bool = False) -> Array:
     """
     if len(planes) != 3:
         mean = sum(planes) / len(planes)
-        return mean if fine else jnp.floor(mean + 0.5)
+        return jnp.asarray(mean) if fine else jnp.floor(mean + 0.5)
     r, g, b = planes
     if fine:
         return (19595.0 * r + 38470.0 * g + 7471.0 * b) / 65536.0
