@@ -226,7 +226,7 @@ def _range(config):
     """How the values of sensors become 0 to 1; "" where they are those of ordinary images."""
     ends = config["data"].get("value_range", ())
     told = "; ".join(f"{low:g} to {high:g}" for low, high in zip(ends[::2], ends[1::2], strict=True))
-    return f": each band from its range ({told})" if len(ends) > 2 else f": from {told}" if ends else ""
+    return f", each band of its own values ({told})" if len(ends) > 2 else f", of values from {told}" if ends else ""
 
 
 def _export(name, report):
