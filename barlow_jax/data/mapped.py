@@ -83,6 +83,21 @@ class Levels:
         return ((start, min(start + step, len(self))) for start in range(0, len(self), step))
 
 
+def array_or_levels(held):
+    """Levels as they are, else an array of numpy."""
+    return held if isinstance(held, Levels) else np.asarray(held)
+
+
+def taken(held, rows):
+    """Those of some rows (int [m]); of Levels they stay on the disk."""
+    return held.take(rows) if isinstance(held, Levels) else held[rows]
+
+
+def about(held):
+    """What a fingerprint has to tell besides the bytes."""
+    return held.about() if isinstance(held, Levels) else {}
+
+
 def images_of(array, name, reading, *, any_range=False):
     """An array of images as `sources.Arrays` takes it: itself where it is uint8 in memory, else its Levels.
 

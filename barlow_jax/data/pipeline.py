@@ -12,7 +12,6 @@ import weakref
 import numpy as np
 
 from barlow_jax.data import boxes, order
-from barlow_jax.data.levels import dtype_of
 from barlow_jax.data.readers import Job
 from barlow_jax.data.sources import Arrays
 from barlow_jax.errors import UserError
@@ -254,11 +253,16 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
     returned as it is. Unreadable images are replaced, counted and named as in train_batches.
     """
     if source.images is not None:
-        return source.held() if source.images.nbytes <= max_bytes else None
+        if source.images.nbytes > max_bytes:
+            return None
+        images = np.asarray(source.images)  # of mapped.Levels all are made now
+        if images is source.images:
+            return source
+        about = {"class_names": source.class_names, "name": source.name, "sizes": source.sizes}
+        return Arrays(images, source.labels, **about, listing=source.listing())
     _check(source, canvas, max_bad_fraction)
     side, n = canvas if source.shape is None else max(source.shape[:2]), len(source)
-    dtype = dtype_of(source.reading.bits)
-    if n * side * side * source.channels * np.dtype(dtype).itemsize > max_bytes:
+    if n * side * side * source.channels > max_bytes:
         return None
     rows, tries = min(n, 256), min(n, TRIES)
 
@@ -280,13 +284,13 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
         prefetch=2,
         cut=True,
     )
-    images = np.empty((n, side, side, source.channels), dtype)
-    sizes, labels = np.empty((0, 2), np.int32), np.empty(0, np.int32)
+    images, sizes, labels = None, np.empty((0, 2), np.int32), np.empty(0, np.int32)
     batches = Batches(source, job, lambda raw, index: raw, max_bad_fraction)
     try:
         for batch in batches:
-            if np.any(batch["extent"] < batch["size"]):
+            if np.any(batch["extent"] < batch["size"]) or n * batch["canvas"][0].nbytes > max_bytes:
                 return None
+            images = np.empty((n, *batch["canvas"].shape[1:]), batch["canvas"].dtype) if images is None else images
             images[len(labels) : len(labels) + len(batch["label"])] = batch["canvas"]
             sizes = np.concatenate([sizes, batch["size"]])
             labels = np.concatenate([labels, batch["label"]])

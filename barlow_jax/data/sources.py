@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from barlow_jax.data import readers, walk
+from barlow_jax.data import mapped, readers, walk
 from barlow_jax.data.arranging import arranged
 from barlow_jax.data.fingerprint import fingerprint
-from barlow_jax.data.mapped import Levels
 from barlow_jax.data.paths import Paths
 from barlow_jax.data.pixels import Reading, largest_of_16_bits, stored_size
 from barlow_jax.data.protocol import Source
@@ -198,7 +197,7 @@ class Arrays:
     """
 
     def __init__(self, images, labels=None, *, class_names=None, name="arrays", sizes=None, listing=None):
-        images = images if isinstance(images, Levels) else np.asarray(images)
+        images = mapped.array_or_levels(images)
         if images.dtype not in (np.uint8, np.uint16):
             raise UserError(f"{name}: images are {images.dtype}, but must be uint8 with values 0 to 255.")
         if images.ndim != 4 or 0 in images.shape:
@@ -256,18 +255,10 @@ class Arrays:
     def take(self, rows):
         """The examples `rows` (int [m]) as a source of their own."""
         part = copy.copy(self)
-        part.images = self.images.take(rows) if isinstance(self.images, Levels) else self.images[rows]
+        part.images = mapped.taken(self.images, rows)
         part.labels = None if self.labels is None else self.labels[rows]
         part.sizes = None if self.sizes is None else self.sizes[rows]
         part._numbers, part._listing = self._numbers[rows], None
-        return part
-
-    def held(self):
-        """The same with its images in memory."""
-        if not isinstance(self.images, Levels):
-            return self
-        part = copy.copy(self)
-        part.images, part._listing = np.asarray(self.images), self.listing()
         return part
 
     def where(self, index):
@@ -281,8 +272,7 @@ class Arrays:
 
     def fingerprint(self):
         """Of every byte of the images, and the labels; see `fingerprint.fingerprint`."""
-        about = self.images.about() if isinstance(self.images, Levels) else {}
-        return fingerprint(about, arrays=[self.images, self.sizes, self.labels])
+        return fingerprint(mapped.about(self.images), arrays=[self.images, self.sizes, self.labels])
 
     def listing(self):
         """That of the files that the images were read from, or their fingerprint; see `protocol.Source.listing`."""

@@ -107,12 +107,13 @@ def _add(found, row, seen):
 
 def _look_at_array(source, row, whole):
     seen, (height, width) = _Seen(), source.stored_size(row)
-    stored = isinstance(source.images, Levels)
-    image = (source.images.raw(row) if stored else source.images[row])[:height, :width]
+    held = source.images
+    stored = isinstance(held, Levels)
+    image = (held.raw(row) if stored else held[row])[:height, :width]
     seen.digest, seen.bytes = _digest(np.ascontiguousarray(image).tobytes() + bytes(image.shape[:1])), image.nbytes
     seen.size, seen.format, seen.channels, seen.bits = (height, width), "array", image.shape[2], 8 * image.itemsize
     if whole and stored:
-        _values(seen, Values(image, levels.of_type(image.dtype)), source.images.reading, whole)
+        _values(seen, Values(image, levels.of_type(image.dtype)), held.reading, whole)
     elif whole:
         seen.levels = _levels(image)
     return seen

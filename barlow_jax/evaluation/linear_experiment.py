@@ -87,7 +87,7 @@ def filled_in(config, pretrained):
     empty = ["image_size", "eval.resize", "eval.crop"]
     if config.data.kind in ("", pretrained.data.kind):
         empty += ["data.kind", "data.path", "data.name", "data.train", "data.val", "data.channels", "data.value_range"]
-        empty += ["data.bits", "data.exif"]
+        empty += ["data.exif", *(["data.bits"] if pretrained.data.get("bits", 8) != 8 else [])]
     taken = []
     for field in empty:
         group, _, name = field.rpartition(".")
