@@ -116,6 +116,7 @@ def test_safetensors_say_what_they_are(tmp_path):
         as_run.begin(tmp_path / "x.safetensors", fresh, config, 3, 12)
 
 
+@pytest.mark.slow
 def test_a_network_of_many_bands_and_16_bits(tmp_path):
     """Weights, program and card of it; images of both types are taken, and those of 16 bits are not rounded."""
     config = a_config("convnet", image_size=24)

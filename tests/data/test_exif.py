@@ -36,37 +36,54 @@ def sets(tmp_path_factory):
     return root
 
 
-def same(given, turned):
-    assert np.array_equal(given["canvas"], turned["canvas"])
-    np.testing.assert_allclose(given["boxes"], turned["boxes"], atol=1e-4)
-    assert given["label"].shape == turned["label"].shape
+@pytest.fixture(scope="module")
+def both(sets):
+    """All of both: photographs without an orientation are left as they are. ([k, 2] places of the pairs in it)."""
+    source = data.ImageFolder(sets, labels="none", exif=True)
+    n = len(source) // 2
+    return source, np.stack([np.arange(n), n + np.arange(n)], 1)
 
 
-def test_views_and_evaluations_see_what_pillow_turns(sets):
-    given, turned = (data.ImageFolder(sets / name, exif=name == "given") for name in ("given", "turned"))
-    n = len(given)
-    for row in range(n):
-        assert given.stored_size(row) == turned.stored_size(row)
-        assert np.array_equal(
-            pixels.pillow_pixels(given.encoded(row), given.reading),
-            pixels.pillow_pixels(turned.encoded(row), Reading()),
-        )
-    options = {"batch_size": n, "canvas": 64, "threads": 1}
-    same(*(next(data.train_batches(one, seed=3, **options)) for one in (given, turned)))
-    same(*(next(data.eval_batches(one, resize_short=24, crop=20, **options)) for one in (given, turned)))
-    assert given.fingerprint() != data.ImageFolder(sets / "given").fingerprint()
+def by_place(batch, n):
+    """Canvas, boxes and the like of each image by its place in the set."""
+    found = {
+        key: np.zeros((n, *batch[key].shape[1:]), batch[key].dtype)
+        for key in ("canvas", "boxes", "extent")
+        if key in batch
+    }
+    for key, value in found.items():
+        value[batch["index"]] = batch[key]
+    return found
 
 
-def test_what_does_not_fit_is_reduced_and_then_turned(sets):
+def test_views_and_evaluations_see_what_pillow_turns(both):
+    """Crops of the whole area and of aspect 1 never fit, so that all are the largest central box."""
+    source, pairs = both
+    for given, turned in pairs:
+        assert source.where(given).rpartition("/")[2] == source.where(turned).rpartition("/")[2]
+        assert source.stored_size(given) == source.stored_size(turned)
+        assert np.array_equal(*(pixels.pillow_pixels(source.encoded(row), source.reading) for row in (given, turned)))
+    options = {"batch_size": len(source), "canvas": 64, "threads": 1}
+    training = data.train_batches(source, seed=3, scale=(1, 1), ratio=(1, 1), **options)
+    evaluation = data.eval_batches(source, resize_short=24, crop=20, **options)
+    for batches in (training, evaluation):
+        found = by_place(next(batches), len(source))
+        given, turned = ({key: value[rows] for key, value in found.items()} for rows in pairs.T)
+        assert np.array_equal(given["canvas"], turned["canvas"]) and given["canvas"].std(axis=(1, 2)).min() > 5
+        np.testing.assert_allclose(given["boxes"], turned["boxes"], atol=1e-4)
+        batches.close()
+
+
+def test_what_does_not_fit_is_reduced_and_then_turned(both):
     """At 1/2 the cells begin at the stored corner, so that the last of them may be others than after the turn."""
-    given, turned = (data.ImageFolder(sets / name, exif=name == "given") for name in ("given", "turned"))
-    options = {"batch_size": len(given), "canvas": 24, "threads": 1, "resize_short": 16, "crop": 16, "fit": "squash"}
-    one, other = (next(data.eval_batches(source, **options)) for source in (given, turned))
+    source, pairs = both
+    options = {"batch_size": len(source), "canvas": 24, "threads": 1, "resize_short": 16, "crop": 16, "fit": "squash"}
+    found = by_place(next(data.eval_batches(source, **options)), len(source))
+    one, other = ({key: value[rows] for key, value in found.items()} for rows in pairs.T)
     assert np.array_equal(one["extent"], other["extent"])
     np.testing.assert_allclose(one["boxes"], other["boxes"], atol=0.51)
-    heights, widths = one["extent"].T
-    for k in range(len(given)):
-        rows, columns = slice(1, heights[k] - 1), slice(1, widths[k] - 1)
+    for k, (height, width) in enumerate(one["extent"]):
+        rows, columns = slice(1, height - 1), slice(1, width - 1)
         moved = one["canvas"][k, rows, columns].astype(int) - other["canvas"][k, rows, columns]
         assert np.abs(moved).mean() < 12
 

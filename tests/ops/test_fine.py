@@ -22,9 +22,8 @@ def test_a_crop_is_pillows_of_fractions(interpolation, extent):
     top, left, height, width = box
     cut = [plane.crop((left, top, left + width, top + height)) for plane in planes]
     wanted = np.stack([np.asarray(one.resize((size, size), filters[interpolation])) for one in cut], -1)
-    found = image_ops.crop_resize(
-        color_ops.levels(DEEP), box, size, interpolation=interpolation, extent=extent, fine=True
-    )
+    options = {"interpolation": interpolation, "extent": extent, "fine": True}
+    found = jax.jit(lambda image: image_ops.crop_resize(color_ops.levels(image), box, size, **options))(DEEP)
     np.testing.assert_allclose(found, np.clip(wanted, 0, 255), atol=2e-3)  # half a step of 16 bits
 
 
@@ -39,7 +38,7 @@ def test_a_blur_is_three_boxes_each_way():
         margins = [(whole + 1, whole + 1) if a == axis else (0, 0) for a in range(3)]
         padded = np.pad(wanted, margins, mode="edge")
         wanted = np.apply_along_axis(np.convolve, axis, padded, kernel, "valid")
-    found = image_ops.gaussian_blur(color_ops.levels(DEEP), sigma, fine=True)
+    found = jax.jit(lambda image: image_ops.gaussian_blur(color_ops.levels(image), sigma, fine=True))(DEEP)
     np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
@@ -66,18 +65,28 @@ def test_colours_are_shifted_and_blended_in_fractions():
     np.testing.assert_allclose(fine, [[[127.4, 127.4, 0]]], atol=1e-4)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 6])
+def views_of(channels, **fields):
+    recipe = augment.Recipe(size=16, mean=(0,) * channels, std=(1 / 255,) * channels, **fields)
+    keys, boxes = jax.random.split(jax.random.key(0), 2), np.float32([[[2, 3, 30, 33], [0, 0, 40, 48]]] * 2)
+    return jax.jit(lambda canvas: augment.random_views(keys, canvas, boxes, recipe))
+
+
+def test_views_keep_what_lies_between_two_levels():
+    dark = np.zeros((2, 40, 48, 6), np.uint16)
+    dark[:, 10:30] = 40  # less than a sixth of a level of 8 bits
+    views = np.asarray(views_of(6, jitter=0.0, blur=(0, 0), solarize=(0, 0))(dark))
+    assert np.ptp(views, (2, 3)).min() > 0.1 and views.max() < 0.17
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
 def test_a_view_of_16_bits_and_any_channels_is_that_of_8_bits_without_the_rounding(channels):
     """Each of the operations that round moves a level by up to one, so the views differ by a few, and not in all."""
     image = np.asarray(Image.fromarray(DEEP[..., 0].astype(np.float32)).resize((48, 40), Image.Resampling.BICUBIC))
     levels = np.clip(np.stack([np.roll(image, 3 * c, 1) for c in range(channels)], -1) / 257, 0, 255).astype(np.uint8)
-    recipe = augment.Recipe(size=16, jitter=1, blur=(1, 1), mean=(0,) * channels, std=(1 / 255,) * channels)
-    keys, boxes = jax.random.split(jax.random.key(0), 2), np.float32([[[2, 3, 30, 33], [0, 0, 40, 48]]] * 2)
-    views = jax.jit(lambda canvas: augment.random_views(keys, canvas, boxes, recipe))
+    views = views_of(channels, jitter=1.0, blur=(1, 1))
     whole, fine = views(np.stack([levels] * 2)), views(np.stack([levels] * 2).astype(np.uint16) * np.uint16(257))
-    assert np.abs(np.asarray(fine) - np.asarray(whole)).max() < 8
+    moved = np.abs(np.asarray(fine) - np.asarray(whole))
+    assert moved.mean() < 3 and np.quantile(moved, 0.99) < 12  # a hue of 8 bits moves a level by up to 6
     assert np.mean(np.abs(np.asarray(fine) - np.rint(fine)) > 0.01) > 0.5
     assert np.abs(np.asarray(whole) - np.rint(whole)).max() < 1e-3
-    dark = np.zeros((2, 40, 48, channels), np.uint16)
-    dark[:, 10:30] = 40  # less than a sixth of a level of 8 bits
-    assert np.ptp(np.asarray(views(dark)), (2, 3)).min() > 0.1
