@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo pictures test torch test-torch compilers test-programs programs site test-browser test-buckets test-slow lint format bench clean
+.PHONY: demo pictures test torch test-torch compilers test-programs programs site test-browser test-buckets test-sensors test-slow lint format bench clean
 
 # Installed once, and again when a list of requirements changes.
 $(VENV)/.run: requirements.txt
@@ -70,10 +70,18 @@ test-browser: $(VENV)-browser/.browser
 $(VENV)-buckets/.buckets: requirements-buckets.txt requirements-dev.txt requirements.txt
 	$(call environment)
 
-BUCKETS := $(addprefix tests/data/test_,blocks.py remote.py remote_emulated.py resume.py)
+BUCKETS := $(addprefix tests/data/test_,blocks.py remote.py remote_emulated.py resume.py) \
+	$(addprefix tests/run/test_,buckets.py buckets_emulated.py)
 
 test-buckets: $(VENV)-buckets/.buckets
 	$(VENV)-buckets/bin/python -m pytest -rs -m 'slow or not slow' $(BUCKETS)
+
+# DICOM files and TIFFs of many bands, in an environment of its own.
+$(VENV)-sensors/.sensors: requirements-sensors.txt requirements-dev.txt requirements.txt
+	$(call environment)
+
+test-sensors: $(VENV)-sensors/.sensors
+	$(VENV)-sensors/bin/python -m pytest -rs tests/data/test_sensors.py tests/data/test_sensor_stats.py
 
 # The docs site, in site/: open site/index.html.
 $(VENV)-site/.site: requirements-site.txt
@@ -101,4 +109,4 @@ bench: $(VENV)/.run
 	test -z "$(IMAGES)" || $(BIN)/python benchmarks/input_pipeline.py --images="$(IMAGES)"
 
 clean:
-	rm -rf $(VENV) $(VENV)-torch $(VENV)-programs $(VENV)-browser $(VENV)-buckets $(VENV)-site site runs
+	rm -rf $(VENV) $(VENV)-torch $(VENV)-programs $(VENV)-browser $(VENV)-buckets $(VENV)-sensors $(VENV)-site site runs

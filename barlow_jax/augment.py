@@ -1,6 +1,7 @@
 """Random views of images, on the device: the Barlow Twins recipe as one function for jit.
 
-The host hands over uint8 canvases and crop boxes; everything else happens here. `draw` draws the random numbers of one
+The host hands over canvases and crop boxes, uint8, or uint16 of images of more than 8 bits, where nothing is rounded;
+everything else happens here. `draw` draws the random numbers of one
 view of one example from the example's own key, `apply` makes the view from them, and `random_views` maps both over a
 batch. So the views of an example depend on its key, canvas and boxes alone: not on its place in the batch, nor on the
 number of devices. The operations, equal to Pillow's 8-bit arithmetic, are in ops/image.py and ops/color.py.
@@ -159,30 +160,31 @@ def apply(image: Array, box: Array, numbers: Draw, recipe: Recipe) -> Array:
     """Makes one view with given random numbers, up to the normalisation.
 
     Args:
-      image: [H, W, C], uint8 or whole numbers 0..255; content at the top left.
+      image: [H, W, C], uint8 or whole numbers 0..255, or uint16; content at the top left.
       box: (top, left, height, width) in pixels of `image`; may be fractional.
       numbers: the random numbers, from `draw` or chosen.
       recipe: which operations there are; those whose probability is 0 are left out of the program.
 
     Returns:
-      grey levels 0..255, float32 [size, size, C].
+      grey levels 0..255, float32 [size, size, C], whole numbers but of uint16.
     """
-    image = image.astype(jnp.float32)
+    fine = image.dtype == jnp.uint16
+    image = color_ops.levels(image)
     colour = image.shape[-1] == 3
     if recipe.rotation > 0:
-        image = image_ops.affine_crop(image, box, numbers.angle, recipe.size)
+        image = image_ops.affine_crop(image, box, numbers.angle, recipe.size, fine=fine)
     else:
-        image = image_ops.crop_resize(image, box, recipe.size, interpolation=recipe.interpolation)
+        image = image_ops.crop_resize(image, box, recipe.size, interpolation=recipe.interpolation, fine=fine)
     if recipe.flip > 0:
         image = jnp.where(numbers.flip, image_ops.hflip(image), image)
     if recipe.jitter > 0:
-        image = color_ops.color_jitter(image, numbers.order, numbers.factors, with_hue=recipe.hue > 0)
+        image = color_ops.color_jitter(image, numbers.order, numbers.factors, with_hue=recipe.hue > 0, fine=fine)
     if recipe.grayscale > 0 and colour:
-        image = jnp.where(numbers.grayscale, color_ops.grayscale(image), image)
+        image = jnp.where(numbers.grayscale, color_ops.grayscale(image, fine=fine), image)
     if max(recipe.blur) > 0:
-        image = image_ops.gaussian_blur(image, numbers.sigma, max_sigma=recipe.blur_sigma[1])
+        image = image_ops.gaussian_blur(image, numbers.sigma, max_sigma=recipe.blur_sigma[1], fine=fine)
     if max(recipe.solarize) > 0:
-        image = jnp.where(numbers.solarize, color_ops.solarize(image), image)
+        image = jnp.where(numbers.solarize, color_ops.solarize(image, fine=fine), image)
     if recipe.invert > 0:
         image = jnp.where(numbers.invert, color_ops.invert(image), image)
     return image
@@ -201,7 +203,7 @@ def views_and_draws(keys: Array, canvas: Array, boxes: Array, recipe: Recipe) ->
 
     Args:
       keys: typed PRNG keys [B], one for each example.
-      canvas: uint8 [B, H, W, C]; content at the top left.
+      canvas: uint8 or uint16 [B, H, W, C]; content at the top left.
       boxes: float32 [B, V, 4], a crop box for each view: (top, left, height, width) in pixels of the canvas.
       recipe: see Recipe.
 
@@ -255,7 +257,7 @@ def eval_views(
     """The deterministic view for evaluation: Resize and CenterCrop as one antialiased resampling.
 
     Args:
-      canvas: uint8 [B, H, W, C]; content at the top left.
+      canvas: uint8 or uint16 [B, H, W, C]; content at the top left.
       boxes: float32 [B, 1, 4], the central crop in pixels of the canvas (see image_ops.crop_resize). Padding rows,
         all zero, give black images.
       extent: int [B, 2], height and width of the content on the canvas.
@@ -268,8 +270,8 @@ def eval_views(
     """
 
     def one_view(image, box, extent):
-        image = image.astype(jnp.float32)
-        view = image_ops.crop_resize(image, box, size, interpolation=interpolation, extent=extent)
+        fine, image = image.dtype == jnp.uint16, color_ops.levels(image)
+        view = image_ops.crop_resize(image, box, size, interpolation=interpolation, extent=extent, fine=fine)
         return color_ops.normalize(view, mean, std)
 
     return jax.vmap(one_view)(canvas, boxes[:, 0], extent)

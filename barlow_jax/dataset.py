@@ -1,23 +1,24 @@
-"""Sets of images: packed into tar shards, and what they are made of.
+"""Sets of images: packed into shards, and what they are made of.
 
     barlow-jax pack /data/imagenet/train /data/shards --split=train
     barlow-jax pack /data/imagenet/val /data/shards --split=val
     python train.py --config=configs/barlow_twins.py --config.data.kind=tar --config.data.path=/data/shards
     barlow-jax pack /my/photos /data/small --short_side=256 --quality=90
+    barlow-jax pack /my/photos /data/photos --format=array_record
 
     barlow-jax data stats /my/photos
 
-`pack` writes WebDataset's form, the bytes of the files as they are or made smaller once. A line that was stopped goes
-on; at the end all is read again and compared. `data stats` says how images are to be read, as lines for a command. A
-set is a folder, an .npz, a list of files, a folder of tar or Parquet shards (FOLDER:SPLIT), or NAME:SPLIT of TFDS.
+`pack` writes WebDataset's form or that of TFDS, with the bytes of the files as they are or made smaller once. A line
+that was stopped goes on; at the end all is read again and compared. `data stats` says how images are to be read, as
+lines for a command. A set is a folder, an .npz, a list of files, a folder of tar or Parquet shards (FOLDER:SPLIT), or
+NAME:SPLIT of TFDS.
 """
 
 import os
 import re
 import time
 
-from barlow_jax.data import order, pack, shards, stats, walk
-from barlow_jax.data.tars import Tars
+from barlow_jax.data import order, pack, pack_forms, sensors, shards, stats, walk
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation.image_sets import open_any, value_range
 from barlow_jax.run import launch, writing
@@ -27,6 +28,7 @@ PIXELS = 2000  # images whose pixels are looked at, if not said
 
 def define_flags(flag):
     flag.arguments("pack SET OUT, or stats SET")
+    flag.choice("format", pack_forms.FORMS, "pack: tar as WebDataset has it, or a set of TFDS in its files.", "tar")
     flag.text("split", "pack: what the names of the shards begin with.", "train")
     flag.number("short_side", "pack: images with a longer one become JPEGs of this; 0 packs files as they are.")
     flag.number("quality", "pack: of these JPEGs, 1 to 95.", 90)
@@ -34,6 +36,7 @@ def define_flags(flag):
     flag.switch("shuffle", "pack: store the images in an order of chance, for training in an order of blocks.")
     flag.number("pixels", "stats: images whose every pixel is looked at, evenly spaced; 0 is all.", PIXELS)
     flag.names("value_range", "stats: LOW,HIGH of images of more than 8 bits, as in config.data.value_range.")
+    flag.number("channels", "stats: pages of a TIFF or frames of a DICOM file that are the channels of one image.")
     flag.number("max_pixels", "Of an image; more are unreadable.", 2**26)
     flag.text("data_dir", "Where TFDS keeps its sets, if not at home.")
     flag.number("threads", "Images that are read at a time; 0 is one a core.")
@@ -46,7 +49,7 @@ def main(wanted):
         packed(wanted, *words, threads)
     elif what == "stats" and len(words) == 1:
         reading = {"value_range": value_range(wanted.value_range), "max_pixels": wanted.max_pixels}
-        source = open_any(words[0], 0, wanted.data_dir, **reading)
+        source = open_any(words[0], wanted.channels, wanted.data_dir, any_range=True, **reading)
         print("\n".join(stats.lines(stats.measure(source, wanted.pixels, threads), source)))
     else:
         raise UserError("Say `barlow-jax pack SET OUT` or `barlow-jax data stats SET`.")
@@ -71,16 +74,20 @@ def packed(wanted, images, out, threads):
     opening = time.monotonic() - began
     if source.images is not None or (source.labels is None and source.num_classes is not None):
         raise UserError(f"{source.name} is addressed by index as it is; pack takes image files, and shards of them.")
+    if sensors.kind(source.encoded(0)):
+        raise UserError(
+            f"{source.name} holds DICOM files or arrays; pack takes image files, and these stay as they are."
+        )
     if wanted.shuffle:
         source = source.take(order.epoch_permutation(0, 0, len(source)))
-    before = pack.read_seconds(source)
-    size = pack.Size(wanted.short_side, wanted.quality)
+    before = pack.read_seconds(lambda row: pack.read_file(source, row), len(source))
+    form, size = pack_forms.FORMS[wanted.format](out, wanted.split), pack.Size(wanted.short_side, wanted.quality)
     with writing.told(out):
-        told = pack.pack(source, out, wanted.split, size, wanted.shard, threads)
+        told = pack.pack(source, form, size, wanted.shard, threads)
     began = time.monotonic()
-    after_source = Tars(out, wanted.split)
+    made_of = form.open()
     reopening = time.monotonic() - began
-    after = pack.read_seconds(after_source)
+    after = pack.read_seconds(lambda row: form.image(made_of, row), len(made_of))
     made = f", {told['resized']:,} of them at a short side of {size.short_side} as JPEG of quality {size.quality}"
     made = made if size.short_side else ""
     print(f"{told['images']:,} images{made}; {told['bytes'] / 1e6:,.1f} MB in shards: {told['shards']}")
@@ -92,7 +99,7 @@ def packed(wanted, images, out, threads):
     print(f"opened in {opening:.2f} s before and {reopening:.2f} s now; in an order over the whole set, by one thread,")
     rates = [f"{count / max(seconds, 1e-9):,.0f}" for seconds, count in (before, after)]
     print(f"{rates[0]} images/s were read before (as the disk or its cache had them), {rates[1]} now (from the cache)")
-    print(f"train with --config.data.kind=tar --config.data.path={out} --config.data.train={wanted.split}")
+    print(f"train with {form.flags()} --config.data.train={wanted.split}")
 
 
 if __name__ == "__main__":

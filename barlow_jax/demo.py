@@ -12,7 +12,6 @@ classifier (multinomial logistic regression on standardised features, scikit-lea
 digits that training never saw.
 """
 
-import pathlib
 import warnings
 
 import numpy as np
@@ -23,6 +22,7 @@ from barlow_jax.data import order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import features
 from barlow_jax.run import config_files, launch, metric_writers, pictures
+from barlow_jax.run.buckets import reading
 from barlow_jax.run.checkpoint import newest_step, restore_params
 from barlow_jax.training import viewing
 
@@ -34,7 +34,7 @@ def define_flags(flag):
 
 
 def main(wanted):
-    folder = pathlib.Path(wanted.workdir).expanduser()
+    folder = reading.here_alone(wanted.workdir)
     begun = newest_step(folder)
     config = config_files.load("demo") if begun is None else config_of(folder)
     train, test = experiment.sources(config)

@@ -11,7 +11,6 @@ is, it measures the way between them too. Exits with status 1 if there is a prob
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import sys
@@ -23,7 +22,8 @@ from barlow_jax import experiment, fields, pretrain, sharding
 from barlow_jax.data import checkup as images
 from barlow_jax.data import order, walk
 from barlow_jax.errors import UserError
-from barlow_jax.run import checkup, checkup_devices, checkup_host, config_files, launch
+from barlow_jax.run import checkup, checkup_devices, checkup_host, config_files, json_lines, launch
+from barlow_jax.run.buckets import reading
 from barlow_jax.training import evidence, first_fault, presets, remedies
 
 MOST_DEVICES = 8  # whose arithmetic is checked, of one process
@@ -46,12 +46,13 @@ def main(wanted):
     several = jax.distributed.is_initialized()
     head = f"[{jax.process_index()}] " if several else ""
     lines = []
-    for line in examined(wanted.config, pathlib.Path(wanted.workdir).expanduser(), wanted.seconds):
+    for line in examined(wanted.config, reading.here_alone(wanted.workdir), wanted.seconds):
         lines.append(line)
         if not wanted.json:
             print(f"{head}{line}", flush=True)
     if wanted.json:
-        print(json.dumps({"process": jax.process_index() if several else 0, "lines": [one._asdict() for one in lines]}))
+        told = {"process": jax.process_index() if several else 0, "lines": [one._asdict() for one in lines]}
+        print(json_lines.text(told))
     else:
         print(f"{head}{checkup.table(lines)}")
     status = int(any(line.verdict == "problem" for line in lines))
@@ -65,22 +66,26 @@ def examined(config, folder, seconds):
     """The lines of all checks, as they are found."""
     fields.fill_in(config, fields.PRETRAINING)
     given = bool(config.data.path) or config.data.kind not in (*fields.together.NEED_PATH, "tfds")
-    yield from checkup.examine(of_host(config, folder, given), seconds)
+    settled = []
+    yield from checkup.examine(of_host(config, folder, given, settled), seconds)
     yield from checkup.examine(of_devices(), seconds)
     if given:
         opened = []
-        yield from checkup.examine({"set": lambda: open_images(config, opened)}, PATIENCE * seconds)
+        yield from checkup.examine({"set": lambda: open_images(config, opened, settled)}, PATIENCE * seconds)
         for source in opened:
             yield from checkup.examine(of_images(config, source, seconds), PATIENCE * seconds)
 
 
-def of_host(config, folder, given):
-    """{name: check} of the machine beside its devices; given: whether there is a config to measure it by."""
+def of_host(config, folder, given, settled):
+    """{name: check} of the machine beside its devices.
+
+    given: whether there is a config to measure it by. settled: list that gets the images if they had to be opened.
+    """
 
     def disk():
         if given:
             with contextlib.suppress(UserError):  # the check of the set tells it
-                experiment.settle(config, str(folder))
+                settled.append(experiment.settle(config, str(folder)))
         known = given and not presets.left_open(config)
         return checkup_host.disk(folder, checkpoint_bytes(config) if known else 0)
 
@@ -124,12 +129,12 @@ def checkpoint_bytes(config):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) * (config.keep_checkpoints + 2)
 
 
-def open_images(config, opened):
+def open_images(config, opened, settled=()):
     """Opens the images as train.py does, but for leaving them where they are; what it refuses is a problem.
 
-    opened: list that gets the source.
+    opened: list that gets the source. settled: what `of_host` left: looking through a large folder once is enough.
     """
-    already = experiment.settle(config)
+    already = experiment.settle(config) or next(filter(None, settled), None)
     where_they_are = config.copy_and_resolve_references().unlock()
     where_they_are.data.resident_bytes = 0
     source, held_out = experiment.sources(where_they_are, already)
@@ -180,7 +185,7 @@ def replay(folder, as_json):
     lines = remedies.told(fault, case, names, config)
     if as_json:
         found = None if fault is None else fault._asdict() | {"images": [names[row] for row in fault.rows]}
-        print(json.dumps({"step": case["step"], "fault": found, "told": lines}, default=str))
+        print(json_lines.text({"step": case["step"], "fault": found, "told": lines}, default=str))
     else:
         print("\n".join(lines))
     return int(fault is None)

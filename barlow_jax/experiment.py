@@ -59,6 +59,8 @@ def reading(data):
     return {
         "value_range": tuple(data.get("value_range", ())),
         "max_pixels": data.get("max_pixels", pixels.MAX_PIXELS),
+        "bits": data.get("bits", 8) or 8,
+        "exif": data.get("exif", False),
     }
 
 

@@ -23,7 +23,7 @@ from barlow_jax import fields, sharding
 from barlow_jax.data import walk
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import atlas, clusters, duplicates, embedded, label_next, queries, sheets
-from barlow_jax.evaluation.image_sets import Thumbnails
+from barlow_jax.evaluation.image_sets import Thumbnails, counted
 from barlow_jax.evaluation.nearest import nearest_rows
 from barlow_jax.run import launch
 from barlow_jax.run.progress import tracked
@@ -96,12 +96,12 @@ def in_clusters(wanted, found, path):
     sheets.table(path, ("path", "cluster", "similarity"), zip(*columns, strict=True))
     sizes = np.bincount(number)
     blocks = [
-        sheets.Block(f"cluster {k + 1}: {sizes[k]} images", _cells(found, rows, similarity[rows]))
+        sheets.Block(f"cluster {k + 1}: {counted(sizes[k])}", _cells(found, rows, similarity[rows]))
         for k, rows in enumerate(clusters.central(number, similarity, EACH)[:SHOWN])
     ]
     fewer = "" if len(sizes) == wanted.clusters else ", as no more rows differ"
-    title = f"{len(sizes)} clusters of {sizes[-1]} to {sizes[0]} images{fewer}, with similarities to their middle"
-    title += _first(len(sizes))
+    found_sizes = f"{counted(len(sizes), 'cluster')} of {sizes[-1]} to {counted(sizes[0])}"
+    title = f"{found_sizes}{fewer}, with similarities to their middle{_first(len(sizes))}"
     return _shown(found, path, title, blocks)
 
 
@@ -118,7 +118,7 @@ def outliers(wanted, found, path):
     order = np.argsort(-far, kind="stable")[: wanted.outliers]
     sheets.table(path, ("path", "distance"), zip(found.paths[order].tolist(), _decimals(far[order]), strict=True))
     title = (
-        f"{len(order)} of {n} images by their mean distance to the {wanted.nearest} nearest others, "
+        f"{len(order)} of {counted(n)} by their mean distance to the {wanted.nearest} nearest others, "
         f"{far[order[-1]]:.4f} to {far[order[0]]:.4f}; of all the median is {np.median(far):.4f}{_first(len(order))}"
     )
     return _shown(found, path, title, [sheets.Block("", _cells(found, order[:SHOWN], far[order]))], columns=10)
@@ -133,7 +133,7 @@ def to_label(wanted, found, path):
     told = ["" if np.isnan(distance) else distance for distance in _decimals(distances)]
     columns = range(1, len(places) + 1), found.paths[places].tolist(), told
     sheets.table(path, ("order", "path", "distance"), zip(*columns, strict=True))
-    title = f"{len(places)} images to label next, each the furthest from {whose}{_first(len(places))}"
+    title = f"{counted(len(places))} to label next, each the furthest from {whose}{_first(len(places))}"
     return _shown(found, path, title, [sheets.Block("", _cells(found, places[:SHOWN], distances))], columns=10)
 
 

@@ -10,7 +10,8 @@ weights. The formats, and how each is loaded there, are in docs/pytorch.md:
     official             the full checkpoint, with projector, momentum and epoch, that the official main.py goes on from
     safetensors          the backbone, with architecture, normalisation, step and config beside the arrays
     huggingface          a folder for the Hugging Face Hub: model.safetensors, config.json for timm, a model card
-    stablehlo            the encoder as a program: uint8 images of any size in, features out; for jax and flatbuffers
+    stablehlo            the encoder as a program: uint8 images of any size in (uint16 of a run with config.data.bits
+                         of 16), features out; for jax and flatbuffers
 
 Every file is read back and run on fixed images before it gets its name; FILE.json beside it says how far its features
 are from the network's own. A difference above BOUND is an error.
@@ -23,14 +24,14 @@ import pathlib
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from barlow_jax import augment, model, results
-from barlow_jax.data import boxes, order
+from barlow_jax.data import boxes, levels, order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder, frozen
 from barlow_jax.run import launch, writing
+from barlow_jax.run.buckets import reading
 from barlow_jax.run.checkpoint import WEIGHTS, restore_all, restore_params
 from barlow_jax.weights import as_run, card, files, finite, hub, in_torch, naming
 from barlow_jax.weights.layouts import FORMATS, bad, check
@@ -90,7 +91,7 @@ def read(given, *, whole=False, only_finite=True, ema="average"):
       only_finite: False takes values that are nan or infinite too.
       ema: of a run with an average of its weights, and not whole: whether that is taken or the "last" ones.
     """
-    path = pathlib.Path(given).expanduser()
+    path = reading.named(given)
     if as_run.is_file(path):
         weights, config, channels = as_run.restore(path, whole=whole, only_finite=only_finite)
         params, batch_stats = as_run.single((weights.params, weights.batch_stats))
@@ -214,13 +215,18 @@ def features_of(source):
 
 
 def encode_of(source):
-    """uint8 [b, h, w, C] -> features float32 [b, F], jitted, with the weights in it."""
+    """uint8 or uint16 [b, h, w, C] -> features float32 [b, F], jitted, with the weights in it."""
     return encoder.make_encode(source.config, source.channels, *files.backbone(source.weights))
 
 
 def image_shape(source):
     """Of what an exported encoder takes: any number of images, all of any one size."""
-    return jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b, h, w"), source.channels), jnp.uint8)
+    return jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b, h, w"), source.channels), dtype(source))
+
+
+def dtype(source):
+    """Of the images that a program of its own takes: as they were on the canvas."""
+    return levels.dtype_of(source.config["data"].get("bits", 8))
 
 
 # Verification.
@@ -242,8 +248,8 @@ def verify(source, layout, path):
         resize, encode = config["eval"]["resize"], encode_of(source)
         # Where the short side is `resize` already nothing is resampled, and the program must see what evaluations see;
         # elsewhere grey levels between two others may round either way, so there it is compared with itself.
-        as_evaluated = pixels(2, resize, resize + 77, source.channels)
-        resampled = pixels(3, resize + 33, 2 * resize + 8, source.channels)
+        as_evaluated = pixels(2, resize, resize + 77, source.channels, dtype(source))
+        resampled = pixels(3, resize + 33, 2 * resize + 8, source.channels, dtype(source))
         found = [
             difference(program.call(as_evaluated), features(*weights, evaluation_views(config, as_evaluated))),
             difference(program.call(resampled), encode(resampled)),
@@ -274,7 +280,7 @@ def check_equal(wanted, found):
 
 
 def evaluation_views(config, images):
-    """uint8 [b, h, w, C] -> normalised [b, S, S, C], as evaluations see them, the boxes computed on the host."""
+    """Images [b, h, w, C] -> normalised [b, S, S, C], as evaluations see them, the boxes computed on the host."""
     height, width = (np.full((len(images), 1, 1), side, np.float64) for side in images.shape[1:3])
     box = boxes.center_crop(height, width, config["eval"]["resize"], config["eval"]["crop"])
     extent = np.full((len(images), 2), images.shape[1:3], np.int32)
@@ -282,9 +288,9 @@ def evaluation_views(config, images):
     return augment.eval_views(images, box.astype(np.float32), extent, size=config["eval"]["crop"], mean=mean, std=std)
 
 
-def pixels(n, height, width, channels):
-    """Fixed images, uint8."""
-    return np.random.RandomState(0).randint(0, 256, (n, height, width, channels)).astype(np.uint8)
+def pixels(n, height, width, channels, kind=np.uint8):
+    """Fixed images, uint8 or of another kind."""
+    return np.random.RandomState(0).randint(0, np.iinfo(kind).max + 1, (n, height, width, channels)).astype(kind)
 
 
 def normal(n, height, width, channels):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from barlow_jax import experiment, fields, model, optim, pretrain, sharding
-from barlow_jax.data import open_source, order
+from barlow_jax.data import levels, open_source, order
 from barlow_jax.errors import UserError
 from barlow_jax.planning import compiled, forecast, machines
 from barlow_jax.planning.tables import size, table
@@ -90,6 +90,7 @@ def images_of(config, count):
         assumed = dataclasses.replace(assumed, canvas=config.image_size)
     options = {kind: {"channels": channels} for kind in fields.together.OF_FILES}
     options["tfds"]["name"] = config.data.name
+    options["npz"] = {name: experiment.reading(config.data)[name] for name in ("value_range", "bits")}
     try:
         source = open_source(
             config.data.kind,
@@ -285,7 +286,9 @@ def batch_of(config, images):
     n = config.batch_size
     more = {"small_boxes": jax.ShapeDtypeStruct((n, config.views.small, 4), jnp.float32)} if config.views.small else {}
     return more | {
-        "canvas": jax.ShapeDtypeStruct((n, images.canvas, images.canvas, images.channels), jnp.uint8),
+        "canvas": jax.ShapeDtypeStruct(
+            (n, images.canvas, images.canvas, images.channels), levels.dtype_of(config.data.bits)
+        ),
         "boxes": jax.ShapeDtypeStruct((n, config.views.number, 4), jnp.float32),
         "index": jax.ShapeDtypeStruct((n,), jnp.int32),
         "label": jax.ShapeDtypeStruct((n,), jnp.int32),

@@ -13,6 +13,7 @@ import pathlib
 from barlow_jax.errors import UserError
 from barlow_jax.results import page, table
 from barlow_jax.run import launch, writing
+from barlow_jax.run.buckets import reading
 
 
 def define_flags(flag):
@@ -24,6 +25,7 @@ def main(wanted):
     folders = wanted.arguments
     if not folders:
         raise UserError("No folder is given; say where the results are, as in `python -m barlow_jax.report runs`.")
+    folders = [reading.files(reading.named(one)) if reading.is_address(one) else one for one in folders]
     lines = table.collect(folders)
     rows, notes = table.table(lines)
     if rows:

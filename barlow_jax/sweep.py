@@ -27,6 +27,7 @@ from barlow_jax import fields, results
 from barlow_jax.errors import UserError
 from barlow_jax.results import sweep as tables
 from barlow_jax.run import config_files, launch, stages, writing
+from barlow_jax.run.buckets import reading
 
 COMMANDS = {"knn": "knn", "probe": "probe", "linear": "linear-eval"}
 EVALUATIONS = ("knn", "linear")  # those of the paper's tables are linear
@@ -61,6 +62,7 @@ def main(wanted):
         raise UserError("A sweep is one process that starts others; print its commands by --slurm, or start it alone.")
     if not wanted.workdir:
         raise UserError("--workdir is missing; give the folder where the runs and the table go.")
+    reading.here_alone(wanted.workdir)
     runs = plan(wanted)
     refused = {} if wanted.table else refusals(runs)
     for member, problem in refused.items() if wanted.print or wanted.slurm else ():

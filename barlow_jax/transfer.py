@@ -63,7 +63,8 @@ def evaluate(judged):
         costs=tuple(config.costs),
         class_names=names,
         workers=config.data.threads or None,
-        track=lambda classes: tracked(classes, len(names), "classes"),
+        kept=judged.workdir,
+        track=lambda classes, total: tracked(classes, total, "classes"),
     )
     unfinished, fits = sum(one.unfinished for one in found), len(names) * (svm.FOLDS * len(config.costs) + 1)
     if unfinished:

@@ -1,14 +1,14 @@
-"""Reading the same images from a folder, from tar shards and from Parquet, as training reads them.
+"""Reading the same images from a folder, from tar shards, array_record files and Parquet, as training reads them.
 
     python benchmarks/archives.py --index=128000
     python benchmarks/archives.py --images=FOLDER [--count=6000] [--batches=20] [--rounds=5] [--rows=100]
 
-FOLDER's files, again and again under other names until there are `count`, are written as a folder of 10 classes, as tar
-shards by `barlow-jax pack`, and as Parquet with `rows` images in a row group. In each round all are read by
-data.train_batches, by turns, in an order over the whole set: batches of 64, canvas 512. Printed are medians. Parquet is
-read in stored order too, as evaluations do, where each row group is read once; take a `count` that makes more than the
-256 MB of row groups that are kept. What is read is in the disk's cache. --index opens tar shards of so many tiny
-samples instead, twice: by their headers, and by the index that is kept.
+FOLDER's files, again and again under other names until there are `count`, are written as a folder of 10 classes, as
+tar shards and array_record files by `barlow-jax pack`, and as Parquet with `rows` images in a row group. In each
+round all are read by data.train_batches, by turns, in an order over the whole set: batches of 64, canvas 512. Printed
+are medians. Parquet is read in stored order too, as evaluations do, where each row group is read once; take a `count`
+that makes more than the 256 MB of row groups that are kept. What is read is in the disk's cache. --index opens tar
+shards of so many tiny samples instead, twice: by their headers, and by the index that is kept.
 """
 
 import io
@@ -27,7 +27,7 @@ import pyarrow
 from absl import app, flags
 from pyarrow import parquet
 
-from barlow_jax.data import eval_batches, open_source, pack, train_batches
+from barlow_jax.data import eval_batches, open_source, pack, pack_forms, train_batches
 
 IMAGES = flags.DEFINE_string("images", "", "Folder of images.")
 COUNT = flags.DEFINE_integer("count", 6000, "Images of the set.")
@@ -39,7 +39,7 @@ BATCH_SIZE, CANVAS, SHARDS = 64, 512, 4
 
 
 def written(folder):
-    """{kind: a folder with the set} below a folder."""
+    """{name: (kind, path, split) of the set} below a folder."""
     given = open_source("folder", IMAGES.value, "", labels="none")
     for k in range(COUNT.value):
         path = folder / "folder" / f"class{k % 10}" / f"{k:06}.jpg"
@@ -47,14 +47,16 @@ def written(folder):
         path.write_bytes(given.encoded(k % len(given)))
     source = open_source("folder", str(folder / "folder"), "")
     per_shard = -(-COUNT.value // SHARDS)
-    pack.pack(source, str(folder / "tar"), "train", pack.Size(), per_shard, 2)
+    for kind, form in pack_forms.FORMS.items():
+        pack.pack(source, form(str(folder / kind), "train"), pack.Size(), per_shard, 2)
     (folder / "parquet").mkdir()
     for k in range(SHARDS):
         rows = range(k * per_shard, min((k + 1) * per_shard, COUNT.value))
         table = {"image": [{"bytes": source.encoded(row), "path": None} for row in rows], "label": source.labels[rows]}
         path = folder / "parquet" / f"train-{k}.parquet"
         parquet.write_table(pyarrow.table(table), path, row_group_size=ROWS.value)
-    return {kind: str(folder / kind) for kind in ("folder", "tar", "parquet")}
+    paths = {kind: (kind, str(folder / kind), "") for kind in ("folder", "tar", "parquet")}
+    return paths | {"array_record": ("tfds", str(folder), "train")}
 
 
 def rate(batches):
@@ -87,11 +89,12 @@ def main(_):
             return opening(pathlib.Path(folder))
         paths = written(pathlib.Path(folder))
         opened, found = {}, {}
-        for kind, path in paths.items():
+        for name, (kind, path, split) in paths.items():
+            more = {"name": name} if kind == "tfds" else {}
             for start in ("first", "second"):
                 began = time.perf_counter()
-                opened[kind] = open_source(kind, path, "")
-                print(f"{kind:8} opened in {time.perf_counter() - began:.3f} s, the {start} time")
+                opened[name] = open_source(kind, path, split, **more)
+                print(f"{name:12} opened in {time.perf_counter() - began:.3f} s, the {start} time")
         for _ in range(ROUNDS.value):
             for kind, source in opened.items():
                 batches = train_batches(source, batch_size=BATCH_SIZE, seed=0, canvas=CANVAS, last="wrap")

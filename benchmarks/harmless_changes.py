@@ -29,7 +29,7 @@ HARMLESS = [  # (module, its line, what takes the place of a part of it, why not
     ("data.decode", ".batch(shapes[0][0], drop_remainder=True)", "(1)", "indices and draws have as many rows"),
     (
         "data.decode",
-        '"pixels": np.zeros([0, 0, channels], np.uint8),',
+        '"pixels": np.zeros([0, 0, channels], levels.dtype_of(reading.bits)),',
         "(1)",
         "a blank row is black, and its extent is never looked at",
     ),

@@ -102,7 +102,14 @@ TESTS = {  # module: the test files that stand for it, the cheapest first
     "results.verdict": ["results/test_verdict.py"],
     "data.boxes": ["data/test_boxes.py", "data/test_pipeline.py"],
     "data.order": ["data/test_order.py"],
-    "data.pixels": ["data/test_pixels.py"],
+    "data.pixels": ["data/test_pixels.py", "data/test_exif.py"],
+    "data.levels": ["data/test_sensors.py", "data/test_pixels.py"],
+    "data.sensors": ["data/test_sensors.py"],
+    "data.mapped": ["data/test_mapped.py"],
+    "data.window": [
+        *("data/test_pipeline_reduced.py", "data/test_pipeline_evaluation.py", "data/test_pixels.py"),
+        "data/test_exif.py",
+    ],
     "data.decode": [
         "data/test_pipeline_reduced.py",
         "data/test_pipeline_evaluation.py",

@@ -122,10 +122,17 @@ def get_config():
     config.data.train = "train"  # folder: subfolder of path ("." is path itself); else the split, as in "train[:10%]"
     config.data.val = "val"  # the same for evaluation during training; "" for none
     config.data.file_list = ""  # folder: text file of the training images to take, one a line; "" is all
-    config.data.channels = 0  # of images in files: 1 reads them as grey, 3 as RGB; 0 is as the set says (folders: RGB)
-    # Of images of more than 8 bits in files: the (low, high) that are black and white, such as (0, 4095) where 12 of 16
-    # bits are in use; () is all that 8 or 16 bits can hold. Fractions and 32 bits are refused without it.
+    # Of images in files: 1 reads them as grey, 3 as RGB; 0 is as the set says (folders: RGB). Any other number takes
+    # files with as many bands (docs/data.md, Sensors); config.views.mean and std then have one value for each.
+    config.data.channels = 0
+    # Of images of more than 8 bits: the (low, high) that are black and white, such as (0, 4095) where 12 of 16 bits are
+    # in use, or one such pair after the other for each channel; () is all that 8 or 16 bits can hold. Fractions and 32
+    # bits are refused without it.
     config.data.value_range = ()
+    # Of a value on the canvas: 16 keeps more than 8 bits through the views, which then round nothing, for twice the
+    # bytes to the devices. Files of 8 bits are the same in both, but for that rounding.
+    config.data.bits = 8
+    config.data.exif = False  # whether photographs are turned as their EXIF says; the official code does not
     # The last batch of an epoch. "wrap" fills it with the first images (626 steps, as the official), "drop" omits it
     # (625). "keep" is the official one, smaller: the images that are left, made a multiple of reference_world_size
     # (1,168), c divided by batch_size. A second program is compiled for it, and the devices must divide it.

@@ -51,10 +51,15 @@ def get_config():
     config.data.train = ""  # folder: subfolder of path ("." is path itself); else the split, as in "train[:10%]"
     config.data.val = ""  # the same for validation
     config.data.file_list = ""  # folder: text file of the training images to take, one a line; "" is all, always
-    config.data.channels = 0  # of images in files: 1 reads them as grey, 3 as RGB
-    # Of images of more than 8 bits in files: the (low, high) that are black and white, such as (0, 4095) where 12 of 16
-    # bits are in use; () is all that 8 or 16 bits can hold. Fractions and 32 bits are refused without it.
+    config.data.channels = (
+        0  # of images in files: 1 reads them as grey, 3 as RGB, another number files of so many bands
+    )
+    # Of images of more than 8 bits: the (low, high) that are black and white, such as (0, 4095) where 12 of 16 bits are
+    # in use, or one such pair after the other for each channel; () is all that 8 or 16 bits can hold. Fractions and 32
+    # bits are refused without it.
     config.data.value_range = ()
+    config.data.bits = 0  # of a value on the canvas, 8 or 16
+    config.data.exif = False  # whether photographs are turned as their EXIF says; if the run did, so is this
     config.data.canvas = 512  # side in pixels of what travels to the device; larger crops are decoded at 1/2, 1/4, 1/8
     config.data.resident_bytes = 2**30  # sets that take no more, at full scale, live on every device; 0 for none
     config.data.threads = 0  # for decoding; 0 is one per core

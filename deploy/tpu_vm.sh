@@ -2,7 +2,7 @@
 # Pre-training on Cloud TPU VMs, from nothing to a finished run, over preemptions. From the top of the repository:
 #
 #   export NAME=barlow ZONE=us-west4-a ACCELERATOR=v5litepod-32 RUNTIME=v2-alpha-tpuv5-lite
-#   export DATA=gs://BUCKET RUNS=10.0.0.2:/runs
+#   export DATA=gs://BUCKET RUNS=10.0.0.2:/runs   # or no RUNS, and below --workdir=gs://BUCKET/runs/r50
 #   deploy/tpu_vm.sh run train --config=barlow_twins --config.data.path=/data/imagenet --workdir=/runs/r50
 #   deploy/tpu_vm.sh delete
 #
@@ -101,7 +101,7 @@ install() {
     # The machines' own Python is older than 3.11.
     everywhere "set -e; mkdir -p ~/barlow; cd ~/barlow; rm -rf source env; mkdir source; tar -xzf ~/barlow.tar.gz -C source
         python3 -m pip install --quiet --user uv; uv=~/.local/bin/uv
-        \$uv venv --quiet --python 3.11 env; \$uv pip install --quiet --python env/bin/python 'jax[tpu]==$JAX' ./source"
+        \$uv venv --quiet --python 3.11 env; \$uv pip install --quiet --python env/bin/python 'jax[tpu]==$JAX' './source[buckets]'"
 }
 
 data() {
@@ -205,7 +205,7 @@ watch() {
 
 run() {
     if [[ -z $RUNS && "$*" != *--workdir=*://* ]]; then
-        fail "RUNS is not set: a work folder on the machine's own disk goes with it; set RUNS=HOST:/SHARE, an NFS share."
+        fail "RUNS is not set: a work folder on the machine's own disk goes with it; set RUNS=HOST:/SHARE, an NFS share, or take --workdir=gs://BUCKET/FOLDER."
     fi
     create
     if [[ $(statuses) != *running* ]]; then prepare_and_start "$@"; fi

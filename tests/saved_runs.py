@@ -25,14 +25,14 @@ def a_config(arch="resnet18", stem="imagenet", **fields):
     return config
 
 
-def save_run(folder, config, *, classifier=None):
+def save_run(folder, config, *, classifier=None, channels=3):
     """A run as train.py leaves it, or the evaluation of one as linear_eval.py does."""
-    network = experiment.network(config, 3)
+    network = experiment.network(config, channels)
     tx, _ = experiment.optimizer(config, 12)
     state = pretrain.create_state(network, tx)[1]
     state = state._replace(params=random_like(state.params), batch_stats=random_like(state.batch_stats, 1))
     state = state._replace(opt_state=random_like(state.opt_state, 2), step=np.int32(STEP))
-    meta = {"config": config.to_dict(), "channels": 3, "images": IMAGES}
+    meta = {"config": config.to_dict(), "channels": channels, "images": IMAGES}
     if classifier:
         fc = {"kernel": np.ones((512, classifier), np.float32), "bias": np.zeros(classifier, np.float32)}
         state = {"params": {"backbone": state.params["backbone"], "fc": fc}, "batch_stats": state.batch_stats}

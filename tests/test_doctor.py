@@ -7,7 +7,9 @@ import commands
 import pytest
 
 from barlow_jax import doctor
+from barlow_jax.data import walk
 from barlow_jax.run import checkup, config_files, launch
+from barlow_jax.training import first_fault
 
 # SGD whose decay times its rate is far above 2: every step makes the weights larger.
 GROWING = (
@@ -53,14 +55,37 @@ def test_images_that_train_would_refuse_are_a_problem(tmp_path, capsys, monkeypa
     assert out.startswith("problem  set ") and "nothing" in out and out.endswith("1 problems, 0 warnings, 0 ok\n")
 
 
-def test_what_a_config_leaves_open_is_chosen_before_it_is_asked_about(photographs, tmp_path):
+def test_what_a_config_leaves_open_is_chosen_before_it_is_asked_about(photographs, tmp_path, monkeypatch):
     config = config_files.load("image_folder").unlock()
     config.update({"arch": "convnet", "image_size": 24})
     config.data.path = str(photographs)
-    checks, opened = doctor.of_host(config, tmp_path, given=True), []
+    settled, opened, looked, real = [], [], [], walk.look
+    monkeypatch.setattr(walk, "look", lambda root: looked.append(root) or real(root))
+    checks = doctor.of_host(config, tmp_path, True, settled)
     assert any("of it for checkpoints" in line[2] for line in checks["work folder"]())
-    ((verdict, _, said),) = doctor.open_images(config, opened)
+    ((verdict, _, said),) = doctor.open_images(config, opened, settled)
+    assert len(looked) == 1
     assert verdict == "ok" and said.endswith(": 48 images, 2 steps of 32 an epoch") and len(opened[0]) == 48
+
+
+def test_a_replay_is_json_where_nothing_is_finite(tmp_path, monkeypatch, capsys):
+    """An array without a finite value has no lowest and no highest."""
+    nothing = first_fault.Numbers((2,), "float32", float("nan"), float("nan"), 2)
+    fault = first_fault.Fault("", (), False, "params.x", (nothing,), nothing, (0,))
+    facts = {"config": config_files.load("demo").to_dict(), "step": 3}
+    case = facts | {"channels": 1, "num_classes": 10, "steps_per_epoch": 2}
+    monkeypatch.setattr(doctor.evidence, "read", lambda folder: (case, {}, ["image 7"]))
+    monkeypatch.setattr(doctor.evidence, "restored", lambda folder, shapes: shapes)
+    monkeypatch.setattr(doctor.experiment, "method", lambda *_, **__: (None, {}))
+    monkeypatch.setattr(doctor.first_fault, "of_inputs", lambda state: fault)
+    monkeypatch.setattr(doctor.remedies, "told", lambda *_: ["a sentence"])
+    assert asked(None, replay=str(tmp_path), json=True) == 0
+
+    def refused(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    told = json.loads(capsys.readouterr().out, parse_constant=refused)
+    assert told["fault"]["gave"] == [[2], "float32", None, None, 2] and told["fault"]["images"] == ["image 7"]
 
 
 def test_what_hangs_does_not_keep_the_process(monkeypatch, capsys):

@@ -112,6 +112,15 @@ def test_names_of_every_kind(tmp_path, photographs, features):
     assert thumbnails.told()[0].startswith(f"2 images for the picture could not be read, {tmp_path}/bad.jpg for one (")
 
 
+def test_one_is_not_many(tmp_path, capsys):
+    """Three images that lie nowhere, each a cluster by itself."""
+    np.savez(tmp_path / "x.npz", features=np.eye(3, 4, dtype=np.float32), paths=["a", "b", "c"])
+    assert explore.main(wanted(tmp_path / "x.npz", "--clusters=3", "--label_next=1")) == 0
+    told = capsys.readouterr().out
+    assert "3 clusters of 1 to 1 image, with" in told and "1 image to label next, each" in told
+    assert "1 image for the picture could not be read, " in told and "1 images" not in told
+
+
 def test_images_of_a_set_that_is_no_folder(tmp_path):
     """Those of an .npz are found by their names, each whole and enlarged by a whole factor."""
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 16, 1), np.uint8)

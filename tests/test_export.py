@@ -20,7 +20,7 @@ from saved_runs import STEP, a_config, save_run
 from barlow_jax import export, model
 from barlow_jax.data import boxes
 from barlow_jax.errors import UserError
-from barlow_jax.evaluation import linear_experiment, subject
+from barlow_jax.evaluation import encoder, linear_experiment, subject
 from barlow_jax.weights import architecture, as_run, files, naming, pickle_reader
 
 
@@ -114,6 +114,26 @@ def test_safetensors_say_what_they_are(tmp_path):
     config.image_size = 32
     with pytest.raises(UserError, match="config.image_size is 32 and .* holds 24; set --config.image_size=24"):
         as_run.begin(tmp_path / "x.safetensors", fresh, config, 3, 12)
+
+
+@pytest.mark.slow
+def test_a_network_of_many_bands_and_16_bits(tmp_path):
+    """Weights, program and card of it; images of both types are taken, and those of 16 bits are not rounded."""
+    config = a_config("convnet", image_size=24)
+    config.eval.resize, config.eval.crop, config.views.mean, config.views.std = 26, 24, (0.4,) * 6, (0.2,) * 6
+    config.data.bits, config.data.value_range = 16, (0, 4095)
+    save_run(tmp_path, config, channels=6)
+    exported(tmp_path, "safetensors", tmp_path / "x.safetensors")
+    report = exported(tmp_path, "stablehlo", tmp_path / "x.stablehlo")
+    assert report["differences"][f"jax {jax.__version__}"] < 1e-5
+    program = jax.export.deserialize(bytearray((tmp_path / "x.stablehlo").read_bytes()))
+    assert program.in_avals[0].dtype == np.uint16 and program.in_avals[0].shape[-1] == 6
+    network, images = encoder.load(tmp_path / "x.safetensors"), export.pixels(2, 30, 31, 6)
+    fine = images * np.uint16(257)
+    assert 1e-5 < export.difference(network.features(fine), network.features(images)) < 0.02  # a level or less apart
+    assert export.difference(program.call(fine), network.features(fine)) < 1e-5
+    with pytest.raises(UserError, match="or uint16, whose white is 65535"):
+        network.features(images.astype(np.float32))
 
 
 def test_a_trained_classifier_keeps_its_head(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+from types import SimpleNamespace
 
 import commands
 import jax
@@ -269,6 +270,14 @@ def test_the_forecast_of_a_tiny_step(planned):
         "hours an epoch",
     ):
         assert word in text
+
+
+def test_what_crosses_between_slices_is_told_by_kind():
+    sent = [("all-reduce", 1000.0), ("all-reduce", 2e6), ("all-gather", 4e6)]
+    transfers = tuple(compiled.Collective(kind, "", nbytes, (), "") for kind, nbytes in sent)
+    lines = [line.strip() for line in forecast._between(SimpleNamespace(between=transfers), "chip")]
+    assert lines[0].startswith("between slices 6.00 MB from each chip, in 3 transfers: not reckoned with")
+    assert lines[1] == "all-gather 4.00 MB in 1, none above 4.00 MB; all-reduce 2.00 MB in 2, none above 2.00 MB"
 
 
 def test_the_roofline_is_the_peak_rates(planned):

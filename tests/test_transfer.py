@@ -1,9 +1,12 @@
 """VOC2007: the SVMs against scikit-learn's own cross-validation, and the command on images of our own."""
 
+import itertools
+import threading
 import warnings
 
 import commands
 import frozen_runs
+import in_threads
 import numpy as np
 import pytest
 import sklearn.exceptions
@@ -21,16 +24,18 @@ def voc(tmp_path_factory):
     return voc_set.write(tmp_path_factory.mktemp("voc") / "VOC2007")
 
 
-def test_svms_equal_scikit_learns_cross_validation():
-    """Random features and targets, a tenth difficult: scores, costs and precisions of an independent loop."""
+def four_classes():
+    """Targets of 60 images, a tenth of them difficult; features of these and of 40 others."""
     rng = np.random.default_rng(0)
-    costs = (0.01, 1.0, 10.0)
     targets = np.where(rng.random((60, 4)) < 0.3, 1, -1)
     targets[rng.random(targets.shape) < 0.1] = 0
-    train, test = (
-        rng.standard_normal((60, 8)) + 0.5 * targets[:, [0, 0, 1, 1, 2, 2, 3, 3]],
-        rng.standard_normal((40, 8)),
-    )
+    features = rng.standard_normal((60, 8)) + 0.5 * targets[:, [0, 0, 1, 1, 2, 2, 3, 3]]
+    return targets, features, rng.standard_normal((40, 8))
+
+
+def test_svms_equal_scikit_learns_cross_validation():
+    """Random features and targets, a tenth difficult: scores, costs and precisions of an independent loop."""
+    costs, (targets, train, test) = (0.01, 1.0, 10.0), four_classes()
     unit = [x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-5) for x in (train, test)]
     np.testing.assert_allclose(svm.normalize(train), unit[0])
     found = svm.judge(svm.normalize(train), targets, svm.normalize(test), costs=costs, class_names="abcd", workers=2)
@@ -48,6 +53,79 @@ def test_svms_equal_scikit_learns_cross_validation():
         assert one.cost == costs[best] and one.cross_validated == pytest.approx(precisions[best], abs=1e-12)
         np.testing.assert_allclose(one.scores, models[best].fit(x, y).decision_function(unit[1]), rtol=1e-12)
     assert len({one.cost for one in found}) > 1
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Threads that play processes take turns at LIBLINEAR, whose random numbers are one for all of them."""
+    turn, real = threading.Lock(), svm._judge_one
+
+    def judge_one(*given):
+        with turn:
+            return real(*given)
+
+    monkeypatch.setattr(svm, "_judge_one", judge_one)
+
+
+@pytest.mark.usefixtures("one_by_one")
+@pytest.mark.parametrize("count", [3, 5])
+def test_processes_share_the_classes_and_all_have_all(monkeypatch, count):
+    """4 classes on 3 processes, and on 5, of which one has none: bit for bit what one finds, each class judged once."""
+    targets, train, test = four_classes()
+    judged = []
+
+    def alone():
+        def track(results, total):
+            judged.append(total)
+            return results
+
+        return svm.judge(train, targets, test, costs=(0.1, 1.0), class_names="abcd", workers=1, track=track)
+
+    expected = alone()
+    assert judged == [4]
+    for found in in_threads.processes(monkeypatch, count, alone):
+        for one, other in zip(found, expected, strict=True):
+            assert one[:2] == other[:2] and one.unfinished == other.unfinished
+            np.testing.assert_array_equal(one.scores, other.scores)
+    assert sorted(judged[1:]) == {3: [1, 1, 2], 5: [1, 1, 1, 1]}[count]
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_classes_that_are_done_are_kept(monkeypatch, tmp_path):
+    """Killed after two of four on one process, gone on with on two: only the others are judged, and all is the same."""
+    targets, train, test = four_classes()
+
+    def judge(track=lambda results, total: results, costs=(0.1, 1.0)):
+        return svm.judge(
+            train, targets, test, costs=costs, class_names="abcd", workers=1, track=track, kept=tmp_path / "kept"
+        )
+
+    def killed(results, total):
+        yield from itertools.islice(results, 2)
+        raise KeyboardInterrupt
+
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        judge(killed)
+    files = sorted((tmp_path / "kept").iterdir())
+    assert len(files) == 2
+    judged = []
+    both = in_threads.processes(monkeypatch, 2, lambda: judge(lambda results, total: judged.append(total) or results))
+    assert judged == [1, 1]
+    (tmp_path / "kept").rename(tmp_path / "first")
+    (tmp_path / "kept").mkdir()
+    for found in both:
+        for one, other in zip(found, judge(), strict=True):
+            assert one[:2] == other[:2] and type(one) is type(other)
+            np.testing.assert_array_equal(one.scores, other.scores)
+    assert {file.name for file in (tmp_path / "first").iterdir()} == {
+        file.name for file in (tmp_path / "kept").iterdir()
+    }
+    again = []
+    sorted((tmp_path / "kept").iterdir())[0].write_bytes(b"PK half a file")
+    judge(lambda results, total: again.append(total) or results)
+    judge(lambda results, total: again.append(total) or results, costs=(0.1,))
+    assert again == [1, 4]
 
 
 def test_a_class_with_too_few_images_is_one_sentence():
@@ -75,31 +153,54 @@ def test_fits_that_come_to_their_last_iteration_are_counted():
         assert hard.n_iter_ == 2000  # so it happens
     finished = []
 
-    def track(results):
+    def track(results, total):
+        assert total == 1
         for result in results:
             finished.append(result)
             yield result
 
     judged = svm.judge(train, targets, test, costs=(1e5,), class_names=("cow",), workers=1, track=track)
-    assert judged == finished and judged[0].unfinished == 4  # three folds and the whole
+    assert judged[0][:2] == finished[0][:2] and judged[0].unfinished == 4  # three folds and the whole
     np.testing.assert_array_equal(judged[0].scores, hard.decision_function(test))
     (easy,) = svm.judge(train, targets, test, costs=(0.01,), class_names=("cow",), workers=1)
     assert easy.unfinished == 0
 
 
+SHORT = (
+    "--config.eval.crop=24",
+    "--config.eval.resize=24",
+    "--config.costs=(0.1,1.0,10.0)",
+    "--config.eval.batch_size=8",
+    "--config.data.threads=1",
+)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(voc, tmp_path):
+    """Two of two devices, and one: the same costs and averages, scores to 1e-4."""
+    run = frozen_runs.make(tmp_path / "run", frozen_runs.write_set(tmp_path / "set.npz"))
+    call = (f"--checkpoint={run}", f"--config.data.path={voc}", *SHORT)
+    status, alone = commands.run("-m", "barlow_jax.transfer", f"--workdir={tmp_path / '1'}", *call)
+    assert status == 0, alone
+    both = frozen_runs.two_processes("barlow_jax.transfer", f"--workdir={tmp_path / '2'}", *call)
+    outputs = [commands.finish(process) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    for one, other in zip(*(frozen_runs.lines(tmp_path / name) for name in "12"), strict=True):
+        assert one.pop("value") == pytest.approx(other.pop("value"), abs=1e-9)
+        assert one == other
+    one, other = (dict(np.load(tmp_path / name / "voc_scores.npz")) for name in "12")
+    np.testing.assert_allclose(other["scores"], one["scores"], atol=1e-4)
+    np.testing.assert_array_equal(other["targets"], one["targets"])
+    tables = [
+        [line for line in text.splitlines() if line.startswith(("bird", "boat", "cow"))] for text in (alone, outputs[0])
+    ]
+    assert tables[0] == tables[1] and len(tables[0]) == 3
+
+
 def test_the_command(voc, tmp_path):
     """Its precisions, from the scores it leaves; a class that one split lacks."""
     run = frozen_runs.make(tmp_path / "run", frozen_runs.write_set(tmp_path / "set.npz"))
-    call = (
-        "-m",
-        "barlow_jax.transfer",
-        f"--checkpoint={run}",
-        "--config.eval.crop=24",
-        "--config.eval.resize=24",
-        "--config.costs=(0.1,1.0,10.0)",
-        "--config.eval.batch_size=8",
-        "--config.data.threads=1",
-    )
+    call = ("-m", "barlow_jax.transfer", f"--checkpoint={run}", *SHORT)
     status, output = commands.run(*call, f"--config.data.path={voc}", devices=2)
     assert status == 0, output
     lines = {line["metric"]: line for line in frozen_runs.lines(run / "eval")}

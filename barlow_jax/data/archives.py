@@ -7,7 +7,7 @@ import numpy as np
 
 from barlow_jax.data import readers, shards, walk
 from barlow_jax.data.fingerprint import fingerprint
-from barlow_jax.data.pixels import MAX_PIXELS, Reading
+from barlow_jax.data.pixels import Reading
 from barlow_jax.data.remote.bucket import IN_FLIGHT
 from barlow_jax.data.remote.telling import told
 from barlow_jax.data.sources import MAX_CLASSES, Encoded
@@ -19,16 +19,16 @@ class Archive(Encoded):
 
     path, split, cache: see `shards.find`. class_names: of another split, where this one must be numbered like it; () is
       what the set says itself.
-    channels: 3 reads the images as RGB, 1 as grey; 0 is 3. value_range, max_pixels: see pixels.Reading.
+    reading: fields of pixels.Reading; channels of 0 are 3.
     A subclass says which `ending` its shards have, and what `_open` finds in them.
     """
 
     ending = ""
     together = True
 
-    def __init__(self, path, split, *, class_names=(), channels=0, value_range=(), max_pixels=MAX_PIXELS, cache=None):
+    def __init__(self, path, split, *, class_names=(), cache=None, **reading):
         folder, self._shards = shards.find(path, split, self.ending, cache)
-        self.reading = Reading(channels or 3, tuple(value_range), max_pixels)
+        self.reading = Reading.of(reading)
         self.name = walk.readable(
             self._shards[0].path if folder.alone else ":".join(filter(None, (folder.root, split)))
         )

@@ -101,7 +101,7 @@ def filter_margin(boxes, crop, xp=np):
     """How far around boxes [..., 4] an antialiased linear resize to `crop` pixels looks: float64 [..., 2].
 
     Its weights reach max(scale, 1) pixels to each side, scale = box / crop. Twice that, because a window which
-    has to be reduced further (see decode.read_window) is smoothed by pixels up to twice as far away.
+    has to be reduced further (see window.read_window) is smoothed by pixels up to twice as far away.
     """
     scale = boxes[..., 2:] / crop
     return 2 * xp.floor(xp.maximum(scale, np.float64(1)) + 1)

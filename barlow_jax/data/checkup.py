@@ -58,10 +58,10 @@ def files(source, image_size, max_bad_fraction, count=SAMPLE):
         try:
             encoded = source.encoded(row)
             pixels.pillow_pixels(encoded, source.reading)
-            with pixels.opened(encoded) as image:
-                formats[image.format] += 1
-                modes[image.mode] += 1
-                sides.append((min(image.size), max(image.size)))
+            format_, mode = pixels.told_of(encoded)
+            formats[format_] += 1
+            modes[mode] += 1
+            sides.append(sorted(pixels.stored_size(encoded, source.reading)))
         except Exception as error:  # of Pillow's plugins and the file system: all of it is the answer
             why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
             bad[source.where(row)] = why or type(error).__name__

@@ -1,38 +1,19 @@
 """Encoded images to canvases, in a tf.data graph.
 
 Per image: fetch the bytes, learn the size from the header, fit the crop boxes, decode the pixels under their
-union, once. Huffman decoding is 79 % of a JPEG's cost, so a second partial decode of the same bytes would be a
-loss, and so would decoding what no box shows.
+union, once (window.py).
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-# TensorFlow's opinion of each odd file, with a traceback; we name bad files ourselves. Assigned, as JAX sets a default.
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not used here, and it greets on stderr
-# TensorFlow keeps the memory of a batch for the next one. malloc would give its 50 MB back to the system and fetch them
-# anew, page by page: a quarter of all CPU time. The limit, 64 GB if not set, is one too high to be met.
-os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
-os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(2**20))
-
 import numpy as np
-import tensorflow as tf
 
-from barlow_jax.data import pixels
+from barlow_jax.data import levels, pixels
+from barlow_jax.data.window import read_window, tf  # which sets TensorFlow up
 
-for _kind in ("GPU", "TPU"):  # the accelerators are JAX's; TensorFlow would reserve their memory
-    tf.config.set_visible_devices([], _kind)
-
-SCALES = (1, 2, 4, 8)  # libjpeg's own reductions
 NONE = np.int64(-1)
-PNG = b"\x89PNG\r\n\x1a\n"
-# PIL's decoder to the bit; TensorFlow's default is off by up to 4 grey levels.
-DCT = "INTEGER_ACCURATE"
-
-
 ReadError = tf.errors.OpError  # what canvas_batches raises at an unreadable file when it may not pass over it
 
 
@@ -102,111 +83,6 @@ def why_unreadable(source, index):
     return pixels.why_unreadable(encoded, source.reading)
 
 
-def _decode_whole(encoded, reading):
-    """Every pixel of a file that is not an ordinary JPEG: uint8 [h, w, channels]."""
-    channels = reading.channels
-
-    def by_pillow():
-        def of(encoded):
-            return pixels.pillow_pixels(encoded, reading)
-
-        return tf.numpy_function(of, [encoded], tf.uint8, stateful=False)
-
-    def png():  # an IHDR has the size at 16, the bits of a value at 24
-        size = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False), tf.int64)
-        small = tf.reduce_all(size >= 0) & (tf.reduce_prod(size) <= reading.max_pixels)  # negative: above 2**31
-        if not reading.value_range:
-            # TensorFlow's grey of a coloured PNG has the weights of green and blue exchanged.
-            small = small & (channels == 3)
-            return tf.cond(small, lambda: tf.io.decode_png(encoded, channels=3), by_pillow)
-        deep = tf.strings.substr(encoded, 24, 1) == b"\x10"
-        return tf.cond(small & deep, deep_png, by_pillow)
-
-    def deep_png():
-        def of(values):
-            return pixels.as_channels(pixels.scaled(values, *reading.value_range), channels)
-
-        return tf.numpy_function(of, [tf.io.decode_png(encoded, dtype=tf.uint16)], tf.uint8, stateful=False)
-
-    found = tf.cond(tf.strings.substr(encoded, 0, len(PNG)) == PNG, png, by_pillow)
-    return tf.ensure_shape(found, [None, None, channels])
-
-
-def _decode_jpeg_window(encoded, window, width, scale, channels):
-    """Pixels `window` = (top, left, height, width), in pixels of the image reduced by `scale` in SCALES.
-
-    One more column on either side is decoded and cut off: at the edge of a partial decode libjpeg interpolates
-    the chroma without its neighbour, up to 7 grey levels wrong.
-    """
-    left = tf.maximum(window[1] - 1, 0)
-    right = tf.minimum(window[1] + window[3] + 1, width)
-    wider = tf.stack([window[0], left, window[2], right - left])
-    branches = [
-        lambda ratio=ratio: tf.io.decode_and_crop_jpeg(encoded, wider, channels=channels, ratio=ratio, dct_method=DCT)
-        for ratio in SCALES
-    ]
-    shown = tf.switch_case(tf.argmax(tf.constant(SCALES) == scale, output_type=tf.int32), branches)
-    return shown[:, window[1] - left : window[1] - left + window[3]]
-
-
-def _reduce(shown, factor, channels):
-    """`pixels.reduced` in a graph."""
-    return tf.ensure_shape(
-        tf.numpy_function(pixels.reduced, [shown, factor], tf.uint8, stateful=False), [None, None, channels]
-    )
-
-
-def _place(boxes, margin, size, partial, canvas):
-    """Where to read: (window int32 [4] in reduced pixels, libjpeg's scale, further factor, boxes on the canvas).
-
-    All of read_window's arithmetic: boxes, margin and size are float64, in pixels of the stored image.
-    """
-    start = tf.maximum(tf.reduce_min(boxes[:, :2] - margin, axis=0), 0.0)
-    stop = tf.minimum(tf.reduce_max(boxes[:, :2] + boxes[:, 2:] + margin, axis=0), size)
-    scales = tf.constant(SCALES, tf.float64)[:, None]
-    fits = tf.reduce_all(tf.math.ceil(stop / scales) - tf.floor(start / scales) <= canvas, axis=1)
-    scale = tf.where(tf.reduce_any(fits), tf.gather(SCALES, tf.argmax(fits)), SCALES[-1])
-    scale = tf.where(partial, scale, 1)
-    real_scale = tf.cast(scale, tf.float64)
-    origin = tf.floor(start / real_scale)
-    window = tf.concat([origin, tf.math.ceil(stop / real_scale) - origin], axis=0)
-    factor = tf.math.ceil(tf.reduce_max(window[2:]) / canvas)
-    boxes = (boxes / real_scale - tf.pad(origin, [[0, 2]])) / factor
-    return tf.cast(window, tf.int32), scale, tf.cast(factor, tf.int32), tf.cast(boxes, tf.float32)
-
-
-def read_window(encoded, boxes_of, margin_of, canvas, reading):
-    """The part of an image that its boxes show: (pixels uint8 [h, w, C], boxes float32 [v, 4] on them, stored size).
-
-    boxes_of(height, width) gives the boxes and margin_of(boxes, xp=tf) how far around them pixels are wanted, all
-    float64 in pixels of the stored image; what lies outside the image is left out. The window around all boxes
-    is decoded once, at libjpeg's scale 1, 1/2, 1/4 or 1/8: the first at which it fits a square of `canvas`
-    pixels. What is still larger (or no JPEG) is averaged over whole cells. The boxes shrink with the pixels and
-    may become fractional. Greyscale, palette, alpha, CMYK and 16-bit images become RGB, or with one channel grey (of
-    a JPEG its luma as stored); the format is told by content, not by name. The stored size is (height, width).
-    reading: pixels.Reading. The size in the header is looked at before anything is decoded.
-    tf.errors.OpError where the image cannot be decoded, or has more than reading.max_pixels.
-    """
-    channels = reading.channels
-    jpeg = tf.io.is_jpeg(encoded)
-    shape = tf.cond(jpeg, lambda: tf.io.extract_jpeg_shape(encoded), lambda: tf.zeros([3], tf.int32))
-    partial = (shape[2] == 1) | (shape[2] == 3)  # CMYK goes through Pillow: TensorFlow rounds it otherwise
-    # So does what is too large, and is refused there. The product of two sides may exceed int32.
-    partial = partial & (tf.reduce_prod(tf.cast(shape[:2], tf.int64)) <= reading.max_pixels)
-    whole = tf.cond(partial, lambda: tf.zeros([0, 0, channels], tf.uint8), lambda: _decode_whole(encoded, reading))
-    size = tf.where(partial, shape[:2], tf.shape(whole)[:2])
-
-    real_size = tf.cast(size, tf.float64)
-    boxes = boxes_of(real_size[None, :1], real_size[None, 1:])
-    window, scale, factor, boxes = _place(boxes, margin_of(boxes, xp=tf), real_size, partial, canvas)
-    shown = tf.cond(
-        partial,
-        lambda: _decode_jpeg_window(encoded, window, -(-size[1] // scale), scale, channels),
-        lambda: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]],
-    )
-    return tf.cond(factor > 1, lambda: _reduce(shown, factor, channels), lambda: shown), boxes, size
-
-
 def _fetched_ahead(fetch):
     """A function (index, draws, *what fetch.told says) -> (index, draws, encoded, label); b"" and -1 of blank rows."""
     blank = (tf.constant(b""), tf.constant(-1, tf.int32))
@@ -228,7 +104,7 @@ def _row_loader(fetch, n, boxes_of, margin_of, canvas, reading, views, tries, ah
     """
     channels = reading.channels
     blank = {
-        "pixels": np.zeros([0, 0, channels], np.uint8),
+        "pixels": np.zeros([0, 0, channels], levels.dtype_of(reading.bits)),
         "boxes": np.zeros([views, 4], np.float32),
         "size": np.zeros(2, np.int32),
         "label": np.int32(-1),
@@ -276,11 +152,11 @@ def canvas_batches(
     in the range `steps` -> (int64 [rows], the images of the batch, -1 = leave the row blank; float64 [rows, ...], the
     `draws` of each image for boxes_of(draws, height, width, xp=tf) -> [views, 4]).
     reading: pixels.Reading, how the files become pixels.
-    Yields canvas uint8 [rows, S, S, C]; boxes float32 [rows, views, 4] and extent int32 [rows, 2] of the content,
-    see read_window; size int32 [rows, 2] of the image as it is stored; label int32 [rows]; index int64 [rows], the
-    planned image; skipped int64 [rows], how many unreadable files were passed over before the one shown, which is image
-    (index + skipped) % n. Where the row was left blank or none of `tries` files could be read, skipped and label are
-    -1, extent and size (0, 0) and the boxes are zero.
+    Yields canvas [rows, S, S, C], uint8, or uint16 of reading.bits of 16; boxes float32 [rows, views, 4] and extent
+    int32 [rows, 2] of the content, see read_window; size int32 [rows, 2] of the image as it is stored; label int32
+    [rows]; index int64 [rows], the planned image; skipped int64 [rows], how many unreadable files were passed over
+    before the one shown, which is image (index + skipped) % n. Where the row was left blank or none of `tries` files
+    could be read, skipped and label are -1, extent and size (0, 0) and the boxes are zero.
     With tries = 0 it raises ReadError instead, in place of the batch. `threads` images are decoded at the same
     time; `prefetch` finished batches wait. in_flight: so many images are fetched at a time, ahead of decoding; 0: the
     decoders fetch. With tries > 0 so many decoders more take their place.

@@ -5,8 +5,9 @@ import itertools
 
 import numpy as np
 
+from barlow_jax.data import mapped
 from barlow_jax.data.parquet import Parquets
-from barlow_jax.data.pixels import MAX_PIXELS, check
+from barlow_jax.data.pixels import Reading, check
 from barlow_jax.data.protocol import Source
 from barlow_jax.data.remote.cache import kept
 from barlow_jax.data.remote.files import content
@@ -18,23 +19,17 @@ from barlow_jax.errors import UserError
 from barlow_jax.fields.together import OF_FILES
 
 
-def _opened(path, cache):
-    """The path of a file, on a disk or afar, with a function that opens it."""
-    if is_remote(path):
-        return path, lambda: content(path, cache)
-    path = local_path(path)
-    if not path.is_file():
-        wrong = "is no regular file" if path.exists() else "does not exist"
-        raise UserError(f"{path} {wrong}: point config.data.path to an .npz file.")
-    return path, lambda: open(path, "rb")
-
-
 def _read_npz(path, wanted, cache):
-    """The names of all arrays in an .npz file, and those among `wanted` as a dict."""
-    path, stream_of = _opened(path, cache)
+    """The names of all arrays in an .npz file, or what else `mapped.load` reads, and those among `wanted` as a dict."""
     try:
-        with stream_of() as stream, np.load(stream) as file:  # numpy leaves a damaged file open
-            return sorted(file.files), {key: file[key] for key in wanted if key in file.files}
+        if is_remote(path):
+            with content(path, cache) as stream, np.load(stream) as file:
+                return sorted(file.files), {key: file[key] for key in wanted if key in file.files}
+        path = local_path(path)
+        if not (path.is_file() or path.is_dir()):
+            wrong = "is no regular file" if path.exists() else "does not exist"
+            raise UserError(f"{path} {wrong}: point config.data.path to an .npz file.")
+        return mapped.load(path, wanted)
     except UserError:
         raise
     except Exception as error:  # numpy and zipfile raise whatever a damaged file makes them run into
@@ -44,12 +39,14 @@ def _read_npz(path, wanted, cache):
         ) from None
 
 
-def load_npz(path, split="train", cache=None):
+def load_npz(path, split="train", cache=None, any_range=False, **reading):
     """Arrays from one .npz file, on a disk or at an address; cache: of what is read from there.
 
     Images and labels are read from {split}_images and {split}_labels, or x_{split} and y_{split}; with
     split="" from images and labels. Labels may be absent. Class names: classes, class_names or names.
-    Images [n, h, w] get a channel axis. UserError names what the file lacks.
+    Images [n, h, w] get a channel axis. On a disk it may be a folder of .npy files with these names, or one .npy of
+    images, and large arrays stay there (mapped.load). reading: fields of pixels.Reading, for other types than uint8,
+    see mapped.images_of. UserError names what the file lacks.
     """
     pairs = [(f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}")] if split else [("images", "labels")]
     names_keys = ("classes", "class_names", "names")
@@ -62,24 +59,12 @@ def load_npz(path, split="train", cache=None):
         )
     images, labels = arrays[found[0]], arrays.get(found[1])
     names = next((arrays[key] for key in names_keys if key in arrays), None)
-    if images.ndim == 3:
-        images = images[..., None]
     name = str(path).rpartition("/")[2]
-    return Arrays(images, labels, class_names=names, name=f"{name}:{split}" if split else name)
+    name = f"{name}:{split}" if split else name
+    return Arrays(mapped.images_of(images, name, reading, any_range=any_range), labels, class_names=names, name=name)
 
 
-def _open_folder(
-    path,
-    split,
-    labels="auto",
-    class_names=None,
-    listed="",
-    channels=0,
-    value_range=(),
-    max_pixels=MAX_PIXELS,
-    cache=None,
-):
-    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
+def _open_folder(path, split, labels="auto", class_names=None, listed="", cache=None, **reading):
     if is_remote(path):
         address = f"{path}/{split}" if split else path
         return open_remote(address, labels=labels, class_names=class_names, listed=listed, cache=cache, **reading)
@@ -92,17 +77,16 @@ def _open_folder(
     return ImageFolder(root / split, labels=labels, class_names=class_names, listed=listed, **reading)
 
 
-def _open_tfds(path, split, name="", channels=0, value_range=(), max_pixels=MAX_PIXELS, cache=None):
+def _open_tfds(path, split, name="", cache=None, **reading):
     from barlow_jax.data.records import Records  # here, as it brings TensorFlow
 
     if not name:
         raise UserError("config.data.kind 'tfds' needs config.data.name, a data set such as 'imagenet2012'.")
-    reading = {"channels": channels, "value_range": value_range, "max_pixels": max_pixels}
     return Records(name, split, data_dir=path, cache=cache, **reading)
 
 
-def _open_npz(path, split, cache=None):
-    return load_npz(path, split, cache)
+def _open_npz(path, split, cache=None, any_range=False, value_range=(), bits=8):
+    return load_npz(path, split, cache, any_range, value_range=value_range, bits=bits)
 
 
 def _open_digits(path, split, size=24, renderings=3, seed=0):
@@ -130,11 +114,11 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
     """The source that a few fields of a config name.
 
     kind="folder": ImageFolder(path/split) or, with split="", ImageFolder(path); options labels, class_names, listed,
-      channels, value_range, max_pixels.
-    kind="tfds": Records(name, split, data_dir=path); options name, channels, value_range, max_pixels.
-    kind="tar", "parquet": shards of many images, tar.Tars and parquet.Parquets; options class_names, channels,
-      value_range, max_pixels.
-    kind="npz": load_npz(path, split).
+      and the fields of pixels.Reading.
+    kind="tfds": Records(name, split, data_dir=path); options name, and the fields of pixels.Reading.
+    kind="tar", "parquet": shards of many images, tar.Tars and parquet.Parquets; options class_names, and the fields of
+      pixels.Reading.
+    kind="npz": load_npz(path, split); options value_range and bits.
     Where path is an address (gs://, s3://, az://, https://), the option cache (a remote.cache.Cache) keeps what is
       read.
     kind="digits": digits.scattered_digits(split), built in, no path; options size, renderings, seed.
@@ -144,6 +128,8 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
         raise UserError(f"config.data.kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}.")
     opener = KINDS[kind]
     known = list(inspect.signature(opener).parameters)[2:]
+    if "reading" in known:
+        known = [*known[:-1], *Reading._fields]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(
@@ -157,12 +143,14 @@ def open_source(kind: str, path: str = "", split: str = "train", **options) -> S
 def open_fields(data, split: str, reading: dict, **more) -> Source:
     """The source that config.data names, of one split of it; its list of files is of the training images.
 
-    reading: value_range and max_pixels, see `pixels.check`; more: other options of `open_source`.
+    reading: of pixels.Reading all but channels, see `pixels.check`; more: other options of `open_source`.
     """
-    check(**reading)
+    check(**reading, channels=data.channels if data.kind in OF_FILES else 0)
     if data.file_list and split == data.train:
         more["listed"] = data.file_list
     options = {"channels": data.channels, **reading} if data.kind in OF_FILES else {}
+    if data.kind == "npz":
+        options = {name: reading[name] for name in ("value_range", "bits") if name in reading}
     if data.kind == "tfds":
         options["name"] = data.name
     if data.kind in CACHED and is_remote(data.path) and data.get("cache", ""):

@@ -1,7 +1,6 @@
 """Image files that a text file names, wherever they lie."""
 
 from barlow_jax.data import walk
-from barlow_jax.data.pixels import MAX_PIXELS
 from barlow_jax.data.sources import Files
 from barlow_jax.errors import UserError
 
@@ -10,12 +9,12 @@ class ListedFiles(Files):
     """The image files of a list, unlabelled and in its order.
 
     path: a text file, one image a line; a path that is not absolute begins at the folder of the list.
-    channels: 3 reads the images as RGB, 1 as grey. value_range, max_pixels: see pixels.Reading.
+    reading: fields of pixels.Reading; channels of 0 are 3.
 
     UserError names a list that cannot be read, and the first file that is not there.
     """
 
-    def __init__(self, path, *, channels=3, value_range=(), max_pixels=MAX_PIXELS):
+    def __init__(self, path, **reading):
         path = walk.local_path(path)
         paths = walk.joined(path.parent, walk.read_list(path))
         if missing := walk.missing(paths):
@@ -23,4 +22,4 @@ class ListedFiles(Files):
                 f"{walk.readable(missing[0])}, which {path} names, does not exist, nor do {len(missing) - 1} other of "
                 f"its {len(paths)} lines; correct the list."
             )
-        super().__init__(paths, name=str(path), channels=channels, value_range=value_range, max_pixels=max_pixels)
+        super().__init__(paths, name=str(path), **reading)

@@ -1,11 +1,11 @@
-"""Tar shards of a set of images, as WebDataset has them: made, gone on with after a kill, and read again to compare.
+"""Shards of a set of images: made, gone on with after a kill, and read again to compare; forms are in pack_forms.py.
 
-OUT/train-00000.tar ...    000000017.jpg, 000000017.cls (the number of the class), 000000018.jpg, ...
 OUT/classes.json           the names of the classes by number
 OUT/train.pack.json        what was packed, and of each shard that is whole the number of images, bytes and digest
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import itertools
@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import tarfile
 import time
 from typing import NamedTuple
 
@@ -21,8 +20,6 @@ import numpy as np
 from PIL import Image
 
 from barlow_jax.data import pixels, shards, walk
-from barlow_jax.data.tar import BLOCK
-from barlow_jax.data.tars import Tars
 from barlow_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,35 +39,38 @@ class Size(NamedTuple):
     quality: int = 90  # of these JPEGs, as Pillow counts
 
 
-def pack(source, out: str, split: str, size: Size, per_shard: int, threads: int) -> dict:
-    """Packs a set into out, all of it or what is missing, and compares; returns {"images", "bytes", "shards", ...}.
+def pack(source, form, size: Size, per_shard: int, threads: int) -> dict:
+    """Packs a set, all of it or what is missing, and compares; returns {"images", "bytes", "shards", ...}.
 
-    source: one of encoded images. split: what names of shards begin with. per_shard: images of one, 0 for about
-    SHARD_BYTES. threads: images that are read at a time.
+    source: one of encoded images. form: in which, and where, see `pack_forms`. per_shard: images of a shard, 0 for
+    about SHARD_BYTES. threads: images that are read at a time.
     Returns how many images, bytes, shards, and of the images how many were made smaller or cannot be opened.
     UserError where the disk is too small, another set lies there, or what was written is not what is read.
     """
-    os.makedirs(out, exist_ok=True)
+    form.check(source)
+    os.makedirs(form.folder, exist_ok=True)
     rows = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
-    mean = float(np.mean([len(stored(_file(source, int(row)), size)[0]) for row in rows])) + 2.5 * BLOCK
-    mean += BLOCK if source.labels is None else 2 * BLOCK
+    mean = float(np.mean([len(stored(read_file(source, int(row)), size)[0]) for row in rows])) + form.beside
     plan = {
+        "format": form.name,
         "images": len(source),
         "listing": source.listing(),
         "content": source.fingerprint(),
         "short_side": size.short_side,
         "quality": size.quality if size.short_side else None,
     }
-    record = os.path.join(out, f"{split}.pack.json")
+    record = os.path.join(form.out, f"{form.split}.pack.json")
     known = _known(record, plan, per_shard)
     per_shard = known["per_shard"] if known else per_shard or max(1, min(len(source), int(SHARD_BYTES / mean)))
     spans = [(first, min(first + per_shard, len(source))) for first in range(0, len(source), per_shard)]
-    if os.path.exists(rest := _path(out, split, len(spans))):
+    paths = [form.path(k, len(spans)) for k in range(len(spans))]
+    for rest in form.others(len(spans)):
         raise UserError(f"{rest} is of another pack: remove it, and start again with the same line.")
-    done = _whole(out, split, known["shards"]) if known else {}
-    _check_space(out, mean * sum(stop - first for k, (first, stop) in enumerate(spans) if k not in done))
-    _names(out, source)
-    held = plan | {"per_shard": per_shard, "shards": {str(k): told for k, told in done.items()}}
+    done = _whole(paths, known["shards"]) if known else {}
+    _check_space(form.out, mean * sum(stop - first for k, (first, stop) in enumerate(spans) if k not in done))
+    _names(form.out, source)
+    held = plan | {"per_shard": per_shard, "classes": source.num_classes or 0}
+    held["shards"] = {str(k): told for k, told in done.items()}
     _write(record, held)
     if done:
         logger.info("%d of %d shards are there already", len(done), len(spans))
@@ -80,15 +80,16 @@ def pack(source, out: str, split: str, size: Size, per_shard: int, threads: int)
         for k, (first, stop) in enumerate(spans):
             if k in done:
                 continue
-            images = read_ahead(pool, lambda row: stored(_file(source, row), size), range(first, stop), 4 * threads)
-            held["shards"][str(k)] = _shard(_path(out, split, k), images, first, source.labels)
+            images = read_ahead(pool, lambda row: stored(read_file(source, row), size), range(first, stop), 4 * threads)
+            held["shards"][str(k)] = _shard(paths[k], form, images, first, source.labels)
             _write(record, held)
             packed += stop - first
             if time.monotonic() - said > TOLD_EVERY:
                 said = time.monotonic()
                 left = (said - began) * (len(source) - stop) / packed
                 logger.info("%d of %d images are packed, at most %.0f s left", stop, len(source), left)
-    _compare(Tars(out, split), spans, held["shards"], source)
+    form.finish()
+    _compare(form, paths, spans, held["shards"], source)
     return {
         "images": len(source),
         "bytes": sum(told["bytes"] for told in held["shards"].values()),
@@ -122,16 +123,13 @@ def stored(file: bytes, size: Size) -> tuple[bytes, str, str]:
         return file, "jpg", "unreadable"
 
 
-def _file(source, row):
+def read_file(source, row: int) -> bytes:
+    """The image file of one example; UserError where it cannot be read."""
     try:
         return source.encoded(row)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
         raise UserError(f"{source.where(row)} cannot be read ({reason}): see to it, or take it out.") from None
-
-
-def _path(out, split, k):
-    return os.path.join(out, f"{split}-{k:05}.tar")
 
 
 def read_ahead(pool, read, rows, ahead):
@@ -145,37 +143,37 @@ def read_ahead(pool, read, rows, ahead):
             waiting.append(pool.submit(read, row))
 
 
-def _shard(path, images, first, labels):
+def _shard(path, form, images, first, labels):
     """Writes one shard, whole or not at all; what is kept of it."""
-    digest, count, told = hashlib.sha256(), 0, {"resized": 0, "unreadable": 0}
+    digest, told = hashlib.sha256(), {"images": 0, "resized": 0, "unreadable": 0}
+
+    def seen():
+        for row, (content, ending, kind) in enumerate(images, first):
+            label = -1 if labels is None else int(labels[row])
+            _digest(digest, content, label)
+            told["images"] += 1
+            if kind:
+                told[kind] += 1
+            yield row, content, ending, label
+
+    with _whole_file(path) as unfinished:
+        form.write(unfinished, seen())
+    return told | {"bytes": os.path.getsize(path), "sha256": digest.hexdigest()}
+
+
+@contextlib.contextmanager
+def _whole_file(path):
+    """The name of a file to write, which is `path` once it lies on the disk, and not in memory alone."""
     unfinished = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.unfinished")
     try:
-        with open(unfinished, "wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for row, (content, ending, kind) in enumerate(images, first):
-                    label = -1 if labels is None else int(labels[row])
-                    _add(tar, f"{row:09}.{ending}", content)
-                    if label >= 0:
-                        _add(tar, f"{row:09}.cls", str(label).encode())
-                    _digest(digest, content, label)
-                    count += 1
-                    if kind:
-                        told[kind] += 1
-            file.flush()
+        yield unfinished
+        with open(unfinished, "rb") as file:
             os.fsync(file.fileno())
             _forget(file.fileno())
-        size = os.path.getsize(unfinished)
         os.replace(unfinished, path)
     finally:
         if os.path.exists(unfinished):
             os.unlink(unfinished)
-    return {"images": count, "bytes": size, "sha256": digest.hexdigest(), **told}
-
-
-def _add(tar, name, content):
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
 
 
 def _digest(digest, content, label):
@@ -200,9 +198,15 @@ def _known(path, plan, per_shard):
         raise UserError(f"{path} cannot be read: remove it and the shards beside it, and start again.") from None
     if not isinstance(held, dict) or not isinstance(held.get("shards"), dict) or "per_shard" not in held:
         raise UserError(f"{path} is of no pack: remove it and the shards beside it, and start again.")
+    held = {"format": "tar"} | held  # of 0.2.0 before there were others
     asked = plan | ({"per_shard": per_shard} if per_shard else {})
     if wrong := [name for name, value in asked.items() if held.get(name) != value]:
-        words = {"listing": "images", "content": "state of the files", "per_shard": "images a shard"}
+        words = {
+            "format": "--format",
+            "listing": "images",
+            "content": "state of the files",
+            "per_shard": "images a shard",
+        }
         told = ", ".join(words.get(name, name) for name in wrong)
         raise UserError(
             f"{os.path.dirname(path)} holds a pack that differs in: {told}; give another folder, or remove the shards "
@@ -211,11 +215,11 @@ def _known(path, plan, per_shard):
     return held
 
 
-def _whole(out, split, told):
+def _whole(paths, told):
     """{number: what was kept} of the shards that are there with the size that they had."""
     found = {}
     for k, about in told.items():
-        path = _path(out, split, int(k))
+        path = paths[int(k)]
         if os.path.isfile(path) and os.path.getsize(path) == about["bytes"]:
             found[int(k)] = about
     return found
@@ -225,9 +229,14 @@ def _check_space(out, wanted):
     free = shutil.disk_usage(out).free
     if wanted + SPARE > free:
         raise UserError(
-            f"{out} lies on a disk with {free / 1e9:.1f} GB free, and about {wanted / 1e9:.1f} GB are to be written: "
-            "free some, or give another folder."
+            f"{out} lies on a disk with {_size(free)} free, and about {_size(wanted)} are to be written beside "
+            f"{_size(SPARE)} that stay free: free some, or give another folder."
         )
+
+
+def _size(count):
+    unit, of = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if count >= pair[1]), ("kB", 1e3))
+    return f"{count / of:.1f} {unit}"
 
 
 def _names(out, source):
@@ -241,32 +250,31 @@ def _names(out, source):
 
 
 def _write(path, held):
-    with open(f"{path}.unfinished", "w", encoding="utf-8") as file:
+    with _whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
         json.dump(held, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.unfinished", path)
 
 
-def _compare(packed, spans, told, source):
+def _compare(form, paths, spans, told, source):
     """UserError unless the shards hold what was packed: count, bytes and labels."""
+    packed = form.open()
     if len(packed) != len(source):
         raise UserError(
             f"{packed.name} holds {len(packed)} images of {len(source)}: remove the shards and start again."
         )
     for k, (first, stop) in enumerate(spans):
         digest = hashlib.sha256()
-        for row in range(first, stop):
-            _digest(digest, packed.encoded(row), -1 if packed.labels is None else int(packed.labels[row]))
+        with contextlib.suppress(OSError):  # where one cannot be read the digest is another
+            for row in range(first, stop):
+                _digest(digest, *form.image(packed, row))
         if digest.hexdigest() != told[str(k)]["sha256"] or stop - first != told[str(k)]["images"]:
-            path = walk.readable(packed.where(first).partition(": ")[0])
+            path = walk.readable(paths[k])
             raise UserError(f"{path} does not hold what was packed: remove it, and start again with the same line.")
 
 
-def read_seconds(source, seed: int = 0) -> tuple[float, int]:
-    """(seconds, number of images) that reading images takes, in an order over the whole set, by one thread."""
-    rows = np.random.default_rng(seed).permutation(len(source))[:TIMED].tolist()
+def read_seconds(read, count: int, seed: int = 0) -> tuple[float, int]:
+    """(seconds, number of images) that read(row) takes, in an order over a whole set of `count`, by one thread."""
+    rows = np.random.default_rng(seed).permutation(count)[:TIMED].tolist()
     began = time.monotonic()
     for row in rows:
-        _file(source, row)
+        read(row)
     return time.monotonic() - began, len(rows)

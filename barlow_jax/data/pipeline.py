@@ -1,8 +1,8 @@
 """Batches for the devices: numpy dicts of canvases and boxes, in an order that is a function of the step.
 
-A canvas is a square uint8 image with the pixels at its top left and zeros elsewhere; a box is
-(top, left, height, width) in canvas pixels. Cropping, resizing and the rest of the augmentation happen on the
-device. readers.py does the reading.
+A canvas is a square image, uint8 or with config.data.bits=16 uint16, with the pixels at its top left and zeros
+elsewhere; a box is (top, left, height, width) in canvas pixels. Cropping, resizing and the rest of the augmentation
+happen on the device. readers.py does the reading.
 """
 
 import dataclasses
@@ -265,7 +265,13 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
     returned as it is. Unreadable images are replaced, counted and named as in train_batches.
     """
     if source.images is not None:
-        return source if source.images.nbytes <= max_bytes else None
+        if source.images.nbytes > max_bytes:
+            return None
+        images = np.asarray(source.images)  # of mapped.Levels all are made now
+        if images is source.images:
+            return source
+        about = {"class_names": source.class_names, "name": source.name, "sizes": source.sizes}
+        return Arrays(images, source.labels, **about, listing=source.listing())
     _check(source, canvas, max_bad_fraction)
     side, n = canvas if source.shape is None else max(source.shape[:2]), len(source)
     if n * side * side * source.channels > max_bytes:
@@ -290,13 +296,13 @@ def in_memory(source, *, max_bytes, canvas, threads=None, max_bad_fraction=0.01)
         prefetch=2,
         cut=True,
     )
-    images = np.empty((n, side, side, source.channels), np.uint8)
-    sizes, labels = np.empty((0, 2), np.int32), np.empty(0, np.int32)
+    images, sizes, labels = None, np.empty((0, 2), np.int32), np.empty(0, np.int32)
     batches = Batches(source, job, lambda raw, index: raw, max_bad_fraction)
     try:
         for batch in batches:
-            if np.any(batch["extent"] < batch["size"]):
+            if np.any(batch["extent"] < batch["size"]) or n * batch["canvas"][0].nbytes > max_bytes:
                 return None
+            images = np.empty((n, *batch["canvas"].shape[1:]), batch["canvas"].dtype) if images is None else images
             images[len(labels) : len(labels) + len(batch["label"])] = batch["canvas"]
             sizes = np.concatenate([sizes, batch["size"]])
             labels = np.concatenate([labels, batch["label"]])

@@ -1,6 +1,6 @@
 """One encoded image to pixels by Pillow and numpy: how large it may be, what its values mean, what is wrong with it.
 
-decode.py reads ordinary JPEGs and PNGs by TensorFlow and asks here for all others.
+window.py reads ordinary JPEGs and PNGs by TensorFlow and asks here for all others.
 """
 
 import io
@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from barlow_jax.data import levels, sensors
+from barlow_jax.data.levels import BLOCK, Values, as_channels
 from barlow_jax.errors import UserError
 
 # 8192 x 8192: every camera of 35 mm format (61 million) and nearly every phone lies below. At 25 bytes a pixel, the
@@ -30,7 +32,6 @@ FORMATS = [
     for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
     if name in Image.OPEN
 ]
-BLOCK = 2**20  # values that are worked on at a time, in a precision wider than their own
 
 # What files that are no image begin with, and what to call it.
 BEGINNINGS = (
@@ -70,10 +71,24 @@ READ_HERE = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "PPM")
 class Reading(NamedTuple):
     """How image files become pixels; the same for all of a source."""
 
-    channels: int = 3  # 3 reads as RGB, 1 as grey
-    # Of images of more than 8 bits: the (low, high) that become 0 and 255, linearly; () is the range of their type.
+    channels: int = 3  # 3 reads as RGB, 1 as grey; any other number takes files that have as many
+    # Of images of more than 8 bits: the (low, high) that become black and white, linearly; () is the range of their
+    # type; one pair after the other is of each channel its own.
     value_range: tuple[float, ...] = ()
     max_pixels: int = MAX_PIXELS  # an image of more is unreadable
+    bits: int = 8  # of a value on the canvas, 8 or 16
+    exif: bool = False  # whether images are turned as the camera says
+
+    @classmethod
+    def of(cls, given, usual=3):
+        """A Reading of some of its fields in a dict; channels of 0 are the usual ones."""
+        given = {**given, "channels": given.get("channels", 0) or usual}
+        return cls(**given | {"value_range": tuple(given.get("value_range", ()))})
+
+    @property
+    def plain(self):
+        """Whether files become grey or RGB of 8 bits, as Pillow and TensorFlow give them."""
+        return self.bits == 8 and self.channels in (1, 3)
 
     def told(self):
         """What is not as it was before there was a choice, as a plain dict, for fingerprints."""
@@ -82,17 +97,29 @@ class Reading(NamedTuple):
             found["value_range"] = list(self.value_range)
         if self.max_pixels != MAX_PIXELS:
             found["max_pixels"] = self.max_pixels
+        if self.bits != 8:
+            found["bits"] = self.bits
+        if self.exif:
+            found["exif"] = True
         return found
 
 
-def check(value_range, max_pixels):
+def check(value_range=(), max_pixels=MAX_PIXELS, **more):
     """Raises UserError unless images can be read by these two fields of config.data, see `Reading`."""
-    numbers = [value for value in value_range if isinstance(value, (int, float)) and math.isfinite(value)]
-    if value_range and not (len(numbers) == len(value_range) == 2 and numbers[0] < numbers[1]):
+    fits = all(isinstance(value, (int, float)) and math.isfinite(value) for value in value_range)
+    if not (fits and len(value_range) % 2 == 0 and all(np.subtract(value_range[1::2], value_range[0::2]) > 0)):
         raise UserError(
             f"config.data.value_range is {value_range}; it is (LOW, HIGH), black and white in images of more than 8 "
-            "bits, or () for the range of their type."
+            "bits, or such a pair for each channel, (LOW, HIGH, LOW, HIGH, ...), or () for the range of their type."
         )
+    channels = more.get("channels", 0)
+    if channels and len(value_range) not in (0, 2, 2 * channels):
+        raise UserError(
+            f"config.data.value_range has {len(value_range)} numbers and config.data.channels is {channels}: give one "
+            "pair, or one for each channel."
+        )
+    if more.get("bits", 8) not in (8, 16):
+        raise UserError(f"config.data.bits is {more['bits']}; it is 8 or 16, of a value on the canvas.")
     if not 1 <= max_pixels <= PILLOWS_LIMIT:
         raise UserError(
             f"config.data.max_pixels is {max_pixels}; it must be from 1 to {PILLOWS_LIMIT}, the most that Pillow opens."
@@ -100,27 +127,53 @@ def check(value_range, max_pixels):
 
 
 def pillow_pixels(encoded, reading=Reading()):  # noqa: B008 - immutable
-    """Any image Pillow reads -> uint8 [h, w, channels], as its convert("RGB") or ("L"), without EXIF rotation.
+    """Any image that is read here -> uint8 or uint16 [h, w, channels], as reading has it.
 
-    One exception: of more than 8 bits, which Pillow would clip to 255 (it turns a radiograph into a white page), the
-    range becomes 0 to 255; without reading.value_range these are the high bytes, as of every other 16-bit image here.
-    ValueError, in words for a person, where the image is too large or its range is not known; and whatever Pillow's
-    parsers run into.
+    Ordinary files of 8 bits become what Pillow's convert("RGB") or ("L") gives. Of more than 8 bits, which Pillow would
+    clip to 255 (it turns a radiograph into a white page), the range becomes black to white; without
+    reading.value_range and with reading.bits of 8 these are the high bytes, as of every other 16-bit image here.
+    DICOM, arrays of numpy, and TIFFs that Pillow does not read in full go through sensors.py.
+    ValueError, in words for a person, where the image is too large, its range is not known or a library for it is
+    missing; and whatever the parsers run into.
     """
+    if kind := sensors.kind(encoded):
+        return levels.of_values(sensors.read(kind, encoded, reading), reading)
+    try:
+        return _by_pillow(encoded, reading)
+    except NotInFull as problem:
+        if not sensors.is_tiff(encoded):
+            raise
+        return levels.of_values(sensors.read("TIFF", encoded, reading, problem), reading)
+
+
+class NotInFull(ValueError):
+    """Pillow does not read such an image, or not all of its bands and bits."""
+
+
+def _by_pillow(encoded, reading):
     with opened(encoded) as image:
-        width, height = image.size
-        if width * height > reading.max_pixels:
-            raise ValueError(
-                f"it has {height} x {width} pixels, more than config.data.max_pixels = {reading.max_pixels} allows"
+        check_size(image.height, image.width, reading)
+        turn = orientation_of(image) if reading.exif else 1
+        values = _deep_values(image, reading)
+        bands = len(image.getbands()) if image.mode not in ("P", "1", "PA") else 0
+        if reading.channels not in (1, 3) and bands != reading.channels:
+            raise NotInFull(
+                f"it has {bands or 'a palette and no'} bands, and it is read as {reading.channels} channels: set "
+                "config.data.channels to what the files have"
             )
-        values = _deep_values(image, reading.value_range)
-        mode = "L" if reading.channels == 1 else "RGB"
-        if values is not None:
-            image = Image.fromarray(values)
-        if image.mode != mode:
-            image = image.convert(mode)
-        pixels = np.asarray(image)
-    return pixels.reshape(height, width, reading.channels)
+        if values is None:
+            mode = {1: "L", 3: "RGB"}.get(reading.channels, image.mode)
+            array = np.asarray(image if image.mode == mode else image.convert(mode))
+            values = Values(array.reshape(image.height, image.width, reading.channels), (0, 255))
+    return levels.turned(levels.of_values(values, reading), turn)
+
+
+def check_size(height, width, reading):
+    """Raises ValueError for an image that is too large."""
+    if width * height > reading.max_pixels:
+        raise ValueError(
+            f"it has {height} x {width} pixels, more than config.data.max_pixels = {reading.max_pixels} allows"
+        )
 
 
 def opened(encoded):
@@ -132,7 +185,8 @@ def opened(encoded):
     except Image.UnidentifiedImageError:
         found = begins_as(encoded)
         damaged = ", and is damaged" if found in READ_HERE else ""
-        raise ValueError(f"cannot identify image file: it begins as {found}{damaged}") from None
+        kind = NotInFull if found == "TIFF" else ValueError
+        raise kind(f"cannot identify image file: it begins as {found}{damaged}") from None
 
 
 def begins_as(encoded):
@@ -141,6 +195,38 @@ def begins_as(encoded):
         if re.match(pattern, encoded, re.DOTALL | re.IGNORECASE):
             return name
     return f"the bytes {encoded[:8].hex(' ')}"
+
+
+def of_png(values, reading):
+    """uint16 [h, w, 1 to 4] of a PNG of 16 bits -> pixels as reading has them."""
+    if reading.channels in (1, 3):  # grey and RGB after the range, as Pillow's convert has it
+        colours = 1 if values.shape[2] <= 2 else 3
+        own = reading._replace(channels=colours)
+        return as_channels(levels.of_values(Values(values[..., :colours], (0, 65535)), own), reading.channels)
+    return levels.of_values(Values(values, (0, 65535)), reading)
+
+
+def stored_size(encoded, reading):
+    """(height, width) of an encoded image as it is stored, or with reading.exif as it is turned, by its header."""
+    if kind := sensors.kind(encoded):
+        return sensors.size(kind, encoded)
+    try:
+        with opened(encoded) as image:
+            turned = reading.exif and levels.TURNS[orientation_of(image) - 1][0]
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except NotInFull:
+        return sensors.size("TIFF", encoded)
+
+
+def told_of(encoded):
+    """(format, kind of pixels) of an encoded image, for people."""
+    if kind := sensors.kind(encoded):
+        return kind, "as a sensor gives it"
+    try:
+        with opened(encoded) as image:
+            return image.format, image.mode
+    except NotInFull:
+        return "TIFF", "as a sensor gives it"
 
 
 def stored_as(image):
@@ -154,29 +240,28 @@ def is_grey_of_16_bits(image):
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
 
 
-def _deep_values(image, value_range):
-    """A grey image of more than 8 bits as uint8 [h, w]; None of others."""
+def _deep_values(image, reading):
+    """A grey image of more than 8 bits as Values; None of others."""
     stored = stored_as(image)
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
-        if value_range and (";16" in stored or (image.format == "PPM" and _maxval(image) > 255)):
-            raise ValueError(
-                "it is a colour image of 16 bits, of which only the upper 8 can be read from this format, so that "
-                "config.data.value_range cannot be applied: save it as PNG"
-            )
+        if ";16" in stored or (image.format == "PPM" and _maxval(image) > 255):
+            in_full = reading.value_range or not reading.plain
+            if in_full and image.format != "PNG":  # which is read in full where it counts, see window.py
+                raise NotInFull(
+                    "it is a colour image of 16 bits, of which only the upper 8 can be read from this format, so that "
+                    "config.data.value_range and config.data.bits cannot be applied: save it as PNG"
+                )
+            if in_full:
+                upper = np.asarray(image).astype(np.uint16) * np.uint16(257)
+                return Values(as_channels(upper, reading.channels) if reading.channels in (1, 3) else upper, (0, 65535))
         return None
     of_ppm = image.mode == "I" and image.format == "PPM"  # which says its largest value; Pillow makes that 65535
-    if value_range:
-        maxval, values = _maxval(image) if of_ppm else 65535, np.asarray(image)
-        if maxval != 65535:
-            values = (values.astype(np.uint32) * np.uint32(maxval) + np.uint32(32767)) // np.uint32(65535)
-        return scaled(values, *value_range)
+    maxval, array = _maxval(image) if of_ppm else 65535, np.asarray(image)[..., None]
+    if reading.value_range and maxval != 65535:
+        array = (array.astype(np.uint32) * np.uint32(maxval) + np.uint32(32767)) // np.uint32(65535)
     if of_ppm or is_grey_of_16_bits(image):
-        return (np.asarray(image) >> (4 if stored == "I;12" else 8)).astype(np.uint8)
-    kind = "fractions" if image.mode == "F" else "whole numbers of 16 bits with a sign" if "16" in stored else ""
-    raise ValueError(
-        f"its values are {kind or 'whole numbers of 32 bits'}, and which of them are black and white is not known: set "
-        "config.data.value_range=(LOW, HIGH)"
-    )
+        return Values(array, (0, 4095 if stored == "I;12" else 65535))
+    return Values(array.astype(np.int16) if image.mode == "I" and "16" in stored else array, None)
 
 
 def _maxval(image):
@@ -185,31 +270,27 @@ def _maxval(image):
     return arguments[1] if isinstance(arguments, tuple) else 65535 if arguments.startswith("I;16") else 255
 
 
-def scaled(values, low, high):
-    """Numbers of any type -> uint8 of the same shape: low and below become 0, high and above 255, NaN 0."""
-    found = np.empty(values.shape, np.uint8)
-    rows = max(1, BLOCK // max(1, values[:1].size))
-    for start in range(0, len(values), rows):
-        part = (values[start : start + rows].astype(np.float64) - low) * 255 / (high - low)
-        part = np.clip(np.nan_to_num(part, nan=0.0, posinf=255.0, neginf=0.0), 0, 255)
-        found[start : start + rows] = np.rint(part)
-    return found
+def orientation_of(image):
+    """1 to 8, what EXIF says of an opened image; 1 of TIFFs, which Pillow turns itself."""
+    found = 1 if image.format == "TIFF" else image.getexif().get(0x0112, 1)
+    return found if found in range(1, 9) else 1
 
 
-def as_channels(pixels, channels):
-    """uint8 [h, w, 1 to 4], grey or RGB with or without alpha -> [h, w, channels] without it."""
-    colours = 1 if pixels.shape[2] <= 2 else 3
-    pixels = pixels[..., :colours]
-    if colours == channels:
-        return np.ascontiguousarray(pixels)
-    if channels == 3:
-        return np.repeat(pixels, 3, axis=2)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
+def orientation(encoded):
+    """`orientation_of` an encoded image; 1 where it cannot be told."""
+    try:
+        with opened(encoded) as image:
+            return np.int64(orientation_of(image))
+    except Exception:  # of Pillow's parsers: a file that cannot be read is told of when it is decoded
+        return np.int64(1)
 
 
 def largest_of_16_bits(encoded):
     """The largest high byte of an image of 16 bits that does not say how many of them are in use; None of others."""
     try:
+        if kind := sensors.kind(encoded):
+            values = sensors.read(kind, encoded, Reading(channels=0))
+            return int(values.array.max()) >> 8 if values.low_high == (0, 65535) else None
         with opened(encoded) as image:
             stored, width_height = stored_as(image), image.size
             deep = is_grey_of_16_bits(image) or (";16" in stored and image.mode in ("RGB", "RGBA"))
@@ -232,15 +313,15 @@ def why_unreadable(encoded, reading):
 
 
 def reduced(pixels, factor):
-    """Mean of factor x factor cells, the last ones over repeated edge pixels: uint8 [ceil(h / f), ceil(w / f), C].
+    """Mean of factor x factor cells, the last ones over repeated edge pixels: [ceil(h / f), ceil(w / f), C].
 
     In whole numbers and some rows at a time, so that it takes little besides the result; halves become even.
     """
     height, width, channels = pixels.shape
     factor = int(factor)
     rows, columns, area = -(-height // factor), -(-width // factor), factor * factor
-    found = np.empty((rows, columns, channels), np.uint8)
-    kind = np.uint32 if area * 255 * 2 < 2**32 else np.uint64
+    found = np.empty((rows, columns, channels), pixels.dtype)
+    kind = np.uint32 if area * np.iinfo(pixels.dtype).max * 2 < 2**32 else np.uint64
     area = kind(area)
     starts = np.arange(0, width, factor)
     at_once = max(1, BLOCK // (factor * width * channels))

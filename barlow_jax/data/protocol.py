@@ -5,7 +5,7 @@ images that lie encoded on a disk `sources.Encoded` gives half of it) and a line
 """
 
 from collections.abc import Iterator
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,8 +32,11 @@ class Source(Protocol):
         ...
 
     @property
-    def images(self) -> NDArray[np.uint8] | None:
-        """All of them, uint8 [n, *shape], if they are in memory and may go to the devices as they are; else None."""
+    def images(self) -> Any | None:
+        """All of them [n, *shape], uint8 or uint16, if they may go to the devices as they are; else None.
+
+        An array in memory, or a `mapped.Levels`, which makes such of what lies on the disk as it is asked for rows.
+        """
         ...
 
     @property

@@ -50,7 +50,7 @@ def array_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """decode.canvas_batches for images that are in memory: the whole image is copied onto the canvas.
 
-    images: uint8 [n, H, W, C]. sizes: int32 [n, 2], or None where all are H x W. labels: int32 [n] or None.
+    images: uint8 or uint16 [n, H, W, C]. sizes: int32 [n, 2], or None where all are H x W. labels: int32 [n] or None.
     """
     height, width, channels = images.shape[1:]
 
@@ -60,7 +60,7 @@ def array_batches(
         shown = images[row]
         if (height, width) != (job.canvas, job.canvas):
             content = shown
-            shown = np.zeros((len(index), job.canvas, job.canvas, channels), np.uint8)
+            shown = np.zeros((len(index), job.canvas, job.canvas, channels), content.dtype)
             shown[:, :height, :width] = content
         shown[index < 0] = 0
         size = np.full((len(index), 2), (height, width), np.int32) if sizes is None else sizes[row]

@@ -21,7 +21,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from barlow_jax.data import readers
 from barlow_jax.data.fingerprint import fingerprint
-from barlow_jax.data.pixels import MAX_PIXELS, Reading
+from barlow_jax.data.pixels import Reading
 from barlow_jax.data.remote import shards
 from barlow_jax.data.remote.array_record import ArrayRecords
 from barlow_jax.data.remote.bucket import IN_FLIGHT
@@ -41,8 +41,7 @@ class Records(Encoded):
     split: in TFDS's notation: "train", "train+validation", "train[:10%]".
     data_dir: where TFDS keeps its sets; "" is TFDS's own choice ($TFDS_DATA_DIR or ~/tensorflow_datasets). An address
       (gs://...) is read by ranges; cache: a remote.cache.Cache of what is read there, which TFRecord files need.
-    channels: 0 is what the set says (1 or 3); 1 reads the images as grey, 3 as RGB. value_range, max_pixels: see
-      pixels.Reading.
+    reading: fields of pixels.Reading; channels of 0 are what the set says (1 or 3).
 
     Labels are the class label that TFDS supervises with, or the feature "label"; they stand in the records, so
     `labels` is None also where there are some; a split whose first label is -1 has none. shape is (height, width,
@@ -52,7 +51,7 @@ class Records(Encoded):
 
     labels = None
 
-    def __init__(self, name, split, *, data_dir="", channels=0, value_range=(), max_pixels=MAX_PIXELS, cache=None):
+    def __init__(self, name, split, *, data_dir="", cache=None, **reading):
         prepared = Prepared(str(data_dir), name, cache) if is_remote(data_dir) else None
         builder = tfds.builder_from_directory(prepared.folder) if prepared else _open_builder(name, data_dir)
         info = _split_info(builder, name, split)
@@ -60,7 +59,7 @@ class Records(Encoded):
         image, label = _image_key(builder.info, name), _label_key(builder.info)
         height, width, stored_channels = features[image].shape
         self.name = f"{name}:{split}"
-        self.reading = Reading(channels or (1 if stored_channels == 1 else 3), tuple(value_range), max_pixels)
+        self.reading = Reading.of(reading, usual=1 if stored_channels == 1 else 3)
         self.shape = None if None in (height, width) else (height, width, self.channels)
         self.class_names = tuple(features[label].names) if label else None
         self.num_classes = features[label].num_classes if label else None
@@ -87,8 +86,18 @@ class Records(Encoded):
         self._about = {"set": builder.info.full_name, "split": split, "examples": info.num_examples}
         self._files = [os.fspath(i.filename) for i in instructions]
         self._rows = np.arange(info.num_examples)
-        if label and self.parse(self.read(0))[1] < 0:  # a test split whose labels are kept secret, as ImageNet's
+        if label and self._first()[1] < 0:  # a test split whose labels are kept secret, as ImageNet's
             self.num_classes = self.class_names = self._label = None
+
+    def _first(self):
+        """The first record, parsed. UserError where it is damaged."""
+        try:
+            return self.parse(self.read(0))
+        except RuntimeError as error:  # of array_record
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(
+                f"{self._files[0]} cannot be read ({reason}): remove it, and prepare or pack the set again."
+            ) from None
 
     def __len__(self):
         return len(self._rows)

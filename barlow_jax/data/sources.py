@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from barlow_jax.data import blocks, readers, walk
+from barlow_jax.data import blocks, mapped, readers, walk
 from barlow_jax.data.arranging import arranged
 from barlow_jax.data.fingerprint import fingerprint
 from barlow_jax.data.paths import Paths
-from barlow_jax.data.pixels import MAX_PIXELS, Reading, largest_of_16_bits, opened
+from barlow_jax.data.pixels import Reading, largest_of_16_bits, stored_size
 from barlow_jax.data.protocol import Source
 from barlow_jax.errors import UserError
 
@@ -66,8 +66,7 @@ class Encoded(abc.ABC):
 
     def stored_size(self, index):
         """(height, width) of an image, by its header."""
-        with opened(self.encoded(index)) as image:
-            return image.height, image.width
+        return stored_size(self.encoded(index), self.reading)
 
     def why_unreadable(self, index):
         """A few words on what is wrong with an image, for a person."""
@@ -102,15 +101,13 @@ class Files(Encoded):
     """Image files, wherever they lie, in the order they are given.
 
     paths: of str, held as `Paths`. name: for messages.
-    channels: 3 reads the images as RGB, 1 as grey; 0 is 3. value_range, max_pixels: see pixels.Reading.
+    reading: fields of pixels.Reading; channels of 0 are 3.
     labels: int32 [n], or None. class_names: names of the classes in order, where there are labels.
     """
 
-    def __init__(
-        self, paths, *, name, channels=0, value_range=(), max_pixels=MAX_PIXELS, labels=None, class_names=None
-    ):
+    def __init__(self, paths, *, name, labels=None, class_names=None, **reading):
         self.paths, self.name = Paths.of(paths), walk.readable(name)
-        self.reading = Reading(channels or 3, tuple(value_range), max_pixels)
+        self.reading = Reading.of(reading)
         self.labels, self.class_names, self._listing = labels, class_names, None
 
     def __len__(self):
@@ -164,7 +161,7 @@ class ImageFolder(Files):
       numbered like it (implies labels="folders").
     listed: a text file that names the images to take, one a line, by path below root or by bare name, as the lists of
       1 % and 10 % of ImageNet do; "" takes all. Classes are numbered as without it.
-    channels: 3 reads the images as RGB, 1 as grey; 0 is 3. value_range, max_pixels: see pixels.Reading.
+    reading: fields of pixels.Reading; channels of 0 are 3.
 
     Hidden files and folders are left out, and so are files that neither are named nor begin as an image; the log says
     how many of what kind. A folder is followed once on a path, see `walk.look`. Names that are not UTF-8 are told as
@@ -172,9 +169,7 @@ class ImageFolder(Files):
     with the list.
     """
 
-    def __init__(
-        self, root, *, labels="auto", class_names=None, listed="", channels=0, value_range=(), max_pixels=MAX_PIXELS
-    ):
+    def __init__(self, root, *, labels="auto", class_names=None, listed="", **reading):
         root = walk.local_path(root)
         if not root.is_dir():
             raise UserError(f"{root} is not a folder: point config.data.path to the folder that holds the images.")
@@ -187,16 +182,16 @@ class ImageFolder(Files):
         super().__init__(
             files.under(str(root / "x")[:-1]),
             name=name,
-            channels=channels,
-            value_range=value_range,
-            max_pixels=max_pixels,
             labels=numbers,
             class_names=class_names,
+            **reading,
         )
 
 
 class Arrays:
     """Images in memory: uint8 [n, height, width, channels], labels integers [n] or None.
+
+    Or uint16, whose white is 65535, or mapped.Levels, of other types or on the disk.
 
     sizes: int32 [n, 2], height and width of each image, where they differ; the rest of an image is then zero, below
       and to the right. None: all are as large as the array says.
@@ -205,8 +200,8 @@ class Arrays:
     """
 
     def __init__(self, images, labels=None, *, class_names=None, name="arrays", sizes=None, listing=None, groups=None):
-        images = np.asarray(images)
-        if images.dtype != np.uint8:
+        images = mapped.array_or_levels(images)
+        if images.dtype not in (np.uint8, np.uint16):
             raise UserError(f"{name}: images are {images.dtype}, but must be uint8 with values 0 to 255.")
         if images.ndim != 4 or 0 in images.shape:
             raise UserError(
@@ -263,7 +258,7 @@ class Arrays:
     def take(self, rows):
         """The examples `rows` (int [m]) as a source of their own."""
         part = copy.copy(self)
-        part.images = self.images[rows]
+        part.images = mapped.taken(self.images, rows)
         part.labels = None if self.labels is None else self.labels[rows]
         part.sizes = None if self.sizes is None else self.sizes[rows]
         part._numbers, part._listing, part.groups = self._numbers[rows], None, None
@@ -280,7 +275,7 @@ class Arrays:
 
     def fingerprint(self):
         """Of every byte of the images, and the labels; see `fingerprint.fingerprint`."""
-        return fingerprint({}, arrays=[self.images, self.sizes, self.labels])
+        return fingerprint(mapped.about(self.images), arrays=[self.images, self.sizes, self.labels])
 
     def listing(self):
         """That of the files that the images were read from, or their fingerprint; see `protocol.Source.listing`."""

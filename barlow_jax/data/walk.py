@@ -24,6 +24,19 @@ SIGNATURE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM....\x00\x00\x00\x00|GIF8[79]a|II\*\x00|MM\x00\*", re.DOTALL
 )
 
+
+class Kind(NamedTuple):
+    """What counts as an image below a folder."""
+
+    endings: tuple[str, ...]
+    signature: re.Pattern[bytes]  # of how other files begin
+    looked_at: int = 12  # bytes of them
+
+
+USUAL = Kind(EXTENSIONS, SIGNATURE)
+# What sensors give, of which a folder is full or has none: beside usual images it is left out, as it ever was.
+SENSORS = Kind((".dcm", ".dicom", ".npy"), re.compile(rb".{128}DICM|\x93NUMPY", re.DOTALL), 132)
+
 # Images of formats that are not read: worth a warning where they lie among others.
 OTHER_FORMATS = (
     *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".tga", ".jfif", ".svg", ".psd", ".dcm", ".exr", ".hdr"),
@@ -85,23 +98,29 @@ def named(text):
 
 
 def look(root):
-    """What lies below a folder, as `Found`.
+    """What lies below a folder, as `Found`: the usual images, and where there is none, DICOM files and arrays."""
+    found = look_for(USUAL, root)
+    return found if len(found.images) or not found.left_out else look_for(SENSORS, root)
+
+
+def look_for(kind, root):
+    """What lies below a folder, as `Found`, its images being those of a Kind.
 
     Regular files are looked at, and links to them; what is hidden, `__MACOSX`, pipes, sockets and devices are left
     out. A link to a folder is followed, but not to one that the path has come through, or there would be no end.
     Folders that are as they were when they were last looked through are not looked through again, see `kept`.
     """
     root = os.fspath(root)
-    lists, progress = kept.Lists(root, repr((EXTENSIONS, SIGNATURE.pattern, ARCHIVES_REST))), Progress(root)
+    lists, progress = kept.Lists(root, repr((kind.endings, kind.signature.pattern, ARCHIVES_REST))), Progress(root)
     found = Found(Paths.joined([]), [], collections.Counter(), [])
-    found = found._replace(images=Paths.joined(_pieces(root, lists, progress, found)))
+    found = found._replace(images=Paths.joined(_pieces(root, kind, lists, progress, found)))
     found.folders.sort()
     found.unreadable.sort()
     lists.keep(len(found.images))
     return found
 
 
-def _pieces(root, lists, progress, found):
+def _pieces(root, kind, lists, progress, found):
     """The images below root in sorted order, as pieces for `Paths.joined`; what else there is goes into `found`.
 
     An order by whole paths is one by the names in each folder, those of folders with the "/" that follows there.
@@ -119,7 +138,7 @@ def _pieces(root, lists, progress, found):
             if (state.st_dev, state.st_ino) in more:
                 found.left_out["links to a folder above them"] += 1
                 continue
-            contents = lists.of(relative, state) or lists.told(relative, state, contents_of(folder, progress))
+            contents = lists.of(relative, state) or lists.told(relative, state, contents_of(folder, kind, progress))
         except OSError:
             found.unreadable.append(folder)
             continue
@@ -140,16 +159,16 @@ def _in_reverse(relative, contents, above):
     return [*waiting, *([(relative, images[start:])] * (start < len(images)))][::-1]
 
 
-def contents_of(folder, progress):
+def contents_of(folder, wanted, progress):
     """What is in one folder, as kept.Contents. OSError where it may not be looked into."""
     images, folders, left_out, asked = [], [], collections.Counter(), {}
     with os.scandir(folder) as entries:
         while some := list(itertools.islice(entries, 10_000)):
             for entry in some:
-                if _is_plain(entry):
+                if _is_plain(entry, wanted):
                     images.append(entry.name)
                     continue
-                kind = _kind(entry)
+                kind = _kind(entry, wanted)
                 if kind == "folder":
                     folders.append(entry.name)
                 elif kind == "image":
@@ -162,11 +181,11 @@ def contents_of(folder, progress):
     return kept.Contents(os.fsencode("\0".join(images)), tuple(folders), dict(left_out), asked)
 
 
-def _is_plain(entry):
+def _is_plain(entry, wanted):
     """Whether it is an image by what the folder says: most of what there is, in a third of the time of `_kind`."""
     name = entry.name
     try:
-        return name.lower().endswith(EXTENSIONS) and name[0] != "." and entry.is_file(follow_symlinks=False)
+        return name.lower().endswith(wanted.endings) and name[0] != "." and entry.is_file(follow_symlinks=False)
     except OSError:
         return False
 
@@ -198,30 +217,30 @@ class Progress:
             logger.info("looking through %s: %d images so far", readable(self._root), self.images + more)
 
 
-def _kind(entry):
+def _kind(entry, wanted):
     """ "folder", "image", or in words what else an os.DirEntry is."""
     if entry.name.startswith("."):
         return "hidden"
     try:
         if entry.is_dir():
             return ARCHIVES_REST if entry.name == ARCHIVES_REST else "folder"
-        named = entry.name.lower().endswith(EXTENSIONS)
+        named = entry.name.lower().endswith(wanted.endings)
         if not entry.is_file():
             if os.path.exists(entry.path):
                 return "pipes, sockets or devices"
             return "image" if named else "broken links"  # an image that is missing is told of when it is its turn
     except OSError:  # a link to itself
         return "broken links"
-    if named or _begins_as_image(entry.path):
+    if named or _begins_as_image(entry.path, wanted):
         return "image"
     return readable(os.path.splitext(entry.name)[1].lower()) or "without an ending"
 
 
-def _begins_as_image(path):
+def _begins_as_image(path, wanted):
     """Whether a file of another name (`photo`, `0042.bin`) begins as an image."""
     try:
         with open(path, "rb") as file:
-            return SIGNATURE.match(file.read(12)) is not None
+            return wanted.signature.match(file.read(wanted.looked_at)) is not None
     except OSError:  # another's file: no image of ours
         return False
 

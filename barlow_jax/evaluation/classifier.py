@@ -51,11 +51,11 @@ class Trained:
     results: dict
 
     def __call__(self, images):
-        """uint8 [n, size, size, channels] -> logits, float32 [n, classes]."""
+        """uint8, or uint16, whose white is 65535, [n, size, size, channels] -> logits, float32 [n, classes]."""
         expected = (self.size, self.size, self.channels)
-        if np.shape(images)[1:] != expected or images.dtype != np.uint8:
+        if np.shape(images)[1:] != expected or images.dtype not in (np.uint8, np.uint16):
             raise UserError(
-                f"The images are {images.dtype} {list(np.shape(images))}; the classifier takes uint8 [n, "
+                f"The images are {images.dtype} {list(np.shape(images))}; the classifier takes uint8 or uint16 [n, "
                 f"{', '.join(map(str, expected))}], short side {self.resize} and central crop."
             )
         return self._logits(self.params, self.batch_stats, jnp.asarray(images))
@@ -64,7 +64,7 @@ class Trained:
     def _logits(self):
         @jax.jit
         def logits(params, batch_stats, images):
-            images = color_ops.normalize(images.astype(jnp.float32), self.mean, self.std)
+            images = color_ops.normalize(color_ops.levels(images), self.mean, self.std)
             return model.merge(self.graphdef, params, batch_stats)(images, train=False)
 
         return logits

@@ -9,7 +9,6 @@ Images are seen as evaluations see them: short side resized, the centre cropped.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +21,12 @@ from barlow_jax import augment, model
 from barlow_jax.data import boxes
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classifier, subject
+from barlow_jax.run.buckets import reading
 from barlow_jax.run.checkpoint import restore_params
 from barlow_jax.weights import as_run, finite
 
 ROWS = 64  # images at a time
+DTYPES = (np.uint8, np.uint16)  # of images
 
 Images = np.ndarray | Sequence[np.ndarray]
 
@@ -53,7 +54,7 @@ def _features(arch, stem, image_size, channels, own):
 
 
 def make_encode(config, channels, params, batch_stats):
-    """uint8 [b, h, w, C] -> features float32 [b, F], jitted, with the weights in it: a program of its own."""
+    """uint8 or uint16 [b, h, w, C] -> features float32 [b, F], jitted, with the weights in it."""
     features, eval_ = make_features(config, channels), config["eval"]
     view = {"resize": eval_["resize"], "crop": eval_["crop"], **_normalisation(config)}
     return jax.jit(lambda images: features(params, batch_stats, central_view(images, **view)))
@@ -63,7 +64,7 @@ def central_view(images, *, resize, crop, mean, std):
     """Resize and CenterCrop as one resampling, for whatever size the images have.
 
     Args:
-      images: uint8 [b, h, w, C].
+      images: uint8 [b, h, w, C], or uint16, whose white is 65535.
       resize, crop: pixels of the short side, and of the side of the central square.
       mean, std: of each channel, on the scale 0 to 1.
     Returns:
@@ -100,7 +101,7 @@ class Network:
         """Features of images: float32 [n, F].
 
         Args:
-          images: uint8 [n, h, w, C], or a list of uint8 [h, w, C] of any sizes.
+          images: uint8 [n, h, w, C], or uint16, whose white is 65535, or a list of such [h, w, C] of any sizes.
         Raises:
           UserError: they are something else, or have other channels than the network is for.
         """
@@ -135,20 +136,21 @@ class Network:
         return jax.jit(shares)
 
     def _computed(self, function, images):
-        """The rows that a function of uint8 [ROWS, h, w, C] gives for these images."""
+        """The rows that a function of [ROWS, h, w, C] gives for these images."""
         groups = [images] if type(images) is np.ndarray else [np.asarray(image)[None] for image in images]
         found = []
         for group in groups:
-            if group.ndim != 4 or group.dtype != np.uint8 or group.shape[-1] != self.subject.channels:
+            if group.ndim != 4 or group.dtype not in DTYPES or group.shape[-1] != self.subject.channels:
                 raise UserError(
                     f"The images are {group.dtype} {list(group.shape)}; give uint8 [n, height, width, "
-                    f"{self.subject.channels}], or a list of uint8 [height, width, {self.subject.channels}]."
+                    f"{self.subject.channels}], or uint16, whose white is 65535, or a list of such [height, width, "
+                    f"{self.subject.channels}]."
                 )
             for first in range(0, len(group), ROWS):
                 part = group[first : first + ROWS]
                 # One program for all parts of a large array.
                 rows = ROWS if len(group) > ROWS else len(part)
-                filled = np.concatenate([part, np.zeros((rows - len(part), *part.shape[1:]), np.uint8)])
+                filled = np.concatenate([part, np.zeros((rows - len(part), *part.shape[1:]), part.dtype)])
                 found.append(np.asarray(function(filled))[: len(part)])
         if not found:
             raise UserError("There are no images; give one or more.")
@@ -166,7 +168,7 @@ def load(path, *, step: int | None = None, ema: str = "average") -> Network:
     Raises:
       UserError: there is no such thing.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = reading.named(path)
     if not as_run.is_file(folder):
         params, batch_stats, meta = restore_params(folder, step=step)
         if "classifier" in meta:

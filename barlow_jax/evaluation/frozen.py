@@ -18,6 +18,7 @@ from barlow_jax import experiment, fields, results, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import linear_experiment, subject
 from barlow_jax.run import workdir as workdirs
+from barlow_jax.run.buckets import reading, staging
 from barlow_jax.run.checkpoint import FOLDER as CHECKPOINTS
 from barlow_jax.run.checkpoint import WEIGHTS
 from barlow_jax.weights import as_run
@@ -61,9 +62,8 @@ def opened(wanted, table, needed):
     fields.check(config, table, needed=[*always, *needed])
     found = subject.load(wanted.checkpoint, wanted.baseline, wanted.ema)
     run = run_folder(found.path)
-    beside = run.with_name(f"{run.name}.{FOLDER}") if as_run.is_file(run) else run / FOLDER
-    folder = pathlib.Path(wanted.workdir or beside).expanduser()
-    if folder.resolve() in (run.resolve(), *run.resolve().parents):
+    folder = reading.named(wanted.workdir or f"{run}{'.' if as_run.is_file(run) else '/'}{FOLDER}")
+    if reading.is_in(run, folder):
         raise UserError(f"--workdir {folder} holds the run that is judged; take a folder for it alone, or none.")
     pretrained = ConfigDict(found.config)
     given, config = config, linear_experiment.filled_in(config, pretrained)
@@ -74,6 +74,8 @@ def opened(wanted, table, needed):
 
 def run_folder(checkpoint):
     """The work folder of the run that a path of --checkpoint belongs to."""
+    if reading.is_address(checkpoint):
+        return reading.run_of(checkpoint)[0]
     path = pathlib.Path(checkpoint)
     for folder in (path, path.parent):
         if folder.name == CHECKPOINTS:
@@ -131,7 +133,7 @@ def publish(judged, lines, table):
     """Appends the lines to results.jsonl and prints the table, on process 0; the lines are returned."""
     if jax.process_index() == 0:
         results.append(judged.workdir, lines)
-        print("\n".join(["", *table, "", f"Also in {judged.workdir / results.FILE}."]), flush=True)
+        print("\n".join(["", *table, "", f"Also in {staging.shown(judged.workdir / results.FILE)}."]), flush=True)
     return lines
 
 

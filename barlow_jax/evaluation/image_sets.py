@@ -22,15 +22,17 @@ def open_images(named, channels, data_dir="", **reading):
     return source
 
 
-def open_any(named, channels=0, data_dir="", **reading):
+def open_any(named, channels=0, data_dir="", any_range=False, **reading):
     """The source that a word names: a folder of images or of shards (or FOLDER:SPLIT), an .npz, a list, a set of TFDS.
 
-    channels: of image files, 0 is as the set says. data_dir: of TFDS. reading: value_range and max_pixels, see
-    `data.pixels.Reading`; of a folder of images class_names too.
+    Or an .npy, whose images have no labels. channels: of image files, 0 is as the set says. data_dir: of TFDS.
+    any_range: takes arrays too of which it is not known what is black and white. reading: of `data.pixels.Reading`;
+    of a folder of images class_names too.
     """
     reading |= {"channels": channels}
+    of_arrays = {name: reading[name] for name in ("value_range", "bits") if name in reading} | {"any_range": any_range}
     if walk.is_remote(named):
-        return _open_remote(named, reading)
+        return _open_remote(named, reading, of_arrays)
     path = local_path(named)
     before, _, after = named.rpartition(":")
     if kind := shards.kind_of(path):
@@ -39,8 +41,9 @@ def open_any(named, channels=0, data_dir="", **reading):
         source = open_source(kind, before, after, **reading)
     elif path.is_dir():
         source = open_source("folder", named, "", **reading)
-    elif path.suffix == ".npz" or before.endswith(".npz"):
-        source = open_source("npz", *((named, "") if path.suffix == ".npz" else (before, after)))
+    elif path.suffix in (".npz", ".npy") or before.endswith(".npz"):
+        whole = path.suffix in (".npz", ".npy")
+        source = open_source("npz", *((named, "") if whole else (before, after)), **of_arrays)
     elif path.is_file():
         lines = walk.read_list(path)
         if any(map(walk.is_remote, lines)):
@@ -54,11 +57,11 @@ def open_any(named, channels=0, data_dir="", **reading):
     return source
 
 
-def _open_remote(named, reading):
+def _open_remote(named, reading, of_arrays):
     """The images at an address: an .npz, a list of addresses and of paths below its own, shards, or a folder."""
     before, _, split = named.rpartition(":")
     if named.endswith(".npz") or before.endswith(".npz"):
-        return open_source("npz", *((named, "") if named.endswith(".npz") else (before, split)))
+        return open_source("npz", *((named, "") if named.endswith(".npz") else (before, split)), **of_arrays)
     if named.endswith(".txt"):
         lines = remote_files.content(named).read().decode(errors="replace").split("\n")
         return remote_files.open_list([line.strip() for line in lines if line.strip()], named, **reading)
@@ -67,6 +70,11 @@ def _open_remote(named, reading):
     if split and "/" not in split and (kind := shards.kind_of(before)):
         return open_source(kind, before, split, **reading)
     return open_source("folder", named, "", **reading)
+
+
+def counted(count, word="image"):
+    """ "1 image", "7 images"."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 class Thumbnails:
@@ -94,19 +102,27 @@ class Thumbnails:
         if not self.unreadable:
             return []
         path, why = next(iter(self.unreadable.items()))
-        return [f"{len(self.unreadable)} images for the picture could not be read, {path} for one ({why})."]
+        return [f"{counted(len(self.unreadable))} for the picture could not be read, {path} for one ({why})."]
 
     def _pixels(self, path):
         file = self._from(walk.named(path))
         if file.is_file():
-            return pixels.pillow_pixels(file.read_bytes(), self._reading)
+            return self._shown(file.read_bytes())
         if self._source is None or path not in self._places:
             raise ValueError("there is no such file")
         place = self._places[path]
         if self._source.images is None:
-            return pixels.pillow_pixels(self._source.encoded(place), self._reading)
+            return self._shown(self._source.encoded(place))
         height, width = self._source.shape[:2] if self._source.sizes is None else self._source.sizes[place]
-        return self._source.images[place, :height, :width]
+        found = self._source.images[place][:height, :width]
+        return found if found.dtype == np.uint8 else (found >> 8).astype(np.uint8)
+
+    def _shown(self, encoded):
+        """uint8 [h, w, C]: of images of grey or colour in RGB, else in all of their bands."""
+        reading = self._reading
+        if self._about.get("channels", 3) not in (1, 3):
+            reading = reading._replace(channels=self._about["channels"])
+        return pixels.pillow_pixels(encoded, reading)
 
     def _from(self, path):
         return pathlib.Path(self._about.get("working folder", "")) / path
@@ -114,8 +130,7 @@ class Thumbnails:
     @functools.cached_property
     def _reading(self):
         """As the images were read for their features, but for the number of channels: RGB shows them all."""
-        told = self._about.get("reading", {})
-        return pixels.Reading(3, tuple(told.get("value_range", ())), told.get("max_pixels", pixels.MAX_PIXELS))
+        return pixels.Reading.of(self._about.get("reading", {}))._replace(channels=3, bits=8)
 
     @functools.cached_property
     def _source(self):
@@ -125,7 +140,7 @@ class Thumbnails:
             return None
         begins = self._from(given.rpartition(":")[0] or given)
         where = str(self._from(given)) if begins.exists() or self._from(given).exists() else given
-        return open_images(where, self._about["channels"], self._about["data_dir"])
+        return open_images(where, self._about["channels"], self._about["data_dir"], **self._about.get("reading", {}))
 
     @functools.cached_property
     def _places(self):
@@ -150,11 +165,11 @@ def _in_square(image, side):
 
 
 def value_range(words):
-    """(low, high) of the words of a flag --value_range; () of none. UserError where they are no two numbers."""
+    """(low, high, ...) of the words of a flag --value_range; () of none. UserError where they are no pairs."""
     try:
         given = tuple(float(word) for word in words)
     except ValueError:
         given = (None,)
-    if len(given) not in (0, 2):
-        raise UserError(f"--value_range is {','.join(words)}; give two numbers, LOW,HIGH.")
+    if None in given or len(given) % 2:
+        raise UserError(f"--value_range is {','.join(words)}; give two numbers, LOW,HIGH, or two for each channel.")
     return given

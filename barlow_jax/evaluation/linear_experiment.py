@@ -1,7 +1,6 @@
 """From the fields of configs/linear.py, and the run that is judged, to arguments: what `experiment` is to train.py."""
 
 import logging
-import pathlib
 
 import numpy as np
 from flax import nnx
@@ -10,6 +9,7 @@ from barlow_jax import augment, experiment, fields, model, results
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, subject
 from barlow_jax.results import protocols
+from barlow_jax.run.buckets import reading
 from barlow_jax.run.checkpoint import holds_checkpoints, restore_params
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ def check_folders(checkpoint, workdir):
             else ("--workdir", "folder where checkpoints, metrics and results of the evaluation go")
         )
         raise UserError(f"{missing} is missing; give the {what}.")
-    run, own = pathlib.Path(checkpoint).expanduser(), pathlib.Path(workdir).expanduser()
-    if own.resolve() in (run.resolve(), *run.resolve().parents):
+    run, own = reading.named(checkpoint), reading.named(workdir)
+    if reading.is_in(run, own):
         raise UserError(f"--workdir {own} holds the run that is judged; take a folder for it alone, as {run}/linear.")
 
 
@@ -53,7 +53,7 @@ def find_subject(checkpoint, folders, baseline="", ema="average"):
 
     So an evaluation that goes on does not mind that the run it judges has gone on too, and all seeds judge the same.
     """
-    run, own = pathlib.Path(checkpoint).expanduser(), next(filter(holds_checkpoints, folders), None)
+    run, own = reading.named(checkpoint), next(filter(holds_checkpoints, folders), None)
     if own is None:
         return subject.load(checkpoint, baseline, ema)
     params, batch_stats, meta = restore_params(own)
@@ -87,6 +87,7 @@ def filled_in(config, pretrained):
     empty = ["image_size", "eval.resize", "eval.crop"]
     if config.data.kind in ("", pretrained.data.kind):
         empty += ["data.kind", "data.path", "data.name", "data.train", "data.val", "data.channels", "data.value_range"]
+        empty += ["data.exif", *(["data.bits"] if pretrained.data.get("bits", 8) != 8 else [])]
     taken = []
     for field in empty:
         group, _, name = field.rpartition(".")

@@ -61,6 +61,6 @@ def _config(judged, about, count):
     config.precision, config.eval.batch_size = about["precision"], count
     config.eval.resize, config.eval.crop = about["resize"], about["crop"]
     config.data.canvas, config.data.max_bad_fraction = about["canvas"], 0.0
-    config.data.max_pixels = about["reading"]["max_pixels"]
-    config.data.value_range = tuple(about["reading"]["value_range"])
+    for name, value in about["reading"].items():
+        config.data[name] = tuple(value) if isinstance(value, list) else value
     return config

@@ -1,7 +1,6 @@
 """The network that an evaluation judges: the backbone of a run or of a file, or a baseline to compare it with."""
 
 import logging
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from barlow_jax import experiment, model, sharding
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import classify, features
+from barlow_jax.run.buckets import reading
 from barlow_jax.run.checkpoint import WEIGHTS, restore_params
 from barlow_jax.weights import as_run, finite
 
@@ -56,7 +56,7 @@ def load(checkpoint, baseline="", ema="average"):
         raise UserError(f"--baseline is {baseline!r}; it is one of {', '.join(BASELINES)}, or left out.")
     if ema not in WEIGHTS:
         raise UserError(f"--ema is {ema!r}; it is one of {', '.join(WEIGHTS)}.")
-    folder = pathlib.Path(checkpoint).expanduser()
+    folder = reading.named(checkpoint)
     if as_run.is_file(folder):
         weights, config, channels = as_run.restore(folder)
         found, step, ema = as_run.single((weights.params, weights.batch_stats)), weights.step, ""

@@ -5,18 +5,28 @@ features divided by their length, squared hinge, weight 2 for positives, C chose
 precision of 3 folds, LIBLINEAR's dual solver (scikit-learn's LinearSVC), average precision on the test images.
 """
 
+import hashlib
+import importlib.metadata
+import json
+import logging
 import os
+import pathlib
 import warnings
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from barlow_jax import metrics
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import embedding_files
+from barlow_jax.run import cluster, writing
 
 FOLDS = 3
 POSITIVE_WEIGHT = 2
 MAX_ITER = 2000
+
+log = logging.getLogger(__name__)
 
 
 class Judged(NamedTuple):
@@ -34,16 +44,20 @@ def normalize(features):
     return features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-5)
 
 
-def judge(train, targets, test, *, costs, class_names, track=lambda classes: classes, workers=None):
+def judge(train, targets, test, *, costs, class_names, track=lambda classes, total: classes, workers=None, kept=None):
     """An SVM for every class, with the cost that is best for it.
+
+    Several processes are given the same arrays, each is at work on some of the classes, and all return all.
 
     Args:
       train: [n, F] and test: [m, F], features from `normalize`.
       targets: int [n, C], 1 for positives, -1 for negatives, 0 for rows that do not count for the class.
       costs: values of C to choose from; of equal ones the first wins.
       class_names: C names, for messages.
-      track: results -> results, around the loop over classes.
-      workers: processes, each at work on a class; None is one for each core.
+      track: (results, number) -> results, around the loop over the classes of this process.
+      workers: processes of this one's own, each at work on a class; None is one for each core.
+      kept: a folder that all processes see, in which each class is kept once it is done: a call that is killed goes on
+        there, on another number of processes too. None: nothing is kept.
     Returns:
       List of C `Judged`.
     Raises:
@@ -59,10 +73,68 @@ def judge(train, targets, test, *, costs, class_names, track=lambda classes: cla
 
     from joblib import Parallel, delayed  # comes with scikit-learn, which takes a second to import
 
-    # Not threads: LIBLINEAR's random numbers are global, so what a thread draws would depend on the others.
-    pool = Parallel(workers or os.cpu_count(), return_as="generator")
-    work = (delayed(_judge_one)(train, column, test, costs) for column in np.asarray(targets).T)
-    return list(track(pool(work)))
+    columns = np.asarray(targets).T
+    files = _files(kept, train, columns, test, costs) if kept else None
+    done = _done(files) if files else {}
+    missing = [k for k in range(len(columns)) if k not in done]
+    missing = json.loads(cluster.gathered(json.dumps(missing).encode())[0])  # as process 0 found it
+    mine = missing[jax.process_index() :: jax.process_count()]
+    if done:
+        log.info("%d of %d classes are there already", len(done), len(columns))
+
+    def judged():
+        if not mine:
+            return {}
+        # Not threads: LIBLINEAR's random numbers are global, so what a thread draws would depend on the others.
+        pool = Parallel(min(workers or os.cpu_count(), len(mine)), return_as="generator")
+        found, results = {}, pool(delayed(_judge_one)(train, columns[k], test, costs) for k in mine)
+        for k, one in zip(mine, track(results, len(mine)), strict=True):
+            found[k] = one
+            if files:
+                writing.arrays(files[k], one._asdict())
+        return found
+
+    found = cluster.long_on_all(judged)
+    return _of_all(found | done if jax.process_index() == 0 else found, len(test))
+
+
+def _of_all(mine, images):
+    """What all processes have, {number of a class: Judged} of each, as a list in the order of the classes."""
+    rows = [[k, one.cost, one.cross_validated, one.unfinished, *one.scores] for k, one in mine.items()]
+    parts = [np.frombuffer(part).reshape(-1, 4 + images) for part in cluster.gathered(np.array(rows).tobytes())]
+    rows = sorted((row for part in parts for row in part), key=lambda row: row[0])
+    return [Judged(float(row[1]), float(row[2]), row[4:], int(row[3])) for row in rows]
+
+
+def _files(folder, train, columns, test, costs):
+    """The file of each class in a folder, by all that it depends on: the solver, and every number that it is given."""
+    about = [costs, importlib.metadata.version("scikit-learn"), FOLDS, POSITIVE_WEIGHT, MAX_ITER]
+    found = hashlib.sha256(json.dumps(about).encode())
+    for array in (train, test):
+        found.update(repr((array.shape, array.dtype.str)).encode())
+        found.update(np.ascontiguousarray(array))
+    names = []
+    for column in columns:
+        digest = found.copy()
+        digest.update(np.ascontiguousarray(column, np.int64))
+        names.append(pathlib.Path(folder) / f"svm_{digest.hexdigest()[:16]}.npz")
+    return names
+
+
+def _done(files):
+    """{number of a class: Judged} of those that are kept; a file that cannot be read counts for none."""
+    found = {}
+    for k, file in enumerate(files):
+        try:
+            with open(file, "rb") as stream, np.load(stream) as held:
+                one = Judged(*(held[name] for name in Judged._fields))
+        except FileNotFoundError:
+            continue
+        except embedding_files.DAMAGE as error:
+            log.warning("%s cannot be read (%s); its class is judged again", file, error)
+            continue
+        found[k] = Judged(float(one.cost), float(one.cross_validated), one.scores, int(one.unfinished))
+    return found
 
 
 def fit(features, targets, cost):

@@ -176,6 +176,22 @@ def pair(each, *, ascending=False, special=None, default=REQUIRED):
     return several(each, 2, 2, ascending=ascending, special=special, default=default)
 
 
+def pairs(each, *, special=None, default=REQUIRED):
+    """One or more of (lowest, highest), one after the other in one tuple."""
+
+    def problem(values):
+        if not isinstance(values, tuple) or not values or len(values) % 2 or len(values) > 2000:
+            return "must be a tuple of 2 values, or of 2 for each channel"
+        wrong = next(filter(None, map(each.problem, values)), "")
+        if wrong:
+            return f"each {wrong}"
+        if any(low >= high for low, high in zip(values[::2], values[1::2], strict=True)):
+            return "must be in ascending order, (lowest, highest)"
+        return ""
+
+    return Rule(f"2 values, or 2 for each channel: {each.says}, ascending", problem, special or {}, default)
+
+
 def shown(value):
     """A value in a sentence: one line, and not long."""
     try:

@@ -5,7 +5,7 @@ so that what they refuse is a slip: a rate of 10**12, a canvas of 0.
 """
 
 from barlow_jax.fields import together
-from barlow_jax.fields.rules import SEEDS, Table, choice, integer, number, pair, path, several, switch, text
+from barlow_jax.fields.rules import SEEDS, Table, choice, integer, number, pair, pairs, path, several, switch, text
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
 ARCHS = (*RESNETS, "convnet", *together.VITS, *together.CONVNEXTS)
@@ -36,9 +36,11 @@ IMAGES = {
     "data.train": path(),
     "data.val": path(),
     "data.file_list": path(special={"": "all"}),
-    "data.channels": choice(1, 3, special={0: "as the set says"}),
+    "data.channels": integer(1, 1000, special={0: "as the set says"}),
     "data.canvas": integer(1, 2**14),
-    "data.value_range": pair(number(-(2**40), 2**40), ascending=True, special={(): "the type's own"}, default=()),
+    "data.value_range": pairs(number(-(2**40), 2**40), special={(): "the type's own"}, default=()),
+    "data.bits": choice(8, 16, default=8),
+    "data.exif": switch(default=False),
     "data.max_pixels": integer(1, 178_956_970, default=2**26),  # the most that Pillow opens
     "data.resident_bytes": integer(0, 2**50, special={0: "none"}),
     "data.threads": integer(1, 2**12, special={0: "one a core"}),
@@ -189,6 +191,7 @@ LINEAR = Table(
         "optimizer.nesterov": switch(),
         "data.kind": choice(*KINDS, special={"": AS_IN_RUN}),
         **IMAGES,
+        "data.bits": choice(8, 16, special={0: AS_IN_RUN}, default=0),
         "image_size": ZERO_AS_IN_RUN,
         "crop_scale": pair(SHARE, ascending=True),
         "crop_ratio": pair(RATIO, ascending=True),
@@ -215,6 +218,7 @@ FROZEN = Table(
         "precision": choice("float32", "bfloat16"),
         "data.kind": choice(*KINDS, special={"": AS_IN_RUN}),
         **IMAGES,
+        "data.bits": choice(8, 16, special={0: AS_IN_RUN}, default=0),
         "eval.batch_size": integer(1, BATCH),
         "eval.resize": ZERO_AS_IN_RUN,
         "eval.crop": ZERO_AS_IN_RUN,

@@ -34,6 +34,11 @@ DATA = (
         "name a data set of TFDS, such as --config.data.name=imagenet2012",
     ),
     Together(
+        ("data.value_range", "data.channels", "data.kind"),
+        lambda ends, channels, kind: len(ends) <= 2 or kind not in OF_FILES or len(ends) == 2 * (channels or 3),
+        "it is one pair of numbers for all channels, or one for each",
+    ),
+    Together(
         ("data.file_list", "data.kind"),
         lambda listed, kind: not listed or kind in ("folder", ""),
         "it is for image folders: leave it empty",
@@ -245,6 +250,11 @@ PRETRAINING = (
         ("views.std", "views.mean"),
         lambda std, mean: len(std) == len(mean),
         "both have one value for each channel",
+    ),
+    Together(
+        ("views.mean", "data.channels", "data.kind"),
+        lambda mean, channels, kind: not channels or kind not in OF_FILES or len(mean) == channels,
+        "views.mean and views.std have one value for each channel: set both, as `barlow-jax data stats` prints them",
     ),
     Together(
         ("eval.knn_k", "eval.knn_bank"),

@@ -4,7 +4,8 @@ An image is a float32 array [H, W, C] of whole grey levels 0..255, before and af
 The official recipe runs in Pillow, which rounds to 8 bits after each operation, so the rounding is part of the
 augmentation. All of this is float32 arithmetic on whole numbers below 2**24, hence exact on any device and in any order
 of summation, except where a comment says otherwise; tests/ops/test_ops.py compares it with Pillow's output. Factors
-may be traced. There is no batch axis: use jax.vmap.
+may be traced. There is no batch axis: use jax.vmap. With fine=True levels are fractions, as of images of more than 8
+bits, and nothing is rounded.
 
 Inside, an image is a list of C planes [H, W]. A last axis of length 3 would leave most of a vector register (and 125 of
 128 TPU lanes) idle.
@@ -33,24 +34,29 @@ def _rgb(image: Array, operation: str) -> list[Array]:
     return _planes(image)
 
 
-def _luma(planes: list[Array]) -> Array:
+def _luma(planes: list[Array], fine: bool = False) -> Array:
     """Pillow's convert("L") [H, W]: ITU-R 601 in 16-bit fixed point. Other than 3 channels: mean.
 
     The sums stay below 2**24, so float32 holds them exactly.
     """
     if len(planes) != 3:
-        return jnp.floor(sum(planes) / len(planes) + 0.5)
+        mean = sum(planes) / len(planes)
+        return jnp.asarray(mean) if fine else jnp.floor(mean + 0.5)
     r, g, b = planes
+    if fine:
+        return (19595.0 * r + 38470.0 * g + 7471.0 * b) / 65536.0
     return jnp.floor((19595.0 * r + 38470.0 * g + 7471.0 * b + 32768.0) / 65536.0)
 
 
-def _rounded_mean(plane: Array) -> Array:
+def _rounded_mean(plane: Array, fine: bool = False) -> Array:
     """int(mean + 0.5), in integers: a float32 sum of 224 x 224 levels is close to its limit."""
+    if fine:
+        return jnp.mean(plane)
     total, count = jnp.sum(plane.astype(jnp.int32)), plane.size
     return ((2 * total + count) // (2 * count)).astype(jnp.float32)
 
 
-def _blend(base, planes: list[Array], factor) -> list[Array]:
+def _blend(base, planes: list[Array], factor, fine: bool = False) -> list[Array]:
     """base + factor * (plane - base), truncated, as PIL.Image.blend computes it in C floats.
 
     Pillow rounds the product to float32 before it adds. A compiler may fuse the two (XLA on CPU does), and then
@@ -63,7 +69,8 @@ def _blend(base, planes: list[Array], factor) -> list[Array]:
 
     def blend(plane):
         step = plane - base
-        return jnp.floor(jnp.clip(base + (high * step + low * step), 0.0, 255.0))
+        blended = jnp.clip(base + (high * step + low * step), 0.0, 255.0)
+        return blended if fine else jnp.floor(blended)
 
     return [blend(plane) for plane in planes]
 
@@ -117,6 +124,22 @@ def _shift_hue(planes: list[Array], shift) -> list[Array]:
     return [channel(sector) for sector in (5.0, 3.0, 1.0)]
 
 
+def _shift_fine_hue(planes: list[Array], shift) -> list[Array]:
+    """RGB -> HSV -> hue + shift -> RGB, of levels with fractions."""
+    r, g, b = planes
+    value = jnp.maximum(r, jnp.maximum(g, b))
+    chroma = value - jnp.minimum(r, jnp.minimum(g, b))
+    turn = jnp.where(g == value, 2 * chroma + b - r, 4 * chroma + r - g)
+    turn = jnp.where(r == value, g - b, turn)
+    hue = turn / jnp.where(chroma > 0, chroma, 1.0) + 6.0 * jnp.asarray(shift, jnp.float32)  # sixths of a turn
+
+    def channel(sector):
+        position = jnp.mod(sector + hue, 6.0)
+        return value - chroma * jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
+
+    return [channel(sector) for sector in (5.0, 3.0, 1.0)]
+
+
 def brightness(image: Array, factor: Array) -> Array:
     """PIL.ImageEnhance.Brightness: a blend with black. Exact. Any C."""
     return jnp.stack(_blend(0.0, _planes(image), factor), axis=-1)
@@ -142,7 +165,7 @@ def hue(image: Array, shift: Array) -> Array:
     return jnp.stack(_shift_hue(_rgb(image, "hue"), shift), axis=-1)
 
 
-def color_jitter(image: Array, order: Array, factors: Array, *, with_hue: bool = True) -> Array:
+def color_jitter(image: Array, order: Array, factors: Array, *, with_hue: bool = True, fine: bool = False) -> Array:
     """torchvision's ColorJitter of a PIL image with its random numbers given. Exact.
 
     Brightness, contrast and saturation are one blend with different bases, so a step is one blend, one hue shift and a
@@ -154,20 +177,21 @@ def color_jitter(image: Array, order: Array, factors: Array, *, with_hue: bool =
         applied first. Entries may also be NOTHING = 4.
       factors: float32 [4], (brightness, contrast, saturation, hue shift), in this order always.
       with_hue: False leaves the hue alone, as torchvision does for a strength of 0.
+      fine: nothing is rounded, and a hue shift of 0 is the identity.
     """
     planes = _planes(image)
     colour = len(planes) == 3
     factors = jnp.asarray(factors, jnp.float32)
 
     def step(planes, operation):
-        luma = _luma(planes)
-        base = jnp.where(operation == CONTRAST, _rounded_mean(luma), 0.0)
+        luma = _luma(planes, fine)
+        base = jnp.where(operation == CONTRAST, _rounded_mean(luma, fine), 0.0)
         base = jnp.where(operation == SATURATION, luma, base)
         blends = (operation < HUE) if colour else (operation < SATURATION)
-        blended = _blend(base, planes, jnp.where(blends, factors[operation], 1.0))  # 1: identity
+        blended = _blend(base, planes, jnp.where(blends, factors[operation], 1.0), fine)  # 1: identity
         if not (colour and with_hue):
             return blended, None
-        shifted = _shift_hue(planes, factors[HUE])
+        shifted = (_shift_fine_hue if fine else _shift_hue)(planes, factors[HUE])
         return [jnp.where(operation == HUE, s, b) for s, b in zip(shifted, blended, strict=True)], None
 
     # A loop, not four copies of the step: XLA on CPU would fuse those and compute each step again for every use of its
@@ -176,19 +200,24 @@ def color_jitter(image: Array, order: Array, factors: Array, *, with_hue: bool =
     return jnp.stack(planes, axis=-1)
 
 
-def grayscale(image: Array) -> Array:
+def grayscale(image: Array, *, fine: bool = False) -> Array:
     """Luma in all 3 channels (torchvision's RandomGrayscale). Exact. C = 3, else ValueError."""
-    return jnp.stack([_luma(_rgb(image, "grayscale"))] * 3, axis=-1)
+    return jnp.stack([_luma(_rgb(image, "grayscale"), fine)] * 3, axis=-1)
 
 
-def solarize(image: Array) -> Array:
-    """PIL.ImageOps.solarize: levels of 128 and more are inverted. Exact. Any C."""
-    return jnp.where(image >= 128.0, 255.0 - image, image)
+def solarize(image: Array, *, fine: bool = False) -> Array:
+    """PIL.ImageOps.solarize: levels of 128 and more are inverted; fine: of 127.5 and more. Exact. Any C."""
+    return jnp.where(image >= (127.5 if fine else 128.0), 255.0 - image, image)
 
 
 def invert(image: Array) -> Array:
     """255 - image. Exact. Any C."""
     return 255.0 - image
+
+
+def levels(image: Array) -> Array:
+    """Grey levels 0..255, float32, of uint8 or whole numbers as they are; of uint16 with fractions, 65535 being 255."""
+    return image.astype(jnp.float32) / 257.0 if image.dtype == jnp.uint16 else image.astype(jnp.float32)
 
 
 def normalize(image: Array, mean: Channels, std: Channels) -> Array:

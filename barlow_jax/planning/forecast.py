@@ -79,14 +79,21 @@ def describe(config, steps_per_epoch, machine, compiler, cost, images_per_core):
         f"{config.epochs} epochs at that estimate, without evaluation and stops"
     )
     if machine.slices > 1:
-        total = sum(transfer.bytes for transfer in cost.between)
-        lines.append(
-            f"              between slices {size(total)} from each {each}, in {len(cost.between)} transfers: not "
-            "reckoned with, as of that network nothing is known here"
-        )
+        lines += _between(cost, each)
     if machine.hosts > 1:
         lines.append("              links between hosts are not reckoned with: of them nothing is known here")
     return [*lines, _input(config, step, images_per_core)]
+
+
+def _between(cost, each):
+    """Lines on what each device hands to the network between slices; the time that it takes is not in the estimate."""
+    parts = [
+        f"{kind} {size(total)} in {number}, none above {size(most)}"
+        for kind, (number, total, most) in compiled.by_kind(cost.between).items()
+    ]
+    total = sum(transfer.bytes for transfer in cost.between)
+    said = f"              between slices {size(total)} from each {each}, in {len(cost.between)} transfers"
+    return [f"{said}: not reckoned with, as of that network nothing is known here", f"              {'; '.join(parts)}"]
 
 
 def _communication(cost):

@@ -71,9 +71,12 @@ def line(subject, *, protocol, dataset, n, classes, metric, values, seeds, **set
 def append(workdir, lines):
     """Adds those of the lines to workdir/results.jsonl that it does not have; call it on process 0."""
     file = pathlib.Path(workdir) / FILE
-    there = [_without_command(line) for line in read(file)]
-    fresh = [json.dumps(new) for new in lines if _without_command(json.loads(json.dumps(new))) not in there]
-    if fresh:
+
+    def fresh():
+        there = [_without_command(line) for line in read(file)]
+        return [json.dumps(new) for new in lines if _without_command(json.loads(json.dumps(new))) not in there]
+
+    if fresh():  # else nothing is written, nor asked of the folder
         writing.append(file, fresh)
 
 

@@ -99,6 +99,8 @@ NO_COUNTERPART = (
     "data.file_list",
     "data.channels",
     "data.value_range",
+    "data.bits",
+    "data.exif",
     "data.resident_bytes",
     "data.threads",
     "data.window",

@@ -14,12 +14,15 @@ import logging
 import pathlib
 import sys
 import threading
+import time
 
 from barlow_jax.errors import UserError
 from barlow_jax.results import folders, page
 from barlow_jax.run import launch
+from barlow_jax.run.buckets import reading
 
 ADDRESS = "127.0.0.1"
+FRESH = 15.0  # seconds between two looks into a bucket
 HOSTS = (ADDRESS, "localhost")  # as browsers of this machine call it; any other name is a page elsewhere that asks
 
 log = logging.getLogger(__name__)
@@ -36,15 +39,30 @@ def main(wanted):
         raise UserError("No folder is given; name that of a run, as in `barlow-jax watch runs/photos`.")
     if not 0 <= wanted.port < 2**16:
         raise UserError(f"--port is {wanted.port}; it must be 0 to 65535.")
-    for folder in named:
+    far = [one for one in named if reading.is_address(one)]
+    local = [reading.files(one) if one in far else one for one in named]
+    for folder in local:
         if not pathlib.Path(folder).expanduser().is_dir():
             raise UserError(f"{folder} is no folder; give that of a run, or one above several.")
-    with opened(named, wanted.port) as server:
+    if far:
+        threading.Thread(target=follow, args=(far,), daemon=True).start()
+    with opened(local, wanted.port) as server:
         print(f"http://{ADDRESS}:{server.server_port}/ shows {', '.join(map(str, named))}; Ctrl-C ends it.", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             print()
+
+
+def follow(addresses):
+    """Brings down what has changed in buckets, every FRESH seconds; what fails is said, and tried again."""
+    while True:
+        time.sleep(FRESH)
+        for address in addresses:
+            try:
+                reading.files(address)
+            except UserError as error:
+                log.warning("%s is shown as it was: %s", address, error)
 
 
 def opened(named, port):

@@ -15,6 +15,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.objectives import OBJECTIVES
 from barlow_jax.results import measured, verdict
 from barlow_jax.run import cluster, metric_writers
+from barlow_jax.run.buckets import staging
 
 log = logging.getLogger("train")
 
@@ -139,9 +140,8 @@ def next_steps(workdir, config, classes):
 
     classes: how many its images have; None or 0 where they have no labels.
     """
-    run, linear, checkpoint = (
-        shlex.quote(text) for text in (f"{workdir}", f"--workdir={workdir}/linear", f"--checkpoint={workdir}")
-    )
+    run = staging.shown(workdir)
+    run, linear, checkpoint = (shlex.quote(text) for text in (run, f"--workdir={run}/linear", f"--checkpoint={run}"))
     if not classes:
         return (
             f"to see which of your images are alike: python -m barlow_jax.embed {run} IMAGES --out=features.npz "

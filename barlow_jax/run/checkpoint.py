@@ -4,11 +4,13 @@ A checkpoint is a folder `<directory>/<step>/`: the arrays in Orbax's own format
 what the run wants to remember (`meta`, `metrics`) and the size and CRC-32 of every other file. Orbax renames the folder
 into place only when all of that is written, so a killed save leaves nothing that looks finished.
 
-Folders may be local or of any kind that `etils.epath` opens, such as gs://.
+Folders are on a file system. Those of a work folder in a bucket are in its copy on this host, and `buckets` keeps them
+there: a save is complete when the bucket has it. Reading takes addresses (gs://...) too, of what was brought down.
 """
 
 import json
 import logging
+import pathlib
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from barlow_jax.errors import UserError
 from barlow_jax.run import manifest, trees
+from barlow_jax.run.buckets import gathering, reading, staging
 
 FOLDER = "checkpoints"  # inside a run's work folder
 WEIGHTS = ("average", "last")  # of a run with config.ema, those that there are to read
@@ -61,8 +64,16 @@ class Checkpoints:
             raise UserError(
                 f"{self.directory} cannot be made ({manifest.reason(error)}); take another work folder."
             ) from error
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._mirror = staging.of(self.directory)  # None where the folder is not kept in a bucket
+        self._gathers = self._mirror is not None and jax.process_count() > 1
+        if self._gathers:
+            options.multiprocessing_options = ocp.options.MultiprocessingOptions(active_processes={0})
+            options.async_options.barrier_sync_fn, options.create = gathering.nobody, False
+        there = not self._gathers or jax.process_index() == 0
+        self._manager = ocp.CheckpointManager(self.directory, options=options) if there else gathering.Elsewhere()
         self._reload()
+        if self._mirror:
+            self._mirror.follow(pathlib.Path(self.directory), lambda metrics: _chosen(metrics, keep, best_of))
 
     def save(self, step: int, state: Any, meta: Mapping | None = None, metrics: Mapping | None = None) -> bool:
         """Starts to save `state` as of `step`; returns False if that step is saved already.
@@ -81,6 +92,8 @@ class Checkpoints:
         metrics = {name: float(v) if np.isfinite(v) else None for name, v in (metrics or {}).items()}
         self._pending = (step, json.loads(json.dumps(meta or {})), metrics)
         self._metrics[step] = metrics
+        if self._gathers:
+            state = gathering.whole(state)
         try:
             args = ocp.args.Composite(state=ocp.args.StandardSave(state))
             self._manager.save(step, args=args, force=True)
@@ -126,6 +139,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:  # whatever the saving thread met, see `save`
             raise self._failure(error) from error
+        if self._mirror:
+            self._mirror.settled(pathlib.Path(self.directory))
 
     def close(self) -> None:
         """Waits for the save in progress and ends Orbax's threads; raises UserError as `wait` does."""
@@ -213,6 +228,8 @@ def restore_all(path, *, step: int | None = None) -> tuple[dict, dict]:
 
 
 def _restore(path, step, chosen=dict) -> tuple[epath.Path, dict, dict]:
+    if reading.is_address(path):
+        path = reading.checkpoint(str(path), step)
     path = epath.Path(path).expanduser().absolute()
     if path.name.isdigit() and (path / manifest.FILE).exists():
         path, step = path.parent, int(path.name)
@@ -250,10 +267,17 @@ class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
         self._keep, self._best_of, self._metrics = keep, best_of, metrics
 
     def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
-        newest_first = sorted((checkpoint.step for checkpoint in checkpoints), reverse=True)
-        scores = {step: self._metrics.get(step, {}).get(self._best_of) for step in newest_first}
-        best = max((step for step in newest_first if scores[step] is not None), key=scores.get, default=None)
-        return [c.step in newest_first[: self._keep] or c.step == best for c in checkpoints]
+        known = {one.step: self._metrics.get(one.step, {}) for one in checkpoints}
+        kept = _chosen(known, self._keep, self._best_of)
+        return [one.step in kept for one in checkpoints]
+
+
+def _chosen(metrics: Mapping[int, Mapping], keep: int, best_of: str | None) -> set[int]:
+    """Which steps to keep, of {step: metrics}: the newest, and the best, of equals the newest."""
+    newest_first = sorted(metrics, reverse=True)
+    scores = {step: metrics[step].get(best_of) for step in newest_first}
+    best = max((step for step in newest_first if scores[step] is not None), key=scores.get, default=None)
+    return {*newest_first[:keep], *([] if best is None else [best])}
 
 
 def _steps(directory: epath.Path) -> list[int]:

@@ -30,8 +30,6 @@ HEARTBEAT = 100  # seconds without a word after which a process counts as gone
 
 _FAMILY = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 
-_SENTENCE = 4096  # bytes of the longest sentence that process 0 can tell the others
-
 log = logging.getLogger(__name__)
 
 
@@ -215,16 +213,23 @@ def check_agreement(facts):
     """
     if jax.process_count() == 1:
         return
-    told = json.dumps(facts).encode()
-    length = int(multihost_utils.process_allgather(np.int32(len(told))).max())
-    padded = np.frombuffer(told.ljust(length), np.uint8)
-    everyone = [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
+    everyone = [json.loads(text) for text in gathered(json.dumps(facts).encode())]
     for index, others in enumerate(everyone):
         for name, (ours, theirs) in trees.differences(everyone[0], others, told=str).items():
             raise UserError(
                 f"Process {index} has {name} {theirs} and process 0 has {ours}; start all processes of a run with the "
                 "same line, code and data."
             )
+
+
+def gathered(told):
+    """The bytes of every process, a list in the order of their numbers; as bytes nothing is rounded."""
+    if jax.process_count() == 1:
+        return [told]
+    lengths = multihost_utils.process_allgather(np.int32(len(told)))
+    padded = np.frombuffer(told.ljust(int(lengths.max()), b"\0"), np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:length].tobytes() for row, length in zip(rows, lengths.ravel(), strict=True)]
 
 
 def on_process_0(work):
@@ -235,45 +240,45 @@ def on_process_0(work):
             work()
         except UserError as error:
             sentence = str(error)
-    if jax.process_count() > 1:
-        told = np.zeros(_SENTENCE, np.uint8)
-        encoded = np.frombuffer(sentence.encode()[:_SENTENCE], np.uint8)
-        told[: len(encoded)] = encoded
-        sentence = (
-            np.asarray(multihost_utils.broadcast_one_to_all(told)).tobytes().rstrip(b"\0").decode(errors="ignore")
-        )
-    if sentence:
-        raise UserError(sentence)
+    _raise_on_all(sentence)
 
 
 def long_on_process_0(work):
-    """As `on_process_0`, of work of minutes, which runs in a thread: all processes meet every few seconds meanwhile.
+    """As `on_process_0`, of work of minutes."""
+    long_on_all(work if jax.process_index() == 0 else lambda: None)
 
-    A collective that waits for process 0 alone is given up, on CPUs after 30 s where it is the first of its kind.
+
+def long_on_all(work):
+    """What work() returns, of minutes on some process: in a thread, as all processes meet every few seconds meanwhile.
+
+    A collective that waits for one process is given up, on CPUs after 30 s where it is the first of its kind. A
+    UserError of one process is raised on all, at the end.
     """
     if jax.process_count() == 1:
-        work()
-        return
-    failure, ended = [], threading.Event()
+        return work()
+    found, failure, ended = [], [], threading.Event()
 
     def run():
         try:
-            work()
+            found.append(work())
         except Exception as error:
             failure.append(error)
         finally:
             ended.set()
 
-    def told():
-        if failure:
-            raise failure[0]
-
-    first = jax.process_index() == 0
-    if first:
-        threading.Thread(target=run, daemon=True).start()
-    while not on_any_process(first and ended.wait(MEETING)):
+    threading.Thread(target=run, daemon=True).start()
+    while on_any_process(not ended.wait(MEETING)):
         pass
-    on_process_0(told)
+    if failure and not isinstance(failure[0], UserError):
+        raise failure[0]
+    _raise_on_all(str(failure[0]) if failure else "")
+    return found[0]
+
+
+def _raise_on_all(sentence):
+    """Raises UserError on all processes where one gives a sentence, the first of them."""
+    if sentences := [text.decode() for text in gathered(sentence.encode()) if text]:
+        raise UserError(sentences[0])
 
 
 def on_any_process(flag):

@@ -1,11 +1,25 @@
-"""Files of JSON lines, read so that no line of theirs can stop it: half a line is what a kill or a full disk leaves."""
+"""JSON as it is written and read here: no NaN; and of files of lines none can stop the reading, such as half a one."""
 
 import json
+import math
 import os
 import pathlib
 from typing import Any
 
 from barlow_jax.errors import UserError
+
+
+def text(value: Any, **options: Any) -> str:
+    """The JSON of a value, null in the place of each number in it that is not finite: JSON has no NaN."""
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_finite, value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(path: str | os.PathLike[str]) -> list[tuple[str, Any]]:

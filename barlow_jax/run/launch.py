@@ -28,6 +28,7 @@ from ml_collections import config_flags
 
 from barlow_jax.errors import UserError
 from barlow_jax.run import cluster, config_files, heartbeat
+from barlow_jax.run.flag_values import Parser
 from barlow_jax.run.quiet import hide_tracebacks
 from barlow_jax.run.writing import NO_SPACE
 
@@ -67,12 +68,13 @@ class Flags:
 
     def number(self, name, what, default=0):
         """An integer, or where the default is a float any number."""
-        define = flags.DEFINE_float if isinstance(default, float) else flags.DEFINE_integer
-        define(name, default, what, flag_values=self._values)
+        whole = not isinstance(default, float)
+        parser = flags.IntegerParser() if whole else flags.FloatParser()
+        self._define(name, default, what, parser, "a whole number" if whole else "a number")
         self._say(f"{name}=NUMBER", what, default)
 
     def choice(self, name, choices, what, default=None):
-        flags.DEFINE_enum(name, default, choices, what, flag_values=self._values)
+        self._define(name, default, what, flags.EnumParser([*choices]), f"one of {', '.join(choices)}")
         self._say(f"{name}={'|'.join(choices)}", what, default)
 
     def names(self, name, what):
@@ -83,6 +85,9 @@ class Flags:
     def arguments(self, words):
         """What stands beside the flags, for --help: "RUN IMAGES"."""
         self._words = words
+
+    def _define(self, name, default, what, parser, must):
+        flags.DEFINE(Parser(parser, name, must), name, default, what, flag_values=self._values)
 
     def _say(self, form, what, default):
         shown = "" if default in (None, "", 0) else f" ({default} if not given)"
@@ -316,6 +321,8 @@ def _flag_errors():
     except UserError:
         raise
     except flags.Error as error:
+        if isinstance(error.__context__, UserError):  # of a `Parser`
+            raise error.__context__ from None
         raise UserError(_sentence(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # From ml_collections: an unknown field, or a value of another type.

@@ -7,6 +7,7 @@ with it; a host that vanished without a word keeps it until the file server give
 until somebody removes the file. File systems without locks are told in a warning, and nothing is held.
 """
 
+import contextlib
 import datetime
 import errno
 import fcntl
@@ -56,17 +57,36 @@ def hold(folder, patience=5.0):
     return descriptor
 
 
+@contextlib.contextmanager
+def one_at_a_time(file):
+    """Inside it no other process is in it for this file, which is made where it is missing, and may be replaced.
+
+    Where the file system has no locks, or the file may not be written, all are.
+    """
+    descriptor = None
+    try:
+        while descriptor is None:  # again where somebody replaced the file that was waited for
+            descriptor = _locked(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (*_NO_LOCKS, errno.EACCES, errno.EPERM):
+            raise
+    try:
+        yield
+    finally:
+        release(descriptor)
+
+
 def release(descriptor):
     """Gives back what `hold` returned."""
     if descriptor is not None:
         os.close(descriptor)
 
 
-def _locked(file):
-    """The descriptor of the file, locked; None if another has the lock."""
+def _locked(file, how=fcntl.LOCK_EX | fcntl.LOCK_NB):
+    """The descriptor of the file, locked; None if another has the lock, or put another file in its place."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)  # a program started from here does not inherit it
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how)
         if _is(file, descriptor):
             return descriptor
     except BlockingIOError:

@@ -8,7 +8,6 @@ what lies beyond the checkpoint is cut off before the run writes it again.
 """
 
 import contextlib
-import json
 import logging
 import os
 import pathlib
@@ -21,7 +20,7 @@ import numpy as np
 
 from barlow_jax.errors import UserError
 from barlow_jax.run import json_lines, writing
-from barlow_jax.run.mlflow_run import MLflow
+from barlow_jax.run.mlflow_run import MLflow, short, tried
 
 FILE = "metrics.jsonl"
 
@@ -57,7 +56,7 @@ def create(workdir, process_index=0, *, wandb=False, mlflow=False, resume_step=N
     if process_index != 0:
         return MetricWriter([])
     if "://" in str(workdir):
-        raise UserError(f"Metrics cannot be appended to files in {workdir}; mount the bucket and name the folder.")
+        raise UserError(f"Metrics cannot be appended to files in {workdir}; give a folder of this host.")
     workdir = pathlib.Path(workdir).expanduser().absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     # Those of others first, because they may be missing, and then no file should have been touched.
@@ -120,7 +119,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def scalars(self, step, values):
-        self._file.write(json.dumps({"step": step} | finite(values), allow_nan=False) + "\n")
+        self._file.write(json_lines.text({"step": step} | values) + "\n")
         self._file.flush()  # a killed run keeps every line
 
     def image(self, step, name, image):
@@ -236,24 +235,34 @@ class WeightsAndBiases:
         except ImportError as error:
             why = "there is no wandb" if error.name == "wandb" else f"wandb cannot be imported ({error})"
             raise UserError(f"config.wandb is set, but {why}; pip install wandb, or unset it.") from error
-        self._wandb, identity = wandb, workdir / "wandb_id"
+        self._wandb, identity, self._given_up = wandb, workdir / "wandb_id", False
         found = identity.read_bytes() if resume_step is not None and identity.is_file() else b""
         if not re.fullmatch(rb"[0-9a-f]{8}", found):
             found = secrets.token_hex(4).encode()
             writing.text(identity, found.decode())
-        self._run = wandb.init(id=found.decode(), resume="allow", name=workdir.name, dir=str(workdir), config=config)
-        # W&B's own step only grows, and a resumed run goes back: ours is an ordinary value, and the axis of all others.
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        run = {"id": found.decode(), "resume": "allow", "name": workdir.name, "dir": str(workdir), "config": config}
+        try:
+            self._run = wandb.init(**run)
+            # W&B's own step only grows, and a resumed run goes back: ours is an ordinary value, and the axis of others.
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+        except Exception as error:  # of W&B, and of what lies below it
+            raise UserError(
+                f"W&B does not take this run ({short(error)}); see to its variables and the network, or set "
+                "WANDB_MODE=offline, or config.wandb=False, which a run that goes on may change."
+            ) from error
 
     def scalars(self, step, values):
-        self._run.log({"step": step} | values)
+        self._tried(lambda: self._run.log({"step": step} | values))
 
     def image(self, step, name, image):
-        self._run.log({"step": step, name: self._wandb.Image(image)})
+        self._tried(lambda: self._run.log({"step": step, name: self._wandb.Image(image)}))
 
     def close(self):
-        self._run.finish()
+        self._tried(self._run.finish)
+
+    def _tried(self, call):
+        self._given_up = self._given_up or not tried("W&B", call)
 
 
 def number(value):

@@ -71,11 +71,7 @@ class MLflow:
     def _tried(self, call, *arguments):
         if self._given_up:
             return
-        try:
-            call(*arguments)
-        except self._failure as error:  # for the sake of its log alone no run should end
-            self._given_up = True
-            log.warning("MLflow does not take what this run writes (%s); nothing more goes there.", _short(error))
+        self._given_up = not tried("MLflow", call, *arguments)
 
     def _found(self, identity):
         """The id of the run that is kept in the work folder; None where there is none, or MLflow has it no more."""
@@ -111,10 +107,24 @@ class MLflow:
             yield
         except self._failure as error:
             raise UserError(
-                f"MLflow does not take this run ({_short(error)}); see to MLFLOW_TRACKING_URI, or set "
+                f"MLflow does not take this run ({short(error)}); see to MLFLOW_TRACKING_URI, or set "
                 "config.mlflow=False, which a run that goes on may change."
             ) from error
 
 
-def _short(error):
-    return " ".join(str(error).split())[:200]
+def tried(service, call, *arguments, **more):
+    """Whether a call of a service went well; else a warning: for the sake of its log alone no run should end.
+
+    Whatever it raises: of MLflow's own errors, and of what lies below, such as a bucket's client or a socket.
+    """
+    try:
+        call(*arguments, **more)
+    except Exception as error:
+        log.warning("%s does not take what this run writes (%s); nothing more goes there.", service, short(error))
+        return False
+    return True
+
+
+def short(error):
+    """What an exception says, or where it says nothing its type, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

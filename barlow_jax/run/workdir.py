@@ -13,13 +13,13 @@ import functools
 import json
 import logging
 import os
-import pathlib
 import sys
 
 import jax
 
 from barlow_jax.errors import UserError
 from barlow_jax.run import cluster, config_files, lock, writing
+from barlow_jax.run.buckets import reading, staging
 from barlow_jax.run.checkpoint import holds_checkpoints, newest_step
 from barlow_jax.run.trees import ABSENT
 
@@ -53,10 +53,18 @@ def opened(named, config, *, free=(), allowed=()):
     """
     if not named:
         raise UserError("--workdir is missing; give the folder where checkpoints, metrics and pictures go.")
-    if "://" in named:
-        raise UserError(f"--workdir={named} is not on a file system; mount the bucket and give that folder.")
-    folder = pathlib.Path(named).expanduser()
     config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
+    with _on_this_host(named) as folder, _locked(folder, config, free, allowed):
+        yield folder
+
+
+def _on_this_host(named):
+    """A context of the folder to work in."""
+    return staging.opened(named) if reading.is_address(named) else contextlib.nullcontext(reading.named(named))
+
+
+@contextlib.contextmanager
+def _locked(folder, config, free, allowed):
     held = []
 
     def prepare():
@@ -71,7 +79,7 @@ def opened(named, config, *, free=(), allowed=()):
     try:
         cluster.on_process_0(prepare)
         with _logged(folder):
-            yield folder
+            yield
     finally:
         for descriptor in held:
             lock.release(descriptor)
@@ -148,11 +156,14 @@ def began_with(named, names):
 
     A config.json that is damaged or another run's is told of where the folder is `opened`.
     """
-    folder = pathlib.Path(named).expanduser()
-    if not named or not (folder / CONFIG_FILE).is_file() or not holds_checkpoints(folder):
-        return {}
+    folder = reading.named(named)
     try:
-        config = json.loads((folder / CONFIG_FILE).read_bytes())
+        if reading.is_address(named):
+            config = reading.config(folder, CONFIG_FILE)
+        elif not named or not (folder / CONFIG_FILE).is_file() or not holds_checkpoints(folder):
+            return {}
+        else:
+            config = json.loads((folder / CONFIG_FILE).read_bytes())
         values = {name: functools.reduce(lambda group, part: group[part], name.split("."), config) for name in names}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -17,6 +17,7 @@ import zipfile
 import numpy as np
 
 from barlow_jax.errors import UserError
+from barlow_jax.run import lock
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a full disk
 
@@ -84,15 +85,25 @@ def text(path, content):
 
 
 def append(path, lines):
-    """Adds lines of text, all or none, behind those that are there; each without its end.
+    """Adds lines of text, all or none, behind those that are there, of several processes one after the other.
 
     By writing the file anew: half a line that a full disk left would be there for ever.
+
+    Args:
+      lines: each without its end; or a function that gives them, called while nobody else appends there.
     """
     path = pathlib.Path(path)
-    with whole(path) as unfinished:
-        before = path.read_bytes() if path.exists() else b""
-        ended = b"" if before.endswith(b"\n") or not before else b"\n"
-        unfinished.write_bytes(before + ended + "".join(f"{line}\n" for line in lines).encode())
+    there = path.exists()
+    with told(path), lock.one_at_a_time(path):
+        try:
+            lines = lines() if callable(lines) else lines
+            with whole(path) as unfinished:
+                before = path.read_bytes() if path.exists() else b""
+                ended = b"" if before.endswith(b"\n") or not before else b"\n"
+                unfinished.write_bytes(before + ended + "".join(f"{line}\n" for line in lines).encode())
+        finally:
+            if not there and path.exists() and not path.stat().st_size:  # made to be locked
+                path.unlink()
 
 
 def arrays(path, named):

@@ -162,6 +162,7 @@ def _write(folder, case, state, batch, where):
     held = {name: values for name, (_, values) in rows.items()}
     names = np.asarray([where(int(image)) for image in held["index"]])
     size = {"size": np.int32(batch["size"].pixels)} if "size" in batch else {}
+    folder.mkdir(parents=True, exist_ok=True)  # process 0 has, but where each has a disk of its own
     writing.arrays(folder / f"batch_{index}.npz", held | size | {"place": places, "name": names})
     if index == 0:
         writing.text(folder / CASE, json.dumps(case | {"replay": command(folder)}, indent=1))

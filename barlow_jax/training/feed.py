@@ -60,7 +60,7 @@ class ResidentSet:
         self.mesh = mesh
         n, height, width, _ = images.shape
         held = {
-            "images": images,
+            "images": np.asarray(images),
             "labels": np.full(n, -1, np.int32) if labels is None else labels.astype(np.int32),
             "sizes": np.full((n, 2), (height, width), np.int32) if sizes is None else sizes,
         }

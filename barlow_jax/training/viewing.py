@@ -21,7 +21,8 @@ def recipe(config, channels, *, told=False):
     if channels != len(values["mean"]):
         raise UserError(
             f"The images have {channels} channels and config.views.mean {len(values['mean'])} values; "
-            "give config.views.mean and config.views.std one value for each channel."
+            "give config.views.mean and config.views.std one value for each channel (`barlow-jax data stats` prints "
+            "them)."
         )
     if channels != 3 and not told:
         log.info("images of %d channels: saturation, hue and grayscale are for 3 and are left out", channels)

@@ -191,6 +191,15 @@ def _use(name, weights, config, channels, meta):
     resize, crop = hub.seen(config, meta)
     mean, std = (", ".join(f"{x:g}" for x in config["views"][field]) for field in ("mean", "std"))
     result = "logits" if "fc" in weights.params else "features"
+    if channels not in (1, 3) or _range(config):
+        opened = f"""images = ...  # float32 [n, {channels}, {crop}, {crop}], between 0 and 1{_range(config)}
+mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (({mean},), ({std},)))
+{result} = network((images - mean) / std)"""
+    else:
+        opened = f"""preprocess = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+{result} = network(preprocess(Image.open("photo.jpg").convert("{"L" if channels == 1 else "RGB"}")).unsqueeze(0))"""
+    imported = "import torch" if channels not in (1, 3) or _range(config) else "from PIL import Image"
+    wide = f"uint{config['data'].get('bits', 8)}"
     return f"""\
 ## Use
 
@@ -199,19 +208,25 @@ between 0 and 1 are normalised by mean {mean} and standard deviation {std}; {hub
 
 ```python
 import timm
-from PIL import Image
+{imported}
 
 network = timm.create_model("local-dir:{name}", pretrained=True).eval()  # on the Hub "hf-hub:OWNER/{name}"
-preprocess = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
-{result} = network(preprocess(Image.open("photo.jpg").convert("{"L" if channels == 1 else "RGB"}")).unsqueeze(0))
+{opened}
 ```
 
 ```python
 import barlow_jax
 
-# uint8 [n, height, width, {channels}] -> float32 [n, {hub.width(weights)}]
+# {wide} [n, height, width, {channels}] -> float32 [n, {hub.width(weights)}]
 features = barlow_jax.load("{name}").features(images)
 ```"""
+
+
+def _range(config):
+    """How the values of sensors become 0 to 1; "" where they are those of ordinary images."""
+    ends = config["data"].get("value_range", ())
+    told = "; ".join(f"{low:g} to {high:g}" for low, high in zip(ends[::2], ends[1::2], strict=True))
+    return f", each band of its own values ({told})" if len(ends) > 2 else f", of values from {told}" if ends else ""
 
 
 def _export(name, report):

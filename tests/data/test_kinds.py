@@ -40,7 +40,7 @@ def test_unusable_npz(tmp_path):
         ("set.npz", "test", "test_images or x_test (it has x_train)"),
         ("none.npz", "train", "does not exist"),
         ("pickled.npz", "train", "cannot be read"),
-        ("bare.npz.npy", "train", "cannot be read"),
+        ("bare.npz.npy", "train", "(it has images): choose another split, or '' for one named images"),
         ("text.npz", "train", "cannot be read"),
         ("cut.npz", "train", "cannot be read"),
     ):

@@ -11,7 +11,7 @@ from PIL import Image
 from source_kinds import one_sentence
 
 from barlow_jax import cli, data, dataset
-from barlow_jax.data import pack
+from barlow_jax.data import pack, pack_forms
 from barlow_jax.errors import UserError
 from barlow_jax.run import launch
 
@@ -38,6 +38,17 @@ def packed(*words, **flags):
     flag = launch.Flags()
     dataset.define_flags(flag)
     return dataset.main(flag.parsed(["x", "pack", *map(str, words), *(f"--{k}={v}" for k, v in flags.items())]))
+
+
+def records(out, split):
+    """(image file, class) of each record of a split, in order, by array_record's reader as grain takes it."""
+    import tensorflow as tf
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    files = sorted((out / "1.0.0").glob(f"*-{split}.array_record-*"))
+    source = ArrayRecordDataSource([str(file) for file in files])
+    found = [tf.train.Example.FromString(source[k]).features.feature for k in range(len(source))]
+    return [(one["image"].bytes_list.value[0], one["label"].int64_list.value[0]) for one in found], files
 
 
 def members(path):
@@ -146,7 +157,7 @@ def test_what_is_not_packed(photos, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="train-00001.tar does not hold what was packed"):
         packed(photos, tmp_path / "out", shard=3)
     monkeypatch.setattr(pack.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    with pytest.raises(UserError, match="0.0 GB free"):
+    with pytest.raises(UserError, match="1.0 MB free, and about [1-9]+.[0-9] kB are to be written beside 67.1 MB that"):
         packed(photos, tmp_path / "n")
 
 
@@ -158,6 +169,87 @@ def test_splits_in_one_folder_share_their_classes(photos, tmp_path):
     source = data.open_source("tar", str(tmp_path / "out"), "val")
     assert source.class_names == ("a", "b") and source.labels.tolist() == [1, 1, 1]
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b"]
+
+
+def test_array_records_are_a_set_of_tfds(photos, tmp_path, capsys):
+    """To the byte by array_record's own reader, by TFDS, and by ours; the second split joins the first."""
+    import tensorflow_datasets as tfds
+
+    out, folder = tmp_path / "sets" / "photos", data.ImageFolder(photos)
+    packed(photos, out, format="array_record", shard=3)
+    found, files = records(out, "train")
+    assert found == [(folder.encoded(k), folder.labels[k]) for k in range(7)]
+    assert [file.name for file in files] == [f"photos-train.array_record-0000{k}-of-00003" for k in range(3)]
+    said = capsys.readouterr().out
+    assert "compared: the same" in said and " now (from the cache)" in said
+    assert f"--config.data.kind=tfds --config.data.path={tmp_path / 'sets'} --config.data.name=photos" in said
+    shutil.copytree(photos / "b", tmp_path / "val" / "b")
+    packed(tmp_path / "val", out, format="array_record", split="val", short_side=20, quality=80)
+    ours = data.open_source("tfds", str(tmp_path / "sets"), "train", name="photos")
+    assert ours.class_names == ("a", "b") and [ours.encoded(k) for k in range(7)] == [one for one, _ in found]
+    builder = tfds.builder("photos", data_dir=tmp_path / "sets")
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 7, "val": 3}
+    theirs = builder.as_data_source("val")
+    assert [theirs[k]["label"] for k in range(3)] == [1, 1, 1]
+    small = np.asarray(Image.open(io.BytesIO(records(out, "val")[0][0][0])).convert("RGB"))
+    assert min(small.shape[:2]) == 20 and np.abs(theirs[0]["image"].astype(int) - small).max() <= 2
+
+
+def test_a_pack_of_array_records_goes_on_after_a_kill(photos, tmp_path, monkeypatch):
+    """Killed at its second shard: no set yet; a shard that was cut off is made again; a byte that is other is found."""
+    out, real = tmp_path / "photos2", pack_forms.ArrayRecord.write
+
+    def killed(self, path, images):
+        real(self, path, images)
+        if "-00001-of-" in str(path):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pack_forms.ArrayRecord, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        packed(photos, out, format="array_record", shard=2)
+    assert [file.name for file in (out / "1.0.0").iterdir()] == ["photos2-train.array_record-00000-of-00004"]
+    (first,) = (out / "1.0.0").iterdir()
+    before = first.stat().st_mtime_ns
+    monkeypatch.setattr(pack_forms.ArrayRecord, "write", real)
+    packed(photos, out, format="array_record", shard=2)
+    assert first.stat().st_mtime_ns == before
+    expected, folder = records(out, "train")[0], data.ImageFolder(photos)
+    assert expected == [(folder.encoded(k), folder.labels[k]) for k in range(7)]
+    for k, said in ((0, "00000-of-00004 cannot be read"), (1, "00001-of-00004 does not hold what was packed")):
+        shard = first.with_name(f"photos2-train.array_record-0000{k}-of-00004")
+        content = shard.read_bytes()
+        place = content.index(expected[2 * k][0][-8:])
+        shard.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(UserError, match=said) as caught:
+            packed(photos, out, format="array_record", shard=2)
+        one_sentence(caught)
+        shard.write_bytes(content)
+    content = first.read_bytes()
+    first.write_bytes(content[:-100])
+    packed(photos, out, format="array_record", shard=2)
+    assert records(out, "train")[0] == expected
+
+
+def test_what_is_not_packed_as_array_records(photos, tmp_path, monkeypatch):
+    packed(photos, tmp_path / "tar")
+    for words, said in (
+        ((photos, tmp_path / "My Photos"), "'My Photos', which has to be small letters"),
+        ((photos, tmp_path / "tar"), "differs in: --format"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            packed(*words, format="array_record")
+        one_sentence(caught)
+    folder = data.ImageFolder(photos)
+    folder.labels = np.asarray([-1, *folder.labels[1:]])
+    with pytest.raises(UserError, match="has no class and others have"):
+        pack_forms.ArrayRecord(str(tmp_path / "n"), "train").check(folder)
+    with pytest.raises(OSError, match="No space left") as full:
+        pack_forms.ArrayRecord(str(tmp_path / "n"), "train").write("/dev/full", [(0, b"x" * 10**5, "jpg", 1)])
+    assert full.value.errno == 28
+    monkeypatch.setattr(pack_forms.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs array_record, which there is for Linux: pip install") as caught:
+        packed(photos, tmp_path / "n", format="array_record")
+    one_sentence(caught)
 
 
 def test_one_module_has_both_commands():

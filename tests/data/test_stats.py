@@ -72,7 +72,7 @@ def test_of_grey_images_of_more_than_8_bits(tmp_path, bits):
         expected = moments([(image[..., None] >> 8) / 255 for image in images])
         assert np.allclose((mean, std), expected, atol=1e-12)
     values = np.sort(np.concatenate(images).ravel())
-    for part, told in zip(stats.RANGE, stats.percentiles(found.deep, stats.RANGE), strict=True):
+    for part, told in zip(stats.RANGE, stats.percentiles(found.deep[0], stats.RANGE), strict=True):
         assert values[max(0, int(np.ceil(part / 100 * len(values))) - 1)] == told
 
 

@@ -4,6 +4,8 @@ import os
 import time
 
 import commands
+import in_threads
+import jax
 import pytest
 
 from barlow_jax.errors import UserError
@@ -145,3 +147,32 @@ def test_a_port_that_is_taken_is_one_sentence():
         status, output = commands.run("-c", JOIN, **variables)
     assert status == 1 and "Traceback" not in output
     assert "error: Process 0 cannot open port" in output.splitlines()[-1] and address in output
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_long_work_is_done_on_all_and_what_one_says_against_it_is_raised_on_all(monkeypatch, count):
+    """The first process takes longer than several meetings; the last one fails."""
+    done = []
+
+    def work():
+        index = jax.process_index()
+
+        def long(error=None):
+            time.sleep(0.1 if index == 0 else 0)
+            done.append(index)
+            if error and index == count - 1:
+                raise error
+            return f"of {index}"
+
+        assert cluster.long_on_all(long) == f"of {index}" and cluster.gathered(b"x" * index) == [
+            b"x" * one for one in range(count)
+        ]
+        cluster.long_on_process_0(lambda: done.append("first"))
+        assert done.count("first") == 1
+        with pytest.raises(UserError, match="the disk is full"):
+            cluster.long_on_all(lambda: long(UserError("the disk is full.")))
+        with pytest.raises(UserError, match="a port is taken"):
+            cluster.on_process_0(lambda: (_ for _ in ()).throw(UserError("a port is taken.")))
+
+    assert in_threads.processes(monkeypatch, count, work) == [None] * count
+    assert sorted(map(str, done)) == sorted([*map(str, range(count))] * 2 + ["first"])

@@ -9,6 +9,13 @@ from barlow_jax.results import events, starts
 from barlow_jax.run import json_lines
 
 
+def test_what_is_written_has_no_nan():
+    """As a parser takes it that knows none; numbers that are finite stay as they are."""
+    value = {"a": (1.5, [float("nan"), -float("inf")]), "b": {"c": float("inf"), "d": "NaN", "e": None, "f": True}}
+    text = json_lines.text(value)
+    assert text == '{"a": [1.5, [null, null]], "b": {"c": null, "d": "NaN", "e": null, "f": true}}'
+
+
 def test_no_line_stops_the_others(tmp_path):
     file = tmp_path / "lines.jsonl"
     assert json_lines.read(file) == []

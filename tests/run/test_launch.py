@@ -74,8 +74,10 @@ def test_the_last_of_several_values_holds():
         (["--config=demo", "train"], "'train' is no flag; a config field is set with"),
         (["--config=demo", "--config.batchsize=16"], "config has no field .*batchsize.*Did you mean.*batch_size"),
         (["--config=demo", "--config.batch_size=many"], "batch_size.*many"),
-        (["--config=demo", "--status=x"], "flag --status=x: invalid literal"),
-        (["--config=demo", "--format=c"], "value should be one of <a|b>"),
+        (["--config=demo", "--status=x"], "^--status is 'x'; it must be a whole number.$"),
+        (["--config=demo", "--status=2.5"], "^--status is '2.5'; it must be a whole number.$"),
+        (["--config=demo", "--share=many"], "^--share is 'many'; it must be a number.$"),
+        (["--config=demo", "--format=c"], "^--format is 'c'; it must be one of a, b.$"),
         (["--config=/etc/passwd"], "/etc/passwd, line 1.; --config wants a file of Python"),
     ],
 )

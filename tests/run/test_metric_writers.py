@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import types
+from types import SimpleNamespace
 
 import commands
 import foreign_json
@@ -207,6 +208,46 @@ def test_wandb_is_one_run_over_restarts(tmp_path, monkeypatch):
     assert runs[0].axes == [("step", None), ("*", "step")]
     assert runs[0].logged == [{"step": 5, "loss": 0.1}, {"step": 5, "views": ("image", (2, 4, 3))}]
     assert all(r.finished for r in runs)
+
+
+@pytest.mark.parametrize("error", [OSError(104, "Connection reset"), ValueError("no such bucket"), RuntimeError()])
+@pytest.mark.parametrize("service", ["wandb", "mlflow"])
+def test_what_a_service_raises_later_is_one_warning_and_not_the_runs_end(tmp_path, monkeypatch, caplog, service, error):
+    """An artifact store's errors are those of whatever library it has, and a closed connection is an OSError."""
+
+    def fails(*_, **__):
+        raise error
+
+    calls = dict.fromkeys(("log", "finish", "log_batch", "log_image", "set_terminated"), fails)
+    run = SimpleNamespace(define_metric=lambda *_, **__: None, **calls)
+    fake = types.ModuleType(service)
+    fake.init, fake.Image = lambda **_: run, lambda pixels: pixels
+    monkeypatch.setitem(sys.modules, service, fake)
+    if service == "wandb":
+        output = metric_writers.WeightsAndBiases(tmp_path)
+    else:
+        output = metric_writers.MLflow.__new__(metric_writers.MLflow)
+        output._client, output._run, output._written, output._given_up = run, "0", None, False
+        output._metric = lambda *about: about
+    lines = metric_writers.JsonLines(tmp_path / "metrics.jsonl")
+    with metric_writers.MetricWriter([output, lines], tmp_path) as writer:
+        writer.image(1, "views", np.zeros((2, 4, 3), np.uint8))
+        for step in (1, 2):
+            writer.scalars(step, {"loss": np.inf})
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(f'{{"step": {k}, "loss": null}}\n' for k in (1, 2))
+    name, reason = {"wandb": "W&B", "mlflow": "MLflow"}[service], str(error) or "RuntimeError"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name} does not take what this run writes ({reason}); nothing more goes there."
+    ]
+
+
+def test_wandb_that_does_not_take_a_run_is_one_sentence(tmp_path, monkeypatch):
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **_: (_ for _ in ()).throw(RuntimeError("api_key not\nconfigured"))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(UserError, match=r"^W&B does not take this run \(api_key not configured\); see to its") as error:
+        metric_writers.create(tmp_path, wandb=True)
+    assert "\n" not in str(error.value)
 
 
 def test_importing_it_is_light():

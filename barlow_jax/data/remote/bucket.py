@@ -100,9 +100,8 @@ class Bucket:
         try:
             self._store = _store(root)
         except Exception as error:  # of each cloud its own: what is missing in the environment
-            raise UserError(
-                f"{root} cannot be opened ({_words(error)}): {CREDENTIALS.get(self.scheme, 'correct the address')}."
-            ) from None
+            remedy = CREDENTIALS.get(self.scheme, "correct the address")
+            raise UserError(f"{root} cannot be opened ({in_one_line(error)}): {remedy}.") from None
 
     def where(self, name):
         """The address of an object."""
@@ -235,7 +234,7 @@ class Bucket:
                 raise self._ended(refused)
         if isinstance(fault, _WrongLength):
             raise Gone(5, fault.strerror)
-        said = f"{self.where(name)} cannot be read, after {TRIES} tries ({_words(fault)})"
+        said = f"{self.where(name)} cannot be read, after {TRIES} tries ({in_one_line(fault)})"
         raise self._ended(f"{said}: see to the network, then start again.")
 
     def _refused(self, error, name):
@@ -252,7 +251,7 @@ class Bucket:
         if "169.254.169.254" in words or "metadata.google.internal" in words or "credential" in words.lower():
             return f"{self.where(name)} cannot be read, as there are no credentials: {remedy}."
         if FINAL.search(words):
-            return f"{self.where(name)} cannot be read ({_words(error)}): correct the address or the credentials."
+            return f"{self.where(name)} cannot be read ({in_one_line(error)}): correct the address or the credentials."
         return None
 
     def _ended(self, sentence):
@@ -265,10 +264,10 @@ class Bucket:
                 setattr(self.counts, name, getattr(self.counts, name) + number)
 
 
-def _words(error):
+def in_one_line(error, longest=160):
     """What an error says, in one line; of the library's, which quotes whole answers, the beginning."""
     text = str(error).partition("\n\nDebug source")[0]
-    return " ".join(re.sub(r"<[^>]*>", " ", text).split())[:160] or type(error).__name__
+    return " ".join(re.sub(r"<[^>]*>", " ", text).split())[:longest] or type(error).__name__
 
 
 def _object(meta):
@@ -280,7 +279,7 @@ def _library():
     try:
         import obstore
     except ImportError:
-        raise UserError(f"Reading from buckets and web servers needs obstore: {INSTALL}.") from None
+        raise UserError(f"What lies in a bucket or on a web server needs obstore: {INSTALL}.") from None
     return obstore
 
 
@@ -302,7 +301,8 @@ def _store(root):
         return store.S3Store(rest, **more)
     if scheme == "gs":
         if emulator:
-            return store.GCSStore(rest, base_url=emulator, skip_signature=True, **more)
+            anyone = {"token": "none", "expires_at": None}  # skip_signature would hold for reading alone
+            return store.GCSStore(rest, base_url=emulator, credential_provider=lambda: anyone, **more)
         return store.GCSStore(rest, **more)
     if scheme == "az":
         return store.AzureStore(rest, **more)

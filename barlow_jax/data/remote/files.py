@@ -86,10 +86,13 @@ def open_folder(address, *, labels="auto", class_names=None, listed="", cache=No
     else:
         objects = store.list(prefix)
     cut = len(prefix) + 1 if prefix else 0
+    objects, wanted = list(objects), walk.USUAL
+    if not any(_kind(one.name[cut:], wanted) == "image" for one in objects):
+        wanted = walk.SENSORS  # as walk.look has it
     by_name, folders, left_out = {}, set(), collections.Counter()
     for one in objects:
         name = one.name[cut:]
-        kind = _kind(name)
+        kind = _kind(name, wanted)
         if kind in ("image", "other"):
             folders.update(name.split("/")[:-1][:1])
         if kind == "image":
@@ -117,14 +120,14 @@ def _of(pairs, **more):
     )
 
 
-def _kind(name):
+def _kind(name, wanted):
     """ "image", "other", or in words why a name below a folder is left out."""
     parts = name.split("/")
     if any(part.startswith(".") for part in parts):
         return "hidden"
     if walk.ARCHIVES_REST in parts:
         return walk.ARCHIVES_REST
-    return "image" if parts[-1].lower().endswith(walk.EXTENSIONS) else "other"
+    return "image" if parts[-1].lower().endswith(wanted.endings) else "other"
 
 
 def _on_a_server(store, prefix, listed):
