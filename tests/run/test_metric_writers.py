@@ -161,7 +161,9 @@ def test_only_process_0_writes(tmp_path):
 
 
 def test_folders_that_cannot_be_appended_to():
-    with pytest.raises(UserError, match="mount the bucket"):
+    with pytest.raises(
+        UserError, match="Metrics cannot be appended to files in gs://bucket/run; give a folder of this host"
+    ):
         metric_writers.create("gs://bucket/run")
 
 

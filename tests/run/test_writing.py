@@ -220,8 +220,9 @@ ELSEWHERE = {
     "export.py": 1,
     # data/ stands beside run/ and imports nothing of it; what it keeps may as well not be there, and pack says what is
     "data/kept.py": 2,
-    "data/tar.py": 2,
+    "data/tars.py": 2,
     "data/remote/cache.py": 2,
+    "data/remote/objects.py": 1,  # an object brought down, whole or not at all
     "data/remote/prepared.py": 1,
     "data/pack.py": 2,
     "data/pack_forms.py": 1,
