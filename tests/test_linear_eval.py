@@ -75,7 +75,7 @@ def test_the_trained_classifier_loads_and_reaches_its_results(pretrained, undist
     hits = np.asarray(loaded(data["x_test"])).argmax(1) == data["y_test"]
     assert hits.mean() == pytest.approx(scores(workdir)["last", "top1"]) == loaded.results["last"]["top1"]
     for images in (data["x_test"][:, :20], data["x_test"] / 255):
-        with pytest.raises(UserError, match=r"the classifier takes uint8 \[n, 24, 24, 3\], short side 24"):
+        with pytest.raises(UserError, match=r"the classifier takes uint8 or uint16 \[n, 24, 24, 3\], short side 24"):
             loaded(images)
     with pytest.raises(UserError, match="holds no trained classifier; give the --workdir of linear_eval.py"):
         classifier.load(pretrained)
