@@ -58,32 +58,36 @@ def of_values(values, reading):
     reading.value_range applies to more than 8 bits alone. ValueError, in words for a person, where the range is not
     known or the bands are not the channels.
     """
-    array = matched(values.array, reading.channels)
-    low_high = values.low_high
+    array, low_high = values.array, values.low_high
+    check_bands(array.shape[2], reading.channels)
     if reading.value_range and array.dtype.itemsize > 1:
         low_high = reading.value_range
     if low_high is None:
         raise unknown(array)
+    if len(low_high) > 2:
+        array = matched(array, reading.channels)  # a range for each; else grey is repeated once it takes fewer bytes
     if array.dtype == np.uint8 and low_high == (0, 255):
         found = array.astype(np.uint16) * np.uint16(257) if reading.bits == 16 else array
     elif array.dtype.kind in "ui" and reading.bits == 8 and not reading.value_range and low_high in _UPPER:
         found = (array >> _UPPER[low_high]).astype(np.uint8)  # as of every 16-bit image: the upper 8 bits
     else:
         found = scaled(array, *low_high, bits=reading.bits)
-    return np.iinfo(found.dtype).max - found if values.inverted else found
+    return matched(np.iinfo(found.dtype).max - found if values.inverted else found, reading.channels)
 
 
 def matched(array, channels):
     """[h, w, bands] -> [h, w, channels]: a grey image is repeated for three; else there are as many, or ValueError."""
-    bands = array.shape[2]
-    if bands == channels:
-        return array
-    if bands == 1 and channels == 3:
-        return np.repeat(array, 3, axis=2)
-    raise ValueError(
-        f"it has {bands} band{'s' * (bands > 1)}, and it is read as {channels} channel{'s' * (channels > 1)}: set "
-        f"config.data.channels={bands}"
-    )
+    check_bands(array.shape[2], channels)
+    return array if array.shape[2] == channels else np.repeat(array, 3, axis=2)
+
+
+def check_bands(bands, channels):
+    """Raises ValueError unless images of so many bands can be read as so many channels."""
+    if bands != channels and (bands, channels) != (1, 3):
+        raise ValueError(
+            f"it has {bands} band{'s' * (bands > 1)}, and it is read as {channels} channel{'s' * (channels > 1)}: set "
+            f"config.data.channels={bands}"
+        )
 
 
 def scaled(values, *low_high, bits=8):

@@ -3,6 +3,7 @@
 import io
 import logging
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -315,3 +316,13 @@ def test_a_fingerprint_is_what_it_was_and_follows_the_fields(tmp_path):
     assert Reading().told() == {"channels": 3}  # so features that were kept before still count
     assert found() == found(value_range=(), max_pixels=pixels.MAX_PIXELS)
     assert len({found(), found(value_range=(0, 4095)), found(value_range=(0, 1)), found(max_pixels=9)}) == 4
+
+
+def test_a_grey_image_becomes_three_channels_once_it_has_8_bits():
+    """Not before, when each channel takes 2 to 8 bytes a pixel, and large images all the memory that there is."""
+    stored = levels.Values(np.full((1000, 1000, 1), 2**15, np.uint16), (0, 65535))
+    tracemalloc.start()
+    found = levels.of_values(stored, pixels.Reading())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.shape == (1000, 1000, 3) and (found == 128).all() and peak < 8e6, peak
