@@ -81,6 +81,14 @@ def matched(array, channels):
     return array if array.shape[2] == channels else np.repeat(array, 3, axis=2)
 
 
+def check_size(height, width, reading):
+    """Raises ValueError for an image that is too large."""
+    if height * width > reading.max_pixels:
+        raise ValueError(
+            f"it has {height} x {width} pixels, more than config.data.max_pixels = {reading.max_pixels} allows"
+        )
+
+
 def check_bands(bands, channels):
     """Raises ValueError unless images of so many bands can be read as so many channels."""
     if bands != channels and (bands, channels) != (1, 3):

@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 
-from barlow_jax.data import levels
+from barlow_jax.data import levels, sensors
 from barlow_jax.data.levels import Values
 from barlow_jax.data.pixels import Reading
 from barlow_jax.errors import UserError
@@ -169,9 +169,7 @@ def _member(path, member):
             member.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
         )
         stream.seek(start)
-        version = np.lib.format.read_magic(stream)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = reader(stream)
+        shape, fortran, dtype = sensors.npy_header(stream)
         offset = stream.tell()
     held = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if dtype.hasobject or offset - start + held != member.file_size:

@@ -152,7 +152,7 @@ class NotInFull(ValueError):
 
 def _by_pillow(encoded, reading):
     with opened(encoded) as image:
-        check_size(image.height, image.width, reading)
+        levels.check_size(image.height, image.width, reading)
         turn = orientation_of(image) if reading.exif else 1
         values = _deep_values(image, reading)
         bands = len(image.getbands()) if image.mode not in ("P", "1", "PA") else 0
@@ -166,14 +166,6 @@ def _by_pillow(encoded, reading):
             array = np.asarray(image if image.mode == mode else image.convert(mode))
             values = Values(array.reshape(image.height, image.width, reading.channels), (0, 255))
     return levels.turned(levels.of_values(values, reading), turn)
-
-
-def check_size(height, width, reading):
-    """Raises ValueError for an image that is too large."""
-    if width * height > reading.max_pixels:
-        raise ValueError(
-            f"it has {height} x {width} pixels, more than config.data.max_pixels = {reading.max_pixels} allows"
-        )
 
 
 def opened(encoded):

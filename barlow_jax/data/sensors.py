@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from barlow_jax.data.levels import INSTALL, Values, of_type, turned
+from barlow_jax.data.levels import INSTALL, Values, check_bands, check_size, of_type, turned
 
 # What tifffile decompresses by itself within the size that the header gives (see `_check_inflated`), and what it does
 # with imagecodecs, which is told that size.
@@ -42,7 +42,7 @@ def read(kind, encoded, reading, problem=None):
 def size(kind, encoded):
     """(height, width) by the header. Raises what `read` raises."""
     if kind == "npy":
-        return _npy_header(io.BytesIO(encoded))[0][:2]
+        return _header_of_numbers(io.BytesIO(encoded))[0][:2]
     if kind == "DICOM":
         head = _library("pydicom", kind).dcmread(io.BytesIO(encoded), stop_before_pixels=True)
         return int(head.Rows), int(head.Columns)
@@ -59,29 +59,28 @@ def _library(name, kind, problem=None):
 
 
 def _check(height, width, bands, reading):
-    if height * width > reading.max_pixels:
-        raise ValueError(
-            f"it has {height} x {width} pixels, more than config.data.max_pixels = {reading.max_pixels} allows"
-        )
+    check_size(height, width, reading)
     if min(height, width, bands) < 1:
         raise ValueError(f"it has {height} x {width} pixels of {bands} bands, one of which is none")
-    if reading.channels and bands not in (1, reading.channels):
-        raise ValueError(
-            f"it has {bands} bands, and it is read as {reading.channels} channel{'s' * (reading.channels > 1)}: set "
-            f"config.data.channels={bands}"
-        )
+    if reading.channels:
+        check_bands(bands, reading.channels)
 
 
 # Arrays of numpy.
 
 
-def _npy_header(stream):
+def npy_header(stream):
     """(shape, whether in Fortran's order, dtype) of an .npy file; the stream then stands at its first value."""
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"it is an array of numpy's format {version[0]}.{version[1]}, which holds no plain numbers")
-    shape, fortran, dtype = readers[version](stream)
+    return readers[version](stream)
+
+
+def _header_of_numbers(stream):
+    """`npy_header` of an image; ValueError where it is none of numbers."""
+    shape, fortran, dtype = npy_header(stream)
     if dtype.kind not in "uifb":
         raise ValueError(f"it is an array of {dtype}, and an image is one of numbers")
     return shape, fortran, dtype
@@ -89,7 +88,7 @@ def _npy_header(stream):
 
 def _npy(encoded, reading, problem=None):
     stream = io.BytesIO(encoded)
-    shape, fortran, dtype = _npy_header(stream)
+    shape, fortran, dtype = _header_of_numbers(stream)
     if len(shape) not in (2, 3):
         raise ValueError(f"it is an array of shape {shape}, and an image is [height, width] or [height, width, bands]")
     wanted, start = math.prod(shape) * dtype.itemsize, stream.tell()

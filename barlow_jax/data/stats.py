@@ -163,7 +163,7 @@ def _look_at_image(seen, encoded, reading, whole):
         if image.format == "TIFF" and reading.channels not in (1, 3, seen.channels):
             raise pixels.NotInFull("it has another number of bands")  # or pages, which are bands
         if whole:
-            pixels.check_size(image.height, image.width, reading)
+            levels.check_size(image.height, image.width, reading)
             grey = image.mode in ("I", "F") or image.mode.startswith("I;16")
             if seen.bits == 16 and not grey and image.format == "PNG":
                 from barlow_jax.data import decode  # here, as TensorFlow takes seconds to import

@@ -84,10 +84,8 @@ def _decode_jpeg_window(encoded, window, width, scale, channels):
     return shown[:, window[1] - left : window[1] - left + window[3]]
 
 
-def _widened(decode, *arguments):
-    """What decode(*arguments) gives, uint8, as the type that comes last: of 16 bits 65535 is white."""
-    *arguments, dtype = arguments
-    found = decode(*arguments)
+def _widened(found, dtype):
+    """Pixels of 8 bits as that type: of 16 bits 65535 is white."""
     return found if dtype == np.uint8 else tf.cast(found, dtype) * tf.constant(257, dtype)
 
 
@@ -149,7 +147,7 @@ def read_window(encoded, boxes_of, margin_of, canvas, reading):
     window, scale, factor, boxes = _place(boxes, margin_of(boxes, xp=tf), real_size, partial, canvas)
     shown = _either(
         partial,
-        lambda: _widened(_decode_jpeg_window, encoded, window, -(-size[1] // scale), scale, channels, dtype),
+        lambda: _widened(_decode_jpeg_window(encoded, window, -(-size[1] // scale), scale, channels), dtype),
         lambda: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]],
     )
     shown = tf.cond(factor > 1, lambda: _reduce(shown, factor, channels), lambda: shown)
