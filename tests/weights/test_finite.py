@@ -14,7 +14,7 @@ from barlow_jax.evaluation import encoder, subject
 from barlow_jax.weights import as_run, files, finite, naming, pickle_writer
 
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
-import hostile_weights
+import weight_files
 
 
 def poisoned(tree, where, value=np.nan, count=3):
@@ -37,7 +37,7 @@ def write(request, tmp_path):
     def written(arrays):
         path = tmp_path / request.param
         if request.param == "legacy.pth":
-            hostile_weights.in_legacy(path, arrays)
+            weight_files.in_legacy(path, arrays)
         elif path.suffix == ".pkl":
             pickle_writer.save_pickle(path, {"model": arrays})
         elif path.suffix == ".safetensors":
@@ -52,7 +52,7 @@ def write(request, tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_file_with_such_values_names_array_and_count(write, value):
-    arrays = hostile_weights.tiny_names()
+    arrays = weight_files.tiny_names()
     assert files.load(write(arrays)).kind == "backbone"
     arrays["layer2.0.bn1.running_var"] = np.float32([1, value])
     arrays["layer3.0.conv1.weight"] = np.full((2, 2, 3, 3), value, np.float32)
@@ -70,7 +70,7 @@ def test_a_file_with_such_values_names_array_and_count(write, value):
 def test_what_single_precision_cannot_hold_is_infinite(tmp_path):
     assert finite.found_bad({"a": np.array([1e39, 1e38, -1e300])}) == {"a": 2}
     assert finite.found_bad({"a": np.array([2**60]), "b": np.zeros(0)}) == {}
-    arrays = hostile_weights.tiny_names()
+    arrays = weight_files.tiny_names()
     half = {name: value.astype(np.float16) for name, value in arrays.items()}
     half["bn1.num_batches_tracked"] = np.array(np.inf, np.float16)  # 100,000 batches, in half precision
     pickle_writer.save(tmp_path / "x.pth", half)

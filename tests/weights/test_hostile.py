@@ -7,11 +7,12 @@ import pytest
 
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
 import hostile_weights
+import weight_files
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return hostile_weights.whole_files(tmp_path_factory.mktemp("weights") / "whole")
+    return weight_files.whole_files(tmp_path_factory.mktemp("weights") / "whole")
 
 
 def read(folder, made):
@@ -30,12 +31,12 @@ def test_whole_files_are_read(whole, tmp_path):
 
 def test_files_that_are_damaged_at_random(whole, tmp_path):
     """Every one is read, or refused in a sentence."""
-    answers = read(tmp_path, hostile_weights.mutations(whole, 400, seed=1))
+    answers = read(tmp_path, weight_files.mutations(whole, 400, seed=1))
     assert len(answers) == 400 and 10 < sum(answer["loaded"] for answer in answers) < 100
 
 
 def test_files_that_are_made_to_do_harm(whole, tmp_path):
     canary = tmp_path / hostile_weights.CANARY
     (tmp_path / "files").mkdir()
-    answers = read(tmp_path / "files", hostile_weights.hostile(whole, canary))
+    answers = read(tmp_path / "files", weight_files.hostile(whole, canary))
     assert len(answers) > 200 and not canary.exists()

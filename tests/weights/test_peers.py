@@ -19,7 +19,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.weights import files, naming, peers, pickle_writer
 
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
-import hostile_weights
+import weight_files
 
 CHILDREN = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 OTHER = np.full((2, 2), 7, np.float32)
@@ -27,7 +27,7 @@ OTHER = np.full((2, 2), 7, np.float32)
 
 @pytest.fixture(scope="module")
 def arrays():
-    return hostile_weights.tiny_names()
+    return weight_files.tiny_names()
 
 
 def under(prefix, arrays, shift=0):
@@ -160,10 +160,10 @@ def test_pickled_classes_beside_the_weights_are_left_aside(tmp_path, arrays, cap
     """A checkpoint of Lightning: what its callbacks and hyper-parameters are instances of is never looked for."""
     pickle_writer.save(tmp_path / "x.pth", {"state_dict": arrays, "callbacks": "HERE", "hyper_parameters": "THERE"})
     here, there = (pickle.dumps(word, 2)[2:-1] for word in ("HERE", "THERE"))
-    callback = b"clightning.fabric\nModelCheckpoint\n)\x81}" + hostile_weights.text("best") + b"Nsb"
+    callback = b"clightning.fabric\nModelCheckpoint\n)\x81}" + weight_files.text("best") + b"Nsb"
     keyed = b"}" + callback + b"Ns"
     called = b"comegaconf.dictconfig\nDictConfig\n" + b"(Nt" + b"R"
-    data = hostile_weights.zipped(
+    data = weight_files.zipped(
         (tmp_path / "x.pth").read_bytes(), lambda program: program.replace(here, keyed).replace(there, called)
     )
     (tmp_path / "x.pth").write_bytes(data)

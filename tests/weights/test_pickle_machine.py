@@ -18,7 +18,7 @@ from barlow_jax.weights import files, pickle_machine, pickle_objects, pickle_rea
 from barlow_jax.weights.file_arrays import Unfit
 
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
-import hostile_weights
+import weight_files
 
 
 def machine(data, known=None):
@@ -84,7 +84,7 @@ def test_arrays_namespaces_and_sets(tmp_path, protocol):
 
 def test_what_is_named_or_called_beside_the_weights_is_inert():
     """Called, filled, given a state: it stays what it is."""
-    called = b"cos\nsystem\n" + hostile_weights.text("exit 1") + b"\x85R"
+    called = b"cos\nsystem\n" + weight_files.text("exit 1") + b"\x85R"
     found = machine(b"\x80\x02(" + called + b"(Nu" + called + b"(Ne" + called + b"}b" + b"cos\nsystem\n" + b"l.")
     assert [(made.name, made.called) for made in found] == [("os.system", True)] * 3 + [("os.system", False)]
 
@@ -151,19 +151,19 @@ def test_archives_that_are_larger_than_they_look(tmp_path):
 def test_many_names_for_one_storage(tmp_path):
     """Two are weights that are tied; four hundred are a way to fill memory."""
     numbers, whole = np.ones(2**12, np.float32), {}
-    (tmp_path / "x.pth").write_bytes(hostile_weights.one_storage(numbers, 400, whole))
+    (tmp_path / "x.pth").write_bytes(weight_files.one_storage(numbers, 400, whole))
     with pickle_reader.opened(tmp_path / "x.pth") as tree:
         one, other = (tree[name].numpy() for name in ("conv1.weight", "layer1.7.conv1.weight"))
         assert np.shares_memory(one, other)  # it was read once
     with pytest.raises(UserError, match="names the same bytes more than twice"):
         files.load(tmp_path / "x.pth")
-    (tmp_path / "x.pth").write_bytes(hostile_weights.one_storage(numbers, 1, whole))
+    (tmp_path / "x.pth").write_bytes(weight_files.one_storage(numbers, 1, whole))
     assert files.load(tmp_path / "x.pth").kind == "backbone"
 
 
 def test_legacy_files_whose_counts_are_others(tmp_path):
     path = tmp_path / "x.pth"
-    hostile_weights.in_legacy(path, {"conv1.weight": np.arange(6, dtype=np.float32)})
+    weight_files.in_legacy(path, {"conv1.weight": np.arange(6, dtype=np.float32)})
     np.testing.assert_array_equal(files.load(path).params["backbone"]["conv1"]["kernel"], np.arange(6))
     data = path.read_bytes()
     path.write_bytes(data[:-32] + struct.pack("<q", 7) + data[-24:])
