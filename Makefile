@@ -71,7 +71,7 @@ $(VENV)-buckets/.buckets: requirements-buckets.txt requirements-dev.txt requirem
 	$(call environment)
 
 BUCKETS := $(addprefix tests/data/test_,blocks.py remote.py remote_emulated.py resume.py) \
-	$(addprefix tests/run/test_,buckets.py buckets_emulated.py)
+	$(addprefix tests/run/test_,buckets.py buckets_emulated.py) tests/weights/test_weights_in_buckets.py
 
 test-buckets: $(VENV)-buckets/.buckets
 	$(VENV)-buckets/bin/python -m pytest -rs -m 'slow or not slow' $(BUCKETS)

@@ -22,12 +22,14 @@ import subprocess
 import sys
 import time
 
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
 import numpy as np
 
 from barlow_jax import data, results
 from barlow_jax.results import page
 
-ROOT = pathlib.Path(__file__).parent.parent
 BATCH = 256
 RATES = {"weights": 0.4, "biases": 0.0048}  # for a batch of 256; twice the published one, as the run is short
 PROJECTOR = (512, 512, 512)

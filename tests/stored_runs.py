@@ -54,6 +54,12 @@ class Cloud:
         content = self.contents[name][0][start:end]
         return SimpleNamespace(meta=self.meta(name), bytes=lambda: content)
 
+    def head(self, store, name):
+        self.fault("head", name)
+        if name not in self.contents:
+            raise FileNotFoundError(name)
+        return self.meta(name)
+
     def delete(self, store, name):
         self.fault("delete", name)
         self.contents.pop(name, None)

@@ -14,6 +14,7 @@ from barlow_jax import experiment, fields, model, pretrain
 from barlow_jax.errors import UserError
 from barlow_jax.networks import resnet
 from barlow_jax.run import config_files
+from barlow_jax.run.buckets import reading
 from barlow_jax.run.checkpoint import FOLDER
 from barlow_jax.weights import architecture, files, peers
 
@@ -217,10 +218,13 @@ def _architecture(weights, path):
 
 def is_file(checkpoint):
     """Whether --checkpoint names a file of weights, or a folder with one (`files.file_of`), and not that of a run."""
+    if reading.is_address(checkpoint):
+        names = set() if checkpoint.endswith(files.ENDINGS) else reading.right_in(checkpoint)
+        return checkpoint.endswith(files.ENDINGS) or files.HUB_FILE in names and FOLDER not in names
     path = pathlib.Path(checkpoint).expanduser()
     if path.is_dir():
         return files.file_of(path) != path and not (path / FOLDER).is_dir()
-    return path.is_file() or path.suffix in (".pth", ".pt", ".pkl", ".safetensors")
+    return path.is_file() or path.suffix in files.ENDINGS
 
 
 def single(tree):

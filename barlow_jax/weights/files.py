@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from barlow_jax.errors import UserError
+from barlow_jax.run.buckets import reading as buckets
 from barlow_jax.weights import finite, naming, peers, pickle_reader, pickle_writer, safetensors_reader
 from barlow_jax.weights.file_arrays import reading
 
@@ -26,6 +27,7 @@ KINDS = {
     "backbone": "a backbone",
 }
 LAYOUTS = ("torchvision", "timm", "detectron2", "official", "safetensors")
+ENDINGS = (".pth", ".pt", ".pkl", ".safetensors")
 HUB_FILE = "model.safetensors"  # in a folder as the Hugging Face Hub has them
 
 
@@ -50,13 +52,18 @@ def backbone(weights):
 
 
 def file_of(path):
-    """The file of weights that a path means: itself, or the one in a folder as the Hugging Face Hub has them."""
+    """The file of weights that a path means: itself, or the one in a folder as the Hugging Face Hub has them.
+
+    Of an address it is brought down.
+    """
+    if buckets.is_address(path):
+        return buckets.file(path if path.endswith(ENDINGS) else f"{path}/{HUB_FILE}")
     path = pathlib.Path(path).expanduser()
     return path / HUB_FILE if (path / HUB_FILE).is_file() else path
 
 
 def load(path, *, whole=True, only_finite=True):
-    """The weights in a file, .pth, .pkl or .safetensors, whatever its name, or in a folder that `file_of` knows.
+    """The weights in a file, .pth, .pkl or .safetensors, whatever its name, here or in a bucket; see `file_of`.
 
     Of the files of others the backbone is taken (`peers`); a line of the log says from where, and what was left aside.
 

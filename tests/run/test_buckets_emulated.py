@@ -1,4 +1,4 @@
-"""Work folders in s3:// and gs://, by the library and by servers that stand in for the clouds: faults, kills, two runs.
+"""Work folders in s3://, gs:// and az://, by the library and servers that stand in for the clouds: faults, kills, two runs.
 
 Needs what requirements-buckets.txt lists; `make test-buckets` runs it.
 """
@@ -10,6 +10,7 @@ import signal
 import time
 
 import bucket_server
+import cloud_servers
 import commands
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from source_kinds import one_sentence
 from barlow_jax.data.remote import bucket, objects
 from barlow_jax.errors import UserError
 from barlow_jax.run import workdir
-from barlow_jax.run.buckets import mirror, staging
+from barlow_jax.run.buckets import lease, mirror, staging
 from barlow_jax.run.checkpoint import FOLDER, Checkpoints, restore_all, restore_params
 
 pytest.importorskip("obstore", reason="see requirements-buckets.txt")
@@ -112,25 +113,27 @@ def test_large_weights_come_back(address):
     assert restore_params(f"{address}/checkpoints/1")[2]["at"] == 1
 
 
-def test_motos_server_agrees(monkeypatch, tmp_path):
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    import boto3
-
-    server.start()
+@pytest.mark.parametrize("scheme", ["s3", "az"])
+def test_the_servers_of_others_agree(scheme, monkeypatch, tmp_path):
+    """moto for s3://, Azurite for az://: conditions, weights of more than a part, another host, a run that is in it."""
+    monkeypatch.setenv(staging.VARIABLE, str(tmp_path / "one"))
+    end = cloud_servers.BEGIN[scheme](monkeypatch, {})
     try:
-        url = "http://{}:{}".format(*server.get_host_and_port())
-        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
-        for name, value in {"AWS_ENDPOINT_URL": url, staging.VARIABLE: str(tmp_path / "one"), **keys}.items():
-            monkeypatch.setenv(name, value)
-        boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket=bucket_server.BUCKET)
-        address = f"s3://{bucket_server.BUCKET}/r"
+        address = f"{scheme}://sets/exp/r"
         test_conditions(address)
         saved(address, 1, 2)
         monkeypatch.setenv(staging.VARIABLE, str(tmp_path / "two"))
+        with workdir.opened(address, {}) as folder:
+            (folder / "lines").write_text("a line\n")
+            monkeypatch.setenv(staging.VARIABLE, str(tmp_path / "three"))
+            monkeypatch.setattr(lease, "RENEW", 0.2)
+            with pytest.raises(UserError, match="in use by another run"):
+                saved(address, 9)
         saved(address, 3)
         assert restore_params(address)[2]["at"] == 3 and restore_params(address, step=2)[2]["at"] == 2
+        assert objects.Folder(address).get("lines")[0] == b"a line\n"
     finally:
-        server.stop()
+        end()
 
 
 # Processes that are killed.

@@ -250,6 +250,8 @@ class Bucket:
             return f"{self.where(name)} may not be read ({number}): {remedy}."
         if "169.254.169.254" in words or "metadata.google.internal" in words or "credential" in words.lower():
             return f"{self.where(name)} cannot be read, as there are no credentials: {remedy}."
+        if "range request not supported" in words.lower():
+            return f"{self.where(name)} cannot be read in parts, as its server knows no ranges: copy it to this host."
         if FINAL.search(words):
             return f"{self.where(name)} cannot be read ({in_one_line(error)}): correct the address or the credentials."
         return None

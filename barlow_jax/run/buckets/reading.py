@@ -1,4 +1,4 @@
-"""What commands read of a run in a bucket: a checkpoint, or its small files, brought down and kept on this host.
+"""What commands read in a bucket: a checkpoint of a run, its small files, or one file, brought down and kept here.
 
 What was brought down is found under the version that the bucket gives it, so nothing stale is ever read.
 """
@@ -21,7 +21,7 @@ from barlow_jax.run import lock, writing
 from barlow_jax.run.buckets import mirror, staging
 
 PAGE = (".json", ".jsonl", ".txt", ".png")  # what the page of a run and the table of results read
-KEPT = 86400.0  # seconds for which a checkpoint that was read is kept, when another is
+KEPT = 86400.0  # seconds for which what was read is kept, when another version is
 
 _OF_RUN = re.compile(rf"(.*?)(?:/{mirror.CHECKPOINTS}(?:/(\d+))?)?/*")
 
@@ -74,9 +74,8 @@ def checkpoint(address, step=None):
             continue
         if jax.process_count() > 1 and step is None:
             candidate = int(multihost_utils.broadcast_one_to_all(np.int32(candidate)))
-        one = there[candidate].names[f"{below}/{candidate}/{mirror.manifest.FILE}"]
-        version = hashlib.sha256(f"{one.version} {one.written}".encode()).hexdigest()[:12]
-        directory = staging.place(run, "read") / version / below
+        sealed = there[candidate].names[f"{below}/{candidate}/{mirror.manifest.FILE}"]
+        directory = staging.place(run, "read") / _version(sealed) / below
         with _alone(directory):
             staging.newest(remote, names, below, directory, candidate)
         if (directory / str(candidate)).is_dir():
@@ -86,6 +85,34 @@ def checkpoint(address, step=None):
     whole = [one for one, found in there.items() if found.complete]
     have = f"holds steps {whole}" if whole else "holds none"
     raise UserError(f"{wanted} was expected in {run}, which {have}; give the work folder of a training run.")
+
+
+def file(address):
+    """The local copy of one object, under its own name; UserError where there is none.
+
+    A web server's files are read so too. A process brings its copy down once for each version of the object.
+    """
+    store, name = bucket.opened(address)
+    one = store.head(name)
+    if one is None:
+        raise UserError(f"{address} is not there; correct the address.")
+    kept = staging.place(address, "file") / _version(one)
+    path = kept / staging.name(address)
+    with _alone(kept):
+        if not path.exists():
+            with writing.whole(path) as unfinished:
+                unfinished.write_bytes(store.read_large(one))
+    _forget(kept)
+    return path
+
+
+def right_in(address):
+    """Names of what lies right in a folder, files and folders; none of a web server, which has no listing."""
+    store, name = bucket.opened(address)
+    if store.scheme.startswith("http"):
+        return set()
+    found, folders = store.top(name)
+    return {staging.name(one) for one in (*folders, *(one.name for one in found))}
 
 
 def config(address, name):
@@ -115,6 +142,11 @@ def files(address):
     return folder
 
 
+def _version(one):
+    """What tells this version of an object from others, as the name of a folder."""
+    return hashlib.sha256(f"{one.version} {one.written}".encode()).hexdigest()[:12]
+
+
 def _is_shown(name):
     parts = name.split("/")
     return parts[-1].endswith(PAGE) and not {*parts} & {*staging.LEFT_THERE}
@@ -133,7 +165,7 @@ def _alone(folder):
 
 
 def _forget(kept):
-    """Removes other checkpoints of the run, but for those that a command may be reading now."""
+    """Removes other versions of what was brought down, but for those that a command may be reading now."""
     (kept / "used").touch()
     for other in kept.parent.iterdir():
         used = other / "used"
