@@ -1,4 +1,4 @@
-"""Work folders in s3://, gs:// and az://, by the library and servers that stand in for the clouds: faults, kills, two runs.
+"""Work folders in s3://, gs:// and az://, by the library and servers in place of the clouds: faults, kills, two runs.
 
 Needs what requirements-buckets.txt lists; `make test-buckets` runs it.
 """
