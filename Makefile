@@ -43,7 +43,7 @@ $(VENV)-torch/.torch: requirements-torch.txt requirements-dev.txt requirements.t
 torch: $(VENV)-torch/.torch
 
 test-torch: torch
-	$(VENV)-torch/bin/python -m pytest -rs tests/weights/test_in_torch.py
+	$(VENV)-torch/bin/python -m pytest -rs tests/weights/test_in_torch.py tests/weights/test_onnx.py
 
 # The train step as TPUs and GPUs would run it, by their compilers, in an environment of its own.
 $(VENV)-programs/.programs: requirements-programs.txt requirements-dev.txt requirements.txt

@@ -12,6 +12,8 @@ weights. The formats, and how each is loaded there, are in docs/pytorch.md:
     huggingface          a folder for the Hugging Face Hub: model.safetensors, config.json for timm, a model card
     stablehlo            the encoder as a program: uint8 images of any size in (uint16 of a run with config.data.bits
                          of 16), features out; for jax and flatbuffers
+    onnx                 the network as a graph for onnxruntime and others: cropped images in, as numbers of 8 or 16
+                         bits, features out, and logits if the run has a classifier
 
 Every file is read back and run on fixed images before it gets its name; FILE.json beside it says how far its features
 are from the network's own. A difference above BOUND is an error.
@@ -33,7 +35,7 @@ from barlow_jax.evaluation import encoder, frozen
 from barlow_jax.run import launch, writing
 from barlow_jax.run.buckets import reading
 from barlow_jax.run.checkpoint import WEIGHTS, restore_all, restore_params
-from barlow_jax.weights import as_run, card, files, finite, hub, in_torch, naming
+from barlow_jax.weights import as_run, card, files, finite, hub, in_torch, naming, onnx_graph
 from barlow_jax.weights.layouts import FORMATS, bad, check
 
 BOUND = 1e-4  # largest |a - b| / |b| of the features of any image, in float32
@@ -185,8 +187,9 @@ def write(source, layout, path):
         exported = jax.export.export(encode_of(source), platforms=PLATFORMS)(image_shape(source))
         path.write_bytes(exported.serialize())
         return
-    if layout == hub.FORMAT:
-        hub.save(path, weights, config, source.channels, source.meta)
+    if layout in (hub.FORMAT, onnx_graph.FORMAT):
+        save = hub.save if layout == hub.FORMAT else onnx_graph.save
+        save(path, weights, config, source.channels, source.meta)
         return
     about = files.about_of(config, source.channels, weights.step, weights.epoch)
     files.save(path, layout, weights, groups=files.groups_of(config), about=about)
@@ -255,6 +258,8 @@ def verify(source, layout, path):
             difference(program.call(resampled), encode(resampled)),
         ]
         return {f"jax {jax.__version__}": max(found)}
+    if layout == onnx_graph.FORMAT:
+        return _in_onnxruntime(source, path)
     sides = [(side, side)] if config["arch"] in model.OF_ONE_SIZE else [(side, side), (side + 13, side + 22)]
     images = [normal(n, *hw, source.channels) for n, hw in enumerate(sides, 2)]
     wanted = [features(*weights, x) for x in images]
@@ -267,6 +272,23 @@ def verify(source, layout, path):
         library: max(difference(x, y) for x, y in zip(theirs, wanted, strict=True))
         for library, theirs in elsewhere.items()
     }
+
+
+def _in_onnxruntime(source, path):
+    """`verify` of an ONNX file: features, and logits where it has them, of images as it takes them."""
+    config, weights = source.config, source.weights
+    crop = hub.seen(config, source.meta)[1]
+    mean, std = (np.array(config["views"][name], np.float32) for name in ("mean", "std"))
+    found = []
+    for n, shape in enumerate([(crop, crop)] if config["arch"] in model.OF_ONE_SIZE else [(crop, crop), (65, 97)], 2):
+        images = pixels(n, *shape, source.channels, dtype(source))
+        normalised = (images / np.float32(np.iinfo(images.dtype).max) - mean) / std
+        wanted = {"features": features_of(source)(*files.backbone(weights), normalised)}
+        if "fc" in weights.params:
+            wanted["logits"] = wanted["features"] @ weights.params["fc"]["kernel"] + weights.params["fc"]["bias"]
+        given = onnx_graph.run(path, images)
+        found += [difference(given[name], wanted[name]) for name in wanted]
+    return {f"onnxruntime {onnx_graph.libraries()[1].__version__}": max(found)}
 
 
 def check_equal(wanted, found):

@@ -86,8 +86,10 @@ def width(weights):
         return params["cls_token"].shape[-1]
     if "head" in params:
         return params["head"]["norm"]["scale"].shape[0]
+    if "dense" in params:
+        return params["dense"]["kernel"].shape[-1]
     block = params["layer4"]["0"]
-    return block.get("bn3", block["bn2"])["scale"].shape[0]
+    return block.get("bn3", block["bn2"])["bias"].shape[0]
 
 
 def architecture(config):

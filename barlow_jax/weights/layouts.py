@@ -5,10 +5,10 @@ A source is an `export.Source`.
 
 from barlow_jax import model
 from barlow_jax.errors import UserError
-from barlow_jax.weights import architecture, files, finite, hub, naming
+from barlow_jax.weights import architecture, files, finite, hub, naming, onnx_graph
 
-ANY = ("safetensors", "stablehlo")  # which hold every network
-FORMATS = (*files.LAYOUTS, hub.FORMAT, "stablehlo")
+ANY = ("safetensors", "stablehlo", onnx_graph.FORMAT)  # which hold every network of ours
+FORMATS = (*files.LAYOUTS, hub.FORMAT, "stablehlo", onnx_graph.FORMAT)
 
 
 def check(source, layout):
@@ -16,13 +16,15 @@ def check(source, layout):
     arch = source.config["arch"]
     if layout == hub.FORMAT:
         hub.check(source.name, source.config)
+    elif layout == onnx_graph.FORMAT and arch not in onnx_graph.GRAPHS:
+        raise UserError(f"{source.name} is a {arch}, of which there is no ONNX graph; take --format=stablehlo.")
     elif arch in {**model.VITS, **model.CONVNEXTS} and layout not in ("timm", *ANY):
         raise UserError(
-            f"{source.name} is a {arch} under timm's names, which {layout} does not have; take timm, safetensors, "
-            f"{hub.FORMAT} or stablehlo."
+            f"{source.name} is a {arch} under timm's names, which {layout} does not have; take timm, {hub.FORMAT}, "
+            f"{_any()}."
         )
     elif arch not in {**model.RESNETS, **model.VITS, **model.CONVNEXTS} and layout not in ANY:
-        raise UserError(f"{source.name} is a {arch}, which {layout} does not have; take safetensors or stablehlo.")
+        raise UserError(f"{source.name} is a {arch}, which {layout} does not have; take {_any()}.")
     _check_resnet(source, layout)
     if layout == "official" and "projector" not in source.weights.params:
         raise UserError(
@@ -46,9 +48,11 @@ def check(source, layout):
         raise UserError(
             f"{source.name} has no norm behind its projector, which the official code has; take --format=torchvision."
         )
-    if layout in ("stablehlo", hub.FORMAT) and bad(source):
-        what = "program" if layout == "stablehlo" else "folder for the Hub"
-        raise UserError(f"{source.name} holds values that are not finite, of which no {what} is made; take another.")
+    whats = {"stablehlo": "program", onnx_graph.FORMAT: "graph", hub.FORMAT: "folder for the Hub"}
+    if layout in whats and bad(source):
+        raise UserError(
+            f"{source.name} holds values that are not finite, of which no {whats[layout]} is made; take another."
+        )
 
 
 def _check_resnet(source, layout):
@@ -63,8 +67,12 @@ def _check_resnet(source, layout):
         if value != usual:
             raise UserError(
                 f"{source.name} is a {arch} with config.{field}={value}, of which {layout} has no network; take "
-                f"--format={' or '.join(ANY)}."
+                f"--format={_any()}."
             )
+
+
+def _any():
+    return f"{', '.join(ANY[:-1])} or {ANY[-1]}"
 
 
 def bad(source):
