@@ -328,6 +328,20 @@ def test_readers_bring_down_what_they_need_and_nothing_stale(cloud, tmp_path):
     assert workdir.began_with(RUN, ["lr"]) == {"lr": 0.1} and workdir.began_with("gs://b/none", ["lr"]) == {}
 
 
+@pytest.mark.parametrize("left", ["", "{", "[]", '{"config.json": 3}'])
+def test_notes_of_this_host_that_are_damaged_are_none(left, cloud, tmp_path):
+    trained([10])
+    folder = reading.files("gs://b/runs")
+    for file in (*(tmp_path / "host").rglob("known.json"), *(tmp_path / "host").rglob("identity")):
+        file.write_text(left)
+    (identity,) = (tmp_path / "host").rglob("identity")
+    trained([20])
+    assert steps_in(cloud) == [10, 20] and (bool(left) or len(identity.read_text()) == 16)
+    assert (reading.files("gs://b/runs") / "r" / "config.json").read_text() == (
+        folder / "r" / "config.json"
+    ).read_text()
+
+
 def test_addresses():
     assert reading.run_of("gs://b/r/checkpoints/12") == ("gs://b/r", 12)
     assert reading.run_of("gs://b/r/checkpoints") == reading.run_of("gs://b/r/") == ("gs://b/r", None)

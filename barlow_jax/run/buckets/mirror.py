@@ -196,10 +196,13 @@ class Mirror:
 
 
 def recorded(file):
-    """{name: (size, time of change)} of the files that a bucket has as they are here; {} where nothing was recorded."""
+    """{name: (size, time of change)} of the files that a bucket has as they are here.
+
+    {} where nothing was recorded, or nothing that can be read, as after a power cut: then all of them go up anew.
+    """
     try:
         return {name: tuple(sign) for name, sign in json.loads(file.read_text()).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
         return {}
 
 

@@ -132,13 +132,13 @@ def files(address):
     if not names:
         raise UserError(f"{address} holds no run; give the folder of one, or one above several.")
     with _alone(kept):
-        known = json.loads(index.read_text()) if index.exists() else {}
+        known = mirror.recorded(index)
         paths = {name: staging.inside(folder, name) for name in names}
-        new = [name for name in names if known.get(name) != list(names[name]) or not paths[name].exists()]
+        new = [name for name in names if known.get(name) != names[name] or not paths[name].exists()]
         missed = remote.download([(names[name], paths[name]) for name in new])  # written anew now: next time
         for name in known.keys() - names.keys():
             (folder / name).unlink(missing_ok=True)
-        writing.text(index, json.dumps({name: list(one) for name, one in names.items() if one not in missed}))
+        mirror.record(index, {name: one for name, one in names.items() if one not in missed})
     return folder
 
 

@@ -164,7 +164,7 @@ def _alone(stack, here, address):
     except UserError as error:
         raise UserError(f"{address} is in use on this host: {error}") from None
     identity = here / "identity"
-    if not identity.exists():
+    if not identity.exists() or not identity.read_text():  # empty after a power cut
         writing.text(identity, secrets.token_hex(8))
     return identity.read_text()
 
