@@ -93,8 +93,11 @@ class Records(Encoded):
         """The first record, parsed. UserError where it is damaged."""
         try:
             return self.parse(self.read(0))
-        except RuntimeError as error:  # of array_record
-            reason = " ".join(str(error).split())[:100]
+        except UserError:
+            raise
+        except Exception as error:  # of array_record and of TensorFlow's parser: whatever they run into
+            damaged = isinstance(error, UnicodeError)  # TensorFlow quotes the bytes, and cannot
+            reason = "its first record is damaged" if damaged else " ".join(str(error).split())[:100]
             raise UserError(
                 f"{self._files[0]} cannot be read ({reason}): remove it, and prepare or pack the set again."
             ) from None

@@ -197,3 +197,25 @@ def test_records_from_afar_are_read_together(tmp_path):
     opened.prepare()
     before = stored.counts.requests
     assert opened.together(wanted) == [records[k + 3] for k in wanted] and stored.counts.requests == before + 1
+
+
+def test_a_damaged_record_afar_is_one_image_and_not_its_block(tmp_path):
+    module = pytest.importorskip("array_record.python.array_record_module", reason="array_record is for Linux")
+    records, path = [bytes([k]) * 50 for k in range(20)], tmp_path / "x.array_record"
+    writer = module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    content = bytearray(path.read_bytes())
+    whole = Stored({"x": bytes(content)})
+    starts, _ = array_record.ArrayRecords([instruction(20, 0, 20)], whole, whole.objects()).table(0)
+    content[int(starts[7]) + 24] = 0  # the kind of a chunk
+    content[int(starts[9]) + array_record.CHUNK_HEADER + 1] = 0xFF  # the length of its sizes
+    stored = Stored({"x": bytes(content)})
+    opened = array_record.ArrayRecords([instruction(20, 0, 20)], stored, stored.objects())
+    found = opened.together(np.arange(20))
+    assert [k for k in range(20) if found[k] != records[k]] == [7, 9]
+    for k in (7, 9):
+        assert isinstance(found[k], OSError) and "record is damaged" in str(found[k])
+        with pytest.raises(OSError, match="record is damaged"):
+            opened[k]

@@ -238,6 +238,19 @@ def test_damaged_tfrecord_files(tmp_path, prepared):
     assert str(damaged) in one_sentence(caught)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_damaged_first_record_is_one_sentence(form, tmp_path, prepared):
+    shutil.copytree(prepared[form] / "imagenette", tmp_path / "imagenette")
+    damaged = sorted(tmp_path.rglob(f"*train.{form}*"))[0]
+    content = bytearray(damaged.read_bytes())
+    start = 12 if form == "tfrecord" else 100  # of the data of its first record; behind the first chunk's header
+    content[start : start + 300] = b"\xff" * 300
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        opened(tmp_path)
+    assert str(damaged) in one_sentence(caught)
+
+
 def test_tfrecords_begin_where_they_are_said_to(prepared):
     """The positions against TensorFlow's own reader."""
     import tensorflow as tf

@@ -11,7 +11,7 @@ import struct
 import numpy as np
 
 from barlow_jax.data.blocks import pieces_of
-from barlow_jax.data.remote.bucket import IN_FLIGHT, INSTALL
+from barlow_jax.data.remote.bucket import IN_FLIGHT, INSTALL, in_one_line
 from barlow_jax.data.remote.shards import Shards
 from barlow_jax.errors import UserError
 
@@ -39,10 +39,15 @@ class ArrayRecords(Shards):
         return pieces_of(shard, start, length, lambda k, *span: self._bucket.read(self._objects[k], *span))
 
     def _cut(self, shard, row, piece):
-        """The record in the bytes of its chunk."""
+        """The record in the bytes of its chunk; OSError where these are damaged."""
         start, firsts = self._span(shard, row)[0], self.table(shard)[1]
         first = firsts[np.searchsorted(firsts, row, side="right") - 1]
-        return records_of(without_block_headers(piece, start))[row - int(first)]
+        try:
+            return records_of(without_block_headers(piece, start))[row - int(first)]
+        except UserError:
+            raise
+        except Exception as error:  # of Zstandard, and whatever damaged lengths lead to
+            raise OSError(5, f"its record is damaged ({in_one_line(error)})") from None
 
     def _look(self, shard):
         """Where the chunks begin, and the last ends, int64 [c + 1]; the first record of each, int64 [c]."""
@@ -93,6 +98,8 @@ def records_of(chunk):
         of_record, at = _varint(sizes, at)
         records.append(values[start : start + of_record])
         start += of_record
+    if start != len(values):
+        raise ValueError(f"its records have {start} bytes together, and it has {len(values)}")
     return records
 
 

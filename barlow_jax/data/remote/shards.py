@@ -48,10 +48,13 @@ class Shards:
         places = [self._place(index) for index in indices]
         spans = np.asarray([self._span(*place) for place in places], np.int64).T
         found = self._pieces(np.asarray([shard for shard, _ in places]), *spans)
-        return [
-            piece if isinstance(piece, OSError) else self._cut(*place, piece)
-            for place, piece in zip(places, found, strict=True)
-        ]
+        return [self._cut_or_error(*place, piece) for place, piece in zip(places, found, strict=True)]
+
+    def _cut_or_error(self, shard, row, piece):
+        try:
+            return piece if isinstance(piece, OSError) else self._cut(shard, row, piece)
+        except OSError as error:
+            return error
 
     def prepare(self):
         """Learns where the records of all files lie, several files at a time."""
