@@ -150,6 +150,14 @@ def number(field):
     return int(field.partition(b"\0")[0].strip() or b"0", 8)
 
 
+def says(block, size):
+    """Whether a header, which may be damaged, says that so many bytes come behind it."""
+    try:
+        return number(block[124:136]) == size
+    except (ValueError, IndexError):
+        return False
+
+
 def _text(field):
     return os.fsdecode(field.partition(b"\0")[0])
 

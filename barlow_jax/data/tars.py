@@ -83,7 +83,7 @@ class Tars(Archive):
     def _content(self, row, found):
         """The image file at a row, of what stands from its header on, which tells whether the index fits."""
         size = int(self._index.sizes[row])
-        if len(found) != BLOCK + size or tar.number(found[124:136]) != size:
+        if len(found) != BLOCK + size or not tar.says(found, size):
             path = walk.readable(self._shards[self._shard[row]].path)
             raise OSError(0, f"{path} has changed since it was opened")
         return found[BLOCK:]
@@ -160,11 +160,7 @@ def _copied(folder, name, found):
         if not names:
             return False
         block = shard.read(int(starts[-1]) - BLOCK, BLOCK)
-        try:
-            fits = tar.number(block[124:136]) == sizes[-1]
-        except (ValueError, IndexError):
-            return False
-        return fits and os.fsdecode(tar.name_in(block)).removeprefix("./")[:90] == names[-1][:90]
+        return tar.says(block, sizes[-1]) and os.fsdecode(tar.name_in(block)).removeprefix("./")[:90] == names[-1][:90]
 
     with concurrent.futures.ThreadPoolExecutor(IN_FLIGHT, "tar") as pool:
         return {

@@ -169,6 +169,19 @@ def test_the_index_is_kept_and_made_again_where_a_shard_has_changed(tmp_path, mo
         source.encoded(0)
 
 
+@pytest.mark.parametrize("header", [b"x" * 12, b"\xff" * 12, b"9" * 12, b""])
+def test_a_header_that_is_damaged_after_the_start_is_one_image(header, tmp_path):
+    source_kinds.write_tars(tmp_path, FILES, [0, 1] * 3, shards=1)
+    source = data.open_source("tar", str(tmp_path))
+    (path,) = tmp_path.glob("*.tar")
+    content, start = bytearray(path.read_bytes()), int(source._index.starts[2])
+    content[start - 512 + 124 : start - 512 + 136] = header.ljust(12, b"\0")
+    path.write_bytes(content)
+    found = source.read_together(np.arange(6))
+    assert [one for k, one in enumerate(found) if k != 2] == [FILES[k] for k in (0, 1, 3, 4, 5)]
+    assert isinstance(found[2], OSError) and "has changed since" in str(found[2])
+
+
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     source_kinds.write_tars(tmp_path, FILES, [0, 1] * 3)
 
