@@ -1,6 +1,6 @@
 """How many planted duplicates the search for pairs finds, and how long it takes.
 
-    python benchmarks/duplicates.py --checkpoint=runs/brief --images=cifar10.npz
+    python benchmarks/duplicates.py --checkpoint=runs/cifar --images=cifar10.npz
     python benchmarks/duplicates.py --rows=100000
 
 The first takes the test images of an .npz as train.py reads it, and puts changed copies of some in the place of others:
@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
@@ -153,6 +153,7 @@ def search_rows():
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     search_rows() if ROWS.value else find_planted()
 
 
