@@ -26,12 +26,14 @@ import pathlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from barlow_jax import augment, model, results
 from barlow_jax.data import boxes, levels, order
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import encoder, frozen
+from barlow_jax.ops import color
 from barlow_jax.run import launch, writing
 from barlow_jax.run.buckets import reading
 from barlow_jax.run.checkpoint import WEIGHTS, restore_all, restore_params
@@ -278,11 +280,11 @@ def _in_onnxruntime(source, path):
     """`verify` of an ONNX file: features, and logits where it has them, of images as it takes them."""
     config, weights = source.config, source.weights
     crop = hub.seen(config, source.meta)[1]
-    mean, std = (np.array(config["views"][name], np.float32) for name in ("mean", "std"))
+    mean, std = (config["views"][name] for name in ("mean", "std"))
     found = []
     for n, shape in enumerate([(crop, crop)] if config["arch"] in model.OF_ONE_SIZE else [(crop, crop), (65, 97)], 2):
         images = pixels(n, *shape, source.channels, dtype(source))
-        normalised = (images / np.float32(np.iinfo(images.dtype).max) - mean) / std
+        normalised = color.normalize(color.levels(jnp.asarray(images)), mean, std)
         wanted = {"features": features_of(source)(*files.backbone(weights), normalised)}
         if "fc" in weights.params:
             wanted["logits"] = wanted["features"] @ weights.params["fc"]["kernel"] + weights.params["fc"]["bias"]

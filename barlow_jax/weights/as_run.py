@@ -219,8 +219,10 @@ def _architecture(weights, path):
 def is_file(checkpoint):
     """Whether --checkpoint names a file of weights, or a folder with one (`files.file_of`), and not that of a run."""
     if reading.is_address(checkpoint):
-        names = set() if checkpoint.endswith(files.ENDINGS) else reading.right_in(checkpoint)
-        return checkpoint.endswith(files.ENDINGS) or files.HUB_FILE in names and FOLDER not in names
+        if checkpoint.endswith(files.ENDINGS):
+            return True
+        names = reading.right_in(checkpoint)
+        return files.HUB_FILE in names and FOLDER not in names
     path = pathlib.Path(checkpoint).expanduser()
     if path.is_dir():
         return files.file_of(path) != path and not (path / FOLDER).is_dir()

@@ -20,6 +20,7 @@ import math
 import numpy as np
 
 from barlow_jax import model
+from barlow_jax.data import levels
 from barlow_jax.errors import UserError
 from barlow_jax.networks.batch_norm import BatchNorm
 from barlow_jax.networks.vit import LAYER_NORM_EPS
@@ -44,16 +45,19 @@ def libraries():
 def save(path, weights, config, channels, meta):
     """Writes the file. Arguments as of `hub.save`, but for the path, which is that of the file."""
     onnx, _ = libraries()
-    graph = Graph(onnx, naming.state_dict(*files.backbone(weights)))
-    levels, kind = (65535, "UINT16") if config["data"].get("bits", 8) == 16 else (255, "UINT8")
+    params, batch_stats = files.backbone(weights)
+    head = {name: weights.params[name] for name in ("fc",) if name in weights.params}
+    graph = Graph(onnx, naming.state_dict(params | head, batch_stats))
+    dtype = np.dtype(levels.dtype_of(config["data"].get("bits", 8)))
     resize, crop = hub.seen(config, meta)
     sides = (crop, crop) if config["arch"] in model.OF_ONE_SIZE else ("height", "width")
-    taken = onnx.helper.make_tensor_value_info("images", getattr(onnx.TensorProto, kind), ["batch", *sides, channels])
-    features = GRAPHS[config["arch"]](graph, _normalised(graph, levels, config["views"]), config)
+    taken = onnx.helper.make_tensor_value_info(
+        "images", onnx.helper.np_dtype_to_tensor_dtype(dtype), ["batch", *sides, channels]
+    )
+    features = GRAPHS[config["arch"]](graph, _normalised(graph, np.iinfo(dtype).max, config["views"]), config)
     given = [graph.output("features", features, hub.width(weights))]
-    if "fc" in weights.params:
-        graph.arrays |= {f"fc.{name}": array for name, array in naming.state_dict(weights.params["fc"], {}).items()}
-        given.append(graph.output("logits", graph.linear("features", "fc"), weights.params["fc"]["bias"].shape[0]))
+    if head:
+        given.append(graph.output("logits", graph.linear("features", "fc"), head["fc"]["bias"].shape[0]))
     made = onnx.helper.make_graph(graph.nodes, config["arch"], [taken], given, graph.constants)
     opset = onnx.helper.make_opsetid("", OPSET)
     file = onnx.helper.make_model(made, opset_imports=[opset], ir_version=IR_VERSION, producer_name="barlow-jax")
@@ -80,7 +84,7 @@ class Graph:
     """
 
     def __init__(self, onnx, arrays):
-        self.nodes, self.constants, self.arrays, self._onnx, self._known = [], [], arrays, onnx, set()
+        self.nodes, self.constants, self.arrays, self._onnx = [], [], arrays, onnx
 
     def node(self, op, *inputs, **attributes):
         """Adds one with one output, whose name is returned; arrays among the inputs become constants."""
@@ -90,11 +94,9 @@ class Graph:
         return output
 
     def constant(self, array, name=""):
-        """Adds one, or finds it again by its name, which is returned."""
+        """Adds one, whose name is returned."""
         name = name or f"constant_{len(self.constants)}"
-        if name not in self._known:
-            self._known.add(name)
-            self.constants.append(self._onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
+        self.constants.append(self._onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def output(self, name, value, width):
@@ -161,10 +163,10 @@ class Graph:
         return number
 
 
-def _normalised(graph, levels, views):
-    """The images, (x / levels - mean) / std, as maps."""
+def _normalised(graph, white, views):
+    """The images, (x / white - mean) / std, as maps."""
     mean, std = (np.array(views[name], np.float32) for name in ("mean", "std"))
-    x = graph.node("Div", graph.node("Cast", "images", to=1), np.float32(levels))
+    x = graph.node("Div", graph.node("Cast", "images", to=1), np.float32(white))
     x = graph.node("Div", graph.node("Sub", x, mean), std)
     return graph.moved(x, 0, 3, 1, 2)
 
