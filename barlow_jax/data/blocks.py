@@ -179,3 +179,15 @@ def pieces_of(shard, start, length, read):
             at = int(start[piece]) - begin
             found[piece] = data if isinstance(data, OSError) else data[at : at + int(length[piece])]
     return found
+
+
+def taken(take, *places, pieces):
+    """take(*place, piece) of each piece of `pieces_of`, or the OSError for which it cannot be had."""
+    return [_taken(take, place, piece) for *place, piece in zip(*places, pieces, strict=True)]
+
+
+def _taken(take, place, piece):
+    try:
+        return piece if isinstance(piece, OSError) else take(*place, piece)
+    except OSError as error:
+        return error

@@ -18,7 +18,7 @@ import numpy as np
 
 from barlow_jax.data import kept, tar, walk
 from barlow_jax.data.archives import Archive
-from barlow_jax.data.blocks import pieces_of
+from barlow_jax.data.blocks import pieces_of, taken
 from barlow_jax.data.remote.bucket import IN_FLIGHT
 from barlow_jax.data.shards import class_names
 from barlow_jax.data.tar import BLOCK
@@ -72,13 +72,7 @@ class Tars(Archive):
         rows = self._rows[places]
         spans = self._shard[rows], self._index.starts[rows] - BLOCK, self._index.sizes[rows] + BLOCK
         found = pieces_of(*spans, lambda shard, *span: self._shards[shard].read(*span))
-        return [self._content_or_why(row, piece) for row, piece in zip(rows, found, strict=True)]
-
-    def _content_or_why(self, row, found):
-        try:
-            return found if isinstance(found, OSError) else self._content(row, found)
-        except OSError as error:
-            return error
+        return taken(self._content, rows, pieces=found)
 
     def _content(self, row, found):
         """The image file at a row, of what stands from its header on, which tells whether the index fits."""

@@ -11,7 +11,7 @@ import struct
 
 import numpy as np
 
-from barlow_jax.data.blocks import pieces_of
+from barlow_jax.data.blocks import pieces_of, taken
 from barlow_jax.data.remote.bucket import PART
 from barlow_jax.errors import UserError
 
@@ -45,16 +45,9 @@ class Shards:
 
     def together(self, indices):
         """These records, or the OSError for one that cannot be read, by few large reads: list of bytes."""
-        places = [self._place(index) for index in indices]
-        spans = np.asarray([self._span(*place) for place in places], np.int64).T
-        found = self._pieces(np.asarray([shard for shard, _ in places]), *spans)
-        return [self._cut_or_error(*place, piece) for place, piece in zip(places, found, strict=True)]
-
-    def _cut_or_error(self, shard, row, piece):
-        try:
-            return piece if isinstance(piece, OSError) else self._cut(shard, row, piece)
-        except OSError as error:
-            return error
+        shards, rows = zip(*(self._place(index) for index in indices), strict=True)
+        spans = np.asarray([self._span(*place) for place in zip(shards, rows, strict=True)], np.int64).T
+        return taken(self._cut, shards, rows, pieces=self._pieces(np.asarray(shards), *spans))
 
     def prepare(self):
         """Learns where the records of all files lie, several files at a time."""
