@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from barlow_jax import data, results
-from barlow_jax.results import page
+from barlow_jax.results import plain
 
 BATCH = 256
 RATES = {"weights": 0.4, "biases": 0.0048}  # for a batch of 256; twice the published one, as the run is short
@@ -178,12 +178,12 @@ def table(curves, judged, steps_per_epoch):
     for code, runs in curves.items():
         means = [run[: epochs * steps_per_epoch].reshape(epochs, -1).mean(1) for run in runs]
         rows.append([code, *(spread([float(mean[epoch - 1]) for mean in means]) for epoch in shown)])
-    first = page.markdown(["mean loss of epoch", *map(str, shown)], rows)
+    first = plain.markdown(["mean loss of epoch", *map(str, shown)], rows)
     rows = [
         [what, *(spread([100 * seed[measure] for seed in seeds]) for measure in MEASURES)]
         for what, seeds in judged.items()
     ]
-    return first + "\n\n" + page.markdown(["", *(f"{measure}, %" for measure in MEASURES)], rows) + "\n"
+    return first + "\n\n" + plain.markdown(["", *(f"{measure}, %" for measure in MEASURES)], rows) + "\n"
 
 
 def draw(curves, file):
