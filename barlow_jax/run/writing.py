@@ -39,9 +39,10 @@ def whole(path):
             yield unfinished
             if unfinished != real:
                 os.replace(unfinished, real)
-        finally:
+        except BaseException:  # and not at the end: from then on a file of this name is that of the next to write
             if unfinished != real:
                 unfinished.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -62,8 +63,9 @@ def whole_folder(path):
             unfinished.mkdir()
             yield unfinished
             os.replace(unfinished, real)
-        finally:
+        except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 @contextlib.contextmanager

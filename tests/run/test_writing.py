@@ -183,6 +183,20 @@ def test_two_processes_append_to_one_file(tmp_path):
     assert not [*tmp_path.glob(".*")]
 
 
+def test_what_the_next_process_writes_is_left_alone(tmp_path, monkeypatch):
+    """Once a file has its name another process may begin to write it anew, under the same name beside it."""
+    real = os.replace
+
+    def replaced(source, target):
+        real(source, target)
+        source.write_text("of the next")
+
+    monkeypatch.setattr(writing.os, "replace", replaced)
+    writing.append(tmp_path / "x", ["one"])
+    assert (tmp_path / "x").read_text() == "one\n"
+    assert (tmp_path / ".x.unfinished").read_text() == "of the next"
+
+
 def test_a_file_that_may_not_be_written_is_replaced_as_before(tmp_path, monkeypatch):
     """Of another user, in a folder that is everybody's: there no lock can be had."""
     (tmp_path / "x").write_text("one\n")
