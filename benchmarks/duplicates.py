@@ -1,6 +1,6 @@
 """How many planted duplicates the search for pairs finds, and how long it takes.
 
-    python benchmarks/duplicates.py --checkpoint=runs/cifar --images=cifar10.npz
+    python benchmarks/duplicates.py --checkpoint=runs/cifar/table5_baseline/seed_0 --images=cifar10.npz
     python benchmarks/duplicates.py --rows=100000
 
 The first takes the test images of an .npz as train.py reads it, and puts changed copies of some in the place of others:
