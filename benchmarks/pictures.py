@@ -20,7 +20,7 @@ import numpy as np
 
 from barlow_jax import demo, experiment, pretrain, sharding
 from barlow_jax.data import order
-from barlow_jax.evaluation import features, projection
+from barlow_jax.evaluation import features, maps
 from barlow_jax.run import config_files, metric_writers, pictures
 from barlow_jax.run.checkpoint import newest_step, restore_params
 from barlow_jax.training import drawn
@@ -74,7 +74,7 @@ def draw(run, out):
         for source in (train, test)
     )
     demo.draw_neighbours(bank, queries, train, test, out / "demo_neighbours.png", rows=5, columns=6)
-    points, shares = projection.principal([(None, None, queries)])
+    points, shares = maps.principal([(None, None, queries)])
     shown, _ = pictures.spread(points)
     options = {"labels": test.labels, "class_names": [f"digit {k}" for k in range(10)]}
     options |= {"width": queries.shape[1], "path": out / "demo_map.png"}

@@ -95,3 +95,16 @@ def test_what_a_shown_program_imports_is_there():
                     assert node.attr in barlow_jax.__all__, (page.name, node.attr)
                     seen += 1
     assert seen > 10
+
+
+def test_modules_that_the_pages_name_are_there():
+    """But extending.md's, which it makes."""
+    pages = [commands.ROOT / "README.md", commands.ROOT / "CONTRIBUTING.md", *(commands.ROOT / "docs").glob("*.md")]
+    named = {
+        (page.name, path)
+        for page in pages
+        if page.name != "extending.md"
+        for path in re.findall(r"\b((?:barlow_jax|tests|benchmarks|deploy)/[\w/]+\.\w+)", page.read_text())
+    }
+    assert len(named) > 20
+    assert [where for where in sorted(named) if not (commands.ROOT / where[1]).exists()] == []
