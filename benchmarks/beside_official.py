@@ -38,8 +38,8 @@ CODES = ("official", "here")
 MEASURES = {"20-NN": ("knn", 20), "linear probe": ("fast probe", None)}  # protocol and k
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description="The official code and this one, side by side.")
+def arguments(description, seeds="0,1"):
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--official", required=True, type=pathlib.Path, help="a checkout of the official code")
     parser.add_argument("--torch", default=".venv-torch/bin/python", help="a Python that has torch and torchvision")
     parser.add_argument("--data", required=True, type=pathlib.Path)
@@ -47,12 +47,14 @@ def arguments():
     parser.add_argument("--images", type=int, default=12_800)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=2, help="epochs")
-    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--seeds", default=seeds)
     parser.add_argument("--workers", type=int, default=2, help="of the official loader")
     chosen = parser.parse_args()
     chosen.seeds = [int(seed) for seed in chosen.seeds.split(",")]
     if chosen.images % BATCH:
         parser.error(f"--images is {chosen.images}, but the official code takes whole batches of {BATCH} alone.")
+    chosen.workdir = chosen.workdir.resolve()
+    chosen.workdir.mkdir(parents=True, exist_ok=True)
     return chosen
 
 
@@ -76,18 +78,20 @@ def take_part(chosen):
     return file
 
 
-def train_official(chosen, seed, folder):
+def train_official(chosen, seed, folder, views=()):
+    """views: words for `official_on_cpu.py` about what to train on, if not the images."""
     projector = "-".join(map(str, PROJECTOR))
     line = [chosen.torch, str(ROOT / "benchmarks/official_on_cpu.py"), f"--official={chosen.official}"]
-    line += [f"--seed={seed}", f"--warmup={chosen.warmup}", "--", str(chosen.workdir / "images")]
+    line += [f"--seed={seed}", f"--warmup={chosen.warmup}", *views, "--", str(chosen.workdir / "images")]
     line += [f"--epochs={chosen.epochs}", f"--batch-size={BATCH}", f"--projector={projector}", "--print-freq=1"]
     line += [f"--learning-rate-weights={RATES['weights']}", f"--learning-rate-biases={RATES['biases']}"]
     line += [f"--weight-decay={WEIGHT_DECAY}", f"--lambd={LAMBD}", f"--workers={chosen.workers}"]
     run(folder, "train", [*line, f"--checkpoint-dir={folder}"])
 
 
-def train_here(chosen, seed, folder):
-    fields = {
+def settings(chosen, seed):
+    """{field: value} of configs/barlow_twins.py for the same here."""
+    return {
         "seed": seed,
         "arch": "resnet18",
         "projector": PROJECTOR,
@@ -102,7 +106,7 @@ def train_here(chosen, seed, folder):
         "optimizer.weight_decay": WEIGHT_DECAY,
         "reference_world_size": 1,
         "data.kind": "npz",
-        "data.path": chosen.workdir / "part.npz",
+        "data.path": str(chosen.workdir / "part.npz"),
         "data.val": "test",
         "data.last": "drop",
         "eval.every_epochs": 0,
@@ -112,8 +116,11 @@ def train_here(chosen, seed, folder):
         "log_every_steps": 1,
         "checkpoint_every_steps": chosen.images // BATCH,
     }
+
+
+def train_here(chosen, seed, folder):
     line = [sys.executable, "train.py", "--config=configs/barlow_twins.py", f"--workdir={folder}"]
-    run(folder, "train", [*line, *(f"--config.{name}={value}" for name, value in fields.items())])
+    run(folder, "train", [*line, *(f"--config.{name}={value}" for name, value in settings(chosen, seed).items())])
 
 
 def judge(chosen, folder, checkpoint, baseline=""):
@@ -205,9 +212,7 @@ def draw(curves, file):
 
 
 def main():
-    chosen = arguments()
-    chosen.workdir = chosen.workdir.resolve()
-    chosen.workdir.mkdir(parents=True, exist_ok=True)
+    chosen = arguments("The official code and this one, side by side.")
     take_part(chosen)
     curves, judged = {code: [] for code in CODES}, {code: [] for code in CODES}
     for seed in chosen.seeds:
