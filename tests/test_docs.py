@@ -57,6 +57,8 @@ def test_a_command_that_is_shown_is_one(words, monkeypatch):
     monkeypatch.chdir(commands.ROOT)
     if words[1].startswith("benchmarks/"):
         source = (commands.ROOT / words[1]).read_text()
+        shared = [commands.ROOT / f"benchmarks/{name}.py" for name in re.findall(r"^import (\w+)$", source, re.M)]
+        source += "".join(file.read_text() for file in shared if file.exists())  # options may be defined in another
         for word in words[2:]:
             name = word.removeprefix("--").partition("=")[0]
             assert any(form in source for form in (f'"--{name}"', f'"{name}"', f"def {name}(")), word
