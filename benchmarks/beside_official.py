@@ -78,11 +78,10 @@ def take_part(chosen):
     return file
 
 
-def train_official(chosen, seed, folder, views=()):
-    """views: words for `official_on_cpu.py` about what to train on, if not the images."""
+def train_official(chosen, seed, folder):
     projector = "-".join(map(str, PROJECTOR))
     line = [chosen.torch, str(ROOT / "benchmarks/official_on_cpu.py"), f"--official={chosen.official}"]
-    line += [f"--seed={seed}", f"--warmup={chosen.warmup}", *views, "--", str(chosen.workdir / "images")]
+    line += [f"--seed={seed}", f"--warmup={chosen.warmup}", "--", str(chosen.workdir / "images")]
     line += [f"--epochs={chosen.epochs}", f"--batch-size={BATCH}", f"--projector={projector}", "--print-freq=1"]
     line += [f"--learning-rate-weights={RATES['weights']}", f"--learning-rate-biases={RATES['biases']}"]
     line += [f"--weight-decay={WEIGHT_DECAY}", f"--lambd={LAMBD}", f"--workers={chosen.workers}"]

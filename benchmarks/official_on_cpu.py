@@ -4,8 +4,7 @@
 
 For `beside_official.py`, by a Python that has torch and torchvision. What else is given, behind `--`, goes to main.py.
 Changed is what a CPU lacks (no CUDA, gloo for nccl, one process, plain BatchNorm for SyncBatchNorm, no float16), and
-what main.py has no flag for: the network, the size of the crops, the epochs of warm-up, the seed, and with `--views` a
-file of views that were drawn before (`official_views.py`), taken in their order, in place of images.
+what main.py has no flag for: the network, the size of the crops, the epochs of warm-up, the seed.
 """
 
 import argparse
@@ -29,7 +28,6 @@ def arguments():
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--warmup", type=int, default=2, help="epochs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--views", type=pathlib.Path, help="an .npy of views to train on, of official_views.py")
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     return parser.parse_args()
 
@@ -75,45 +73,6 @@ def at_another_size(arch, image_size, seed):
     return network().fc.in_features
 
 
-def on_given_views(file, epochs):
-    """Views of a file in the place of images, an epoch of them after the other."""
-    import numpy as np
-
-    views = np.load(file, mmap_mode="r")  # uint8 [epochs * images, 2, S, S, 3]
-    images = len(views) // epochs
-    finish = torchvision.transforms.Compose(
-        [
-            torchvision.transforms.ToTensor(),
-            torchvision.transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
-        ]
-    )
-
-    class Given(torch.utils.data.Dataset):
-        def __init__(self, *_):
-            pass
-
-        def __getitem__(self, row):
-            return tuple(finish(np.array(view)) for view in views[row]), -1
-
-    class InOrder:
-        epoch = 0
-
-        def __init__(self, *_):
-            pass
-
-        def set_epoch(self, epoch):
-            self.epoch = epoch
-
-        def __len__(self):
-            return images
-
-        def __iter__(self):
-            return iter(range(self.epoch * images, (self.epoch + 1) * images))
-
-    torchvision.datasets.ImageFolder = Given
-    torch.utils.data.distributed.DistributedSampler = InOrder
-
-
 def changed(text, changes):
     """The text with every (old, new) changed, of which the old one must stand there once."""
     for old, new in changes:
@@ -136,9 +95,6 @@ def main():
     text = main_py(chosen.official)
     without_cuda()
     width = at_another_size(chosen.arch, chosen.image_size, chosen.seed)
-    if chosen.views:
-        epochs = next(word for word in chosen.rest if word.startswith("--epochs=")).partition("=")[2]
-        on_given_views(chosen.views, int(epochs))
     torch.manual_seed(chosen.seed)  # the network above has drawn from it
     changes = [("[2048]", f"[{width}]"), ("10 * len(loader)", f"{chosen.warmup} * len(loader)")]
     file = chosen.official / "main.py"

@@ -1,13 +1,13 @@
 """The official code and this one from the same weights, on the same views: how far do the losses agree, and then?
 
     python benchmarks/same_views.py --official=barlowtwins --torch=.venv-torch/bin/python --data=cifar10.npz \\
-        --workdir=runs/same_views [--images=5120 --epochs=20 --seeds=0]
+        --workdir=runs/beside_official --images=5120 --workers=1 [--epochs=20 --seeds=0]
 
-The setting of `beside_official.py`, less all that is drawn: main.py's own Transform draws the views of all epochs into
-a file, its own network the first weights (`official_views.py`), and both codes train on them. What is left between
-them is the order of float32's sums: the losses agree to its rounding until that has grown. How fast it grows is shown
+The setting of `beside_official.py`, and in its work folder its official runs. Of such a run `official_views.py` writes
+down the initial weights and the views of all epochs, and this code trains from and on them. What is left between the
+two is the order of float32's sums: the losses agree to its rounding until that has grown. How fast it grows is shown
 beside it, by this code trained from weights of which each is larger or smaller by 1e-7 of itself. What comes out is
-table.md in the work folder.
+same_views.md in the work folder.
 """
 
 import dataclasses
@@ -25,18 +25,15 @@ from barlow_jax.run.checkpoint import FOLDER, Checkpoints
 from barlow_jax.weights import as_run
 
 SHOWN = (1, 2, 3, 5, 8, 12, 20, 40, 100)
-OFF_BY = {"here": 0.0, "here_off": 1e-7}  # relative change of the first weights
+OFF_BY = {"same": 0.0, "same_off": 1e-7}  # relative change of the first weights
 
 
 def draw(chosen, seed, folder):
+    projector = "-".join(map(str, beside_official.PROJECTOR))
     line = [chosen.torch, str(beside_official.ROOT / "benchmarks/official_views.py"), f"--official={chosen.official}"]
-    line += [
-        f"--images={chosen.workdir / 'part.npz'}",
-        f"--epochs={chosen.epochs}",
-        f"--seed={seed}",
-        f"--out={folder}",
-    ]
-    beside_official.run(folder, "views", [*line, f"--projector={'-'.join(map(str, beside_official.PROJECTOR))}"])
+    line += [f"--images={chosen.workdir / 'images'}", f"--out={folder}", f"--projector={projector}"]
+    line += [f"--epochs={chosen.epochs}", f"--seed={seed}", f"--workers={chosen.workers}"]
+    beside_official.run(folder, "views", [*line, f"--batch_size={beside_official.BATCH}"])
 
 
 def train(chosen, seed, drawn, folder, off_by=0.0):
@@ -89,7 +86,7 @@ def main():
         for code in curves:
             folder = chosen.workdir / f"{code}_{seed}"
             if code == "official":
-                beside_official.train_official(chosen, seed, folder, views=[f"--views={drawn / 'views.npy'}"])
+                beside_official.train_official(chosen, seed, folder)
                 weights, kept = folder / "resnet50.pth", "official"
             else:
                 train(chosen, seed, drawn, folder, OFF_BY[code])
@@ -98,7 +95,7 @@ def main():
             curves[code].append(beside_official.losses(kept, folder))
             judged[code].append(beside_official.accuracies(folder / "judged"))
     text = table(curves, judged)
-    (chosen.workdir / "table.md").write_text(text)
+    (chosen.workdir / "same_views.md").write_text(text)
     print("\n" + text)
 
 
