@@ -27,7 +27,7 @@ PIXELS = 2000  # images whose pixels are looked at, if not said
 
 
 def define_flags(flag):
-    flag.arguments("pack SET OUT, or stats SET")
+    flag.arguments("barlow-jax pack SET OUT", "barlow-jax data stats SET")
     flag.choice("format", pack_forms.FORMS, "pack: tar as WebDataset has it, or a set of TFDS in its files.", "tar")
     flag.text("split", "pack: what the names of the shards begin with.", "train")
     flag.number("short_side", "pack: images with a longer one become JPEGs of this; 0 packs files as they are.")

@@ -31,7 +31,7 @@ from barlow_jax.data import eval_steps, pixels
 from barlow_jax.errors import UserError
 from barlow_jax.evaluation import duplicates, embedded, embedding_files, features, maps, subject
 from barlow_jax.evaluation.image_sets import open_images, value_range
-from barlow_jax.run import cluster, launch, pictures
+from barlow_jax.run import cluster, launch, pictures, writing
 from barlow_jax.run.checkpoint import WEIGHTS
 from barlow_jax.run.progress import Progress
 from barlow_jax.run.signals import StopSignals
@@ -71,7 +71,7 @@ def main(wanted):
             f"{len(given)}."
         )
     fields.check_flags(wanted, fields.EMBED)
-    out = pathlib.Path(wanted.out).expanduser()
+    out, *_ = map(writing.named, (wanted.out, wanted.neighbours, wanted.map, wanted.pairs))
     cluster.on_process_0(lambda: check_out(out, wanted))
     judged = subject.load(given[0], ema=wanted.ema)
     config = settings(judged, wanted)

@@ -25,7 +25,7 @@ from barlow_jax.errors import UserError
 from barlow_jax.evaluation import atlas, clusters, duplicates, embedded, label_next, queries, sheets
 from barlow_jax.evaluation.image_sets import Thumbnails, counted
 from barlow_jax.evaluation.nearest import nearest_rows
-from barlow_jax.run import launch
+from barlow_jax.run import launch, writing
 from barlow_jax.run.progress import tracked
 
 SEARCHES = ("pairs", "clusters", "outliers", "label_next", "like", "atlas")
@@ -67,7 +67,8 @@ def main(wanted):
     fields.check_flags(wanted, fields.EXPLORE)
     if jax.process_count() > 1:
         raise UserError("This runs in one process; start it on one machine.")
-    folder = pathlib.Path(wanted.out or pathlib.Path(given[0]).parent).expanduser()
+    file, folder, *_ = map(writing.named, (given[0], wanted.out, wanted.pairs, wanted.atlas))
+    folder = folder if wanted.out else file.parent
     if not folder.is_dir():
         raise UserError(f"--out is {wanted.out!r}, no folder; make it, or name another.")
     if wanted.pairs:

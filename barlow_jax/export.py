@@ -66,7 +66,7 @@ def define_flags(flag):
 
 
 def main(wanted):
-    given, layout, out = wanted.arguments, wanted.format, pathlib.Path(wanted.out).expanduser()
+    given, layout, out = wanted.arguments, wanted.format, writing.named(wanted.out)
     if len(given) != 1:
         raise UserError(f"There is one argument besides flags, a run or a file of weights, and here are {len(given)}.")
     if not layout or not wanted.out:

@@ -8,8 +8,6 @@ next column, and the official README's where it gives one too. With --html one f
 verdict, config, curves, pictures, results, events and environment of the runs (docs/report.md).
 """
 
-import pathlib
-
 from barlow_jax.errors import UserError
 from barlow_jax.results import page, table
 from barlow_jax.run import launch, writing
@@ -38,7 +36,7 @@ def main(wanted):
         print(f"Of the paper's results not run: {'; '.join(missing)}.")
     if wanted.html:
         text = page.page(folders)
-        file = pathlib.Path(wanted.html).expanduser()
+        file = writing.named(wanted.html)
         with writing.told(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
         writing.text(file, text)

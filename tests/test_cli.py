@@ -41,6 +41,15 @@ def test_every_command_has_help(name):
     assert callable(main) and callable(define_flags)
 
 
+@pytest.mark.parametrize("name", ["pack", "data"])
+def test_a_module_of_two_commands_shows_both_as_they_are_typed(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["barlow-jax", name, "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    usage = "usage: barlow-jax pack SET OUT [flags]\n       barlow-jax data stats SET [flags]\n"
+    assert usage in capsys.readouterr().out
+
+
 def test_configs_are_listed_and_printed(tmp_path):
     listed = typed("configs", cwd=tmp_path).stdout.splitlines()
     assert len([line for line in listed if line[0] != " "]) == len([*(commands.ROOT / "configs").glob("[a-z]*.py")])

@@ -12,7 +12,7 @@ from barlow_jax.data.protocol import Source
 from barlow_jax.data.remote.cache import kept
 from barlow_jax.data.remote.files import content
 from barlow_jax.data.remote.files import open_folder as open_remote
-from barlow_jax.data.sources import Arrays, ImageFolder
+from barlow_jax.data.sources import Arrays, ImageFolder, warn_of_dark_arrays
 from barlow_jax.data.tars import Tars
 from barlow_jax.data.walk import is_remote, local_path
 from barlow_jax.errors import UserError
@@ -55,13 +55,16 @@ def load_npz(path, split="train", cache=None, any_range=False, **reading):
     if found is None:
         raise UserError(
             f"{path} has no array {' or '.join(pair[0] for pair in pairs)} (it has {', '.join(held)}): "
-            "choose another split, or '' for one named images."
+            "name another split, as in config.data.train or FILE:SPLIT, or write them as images and labels."
         )
     images, labels = arrays[found[0]], arrays.get(found[1])
     names = next((arrays[key] for key in names_keys if key in arrays), None)
     name = str(path).rpartition("/")[2]
     name = f"{name}:{split}" if split else name
-    return Arrays(mapped.images_of(images, name, reading, any_range=any_range), labels, class_names=names, name=name)
+    source = Arrays(mapped.images_of(images, name, reading, any_range=any_range), labels, class_names=names, name=name)
+    if not any_range:
+        warn_of_dark_arrays(source)
+    return source
 
 
 def _open_folder(path, split, labels="auto", class_names=None, listed="", cache=None, **reading):
@@ -156,4 +159,10 @@ def open_fields(data, split: str, reading: dict, **more) -> Source:
     if data.kind in CACHED and is_remote(data.path) and data.get("cache", ""):
         options["cache"] = kept(data.cache, data.cache_bytes)
     split = "" if (data.kind, split) == ("folder", ".") else split
-    return open_source(data.kind, data.path, split, **options, **more)
+    source = open_source(data.kind, data.path, split, **options, **more)
+    if data.kind == "npz" and data.channels and data.channels != source.channels:
+        raise UserError(
+            f"config.data.channels is {data.channels}, and the images of {source.name} are arrays of {source.channels} "
+            "channels, which are taken as they are: set it to 0, or write other arrays."
+        )
+    return source

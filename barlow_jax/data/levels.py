@@ -41,6 +41,11 @@ def of_type(dtype):
     return known.get(dtype.str[1:])
 
 
+def in_a_range(dtype):
+    """Whether config.data.value_range applies to a type: bytes and truth values stand for what they are."""
+    return np.dtype(dtype).str[1:] not in ("u1", "b1")
+
+
 def unknown(array):
     """The ValueError for values whose range is not known."""
     kind = {"f": "fractions", "i": f"whole numbers of {array.dtype.itemsize * 8} bits with a sign"}.get(
@@ -55,12 +60,12 @@ def unknown(array):
 def of_values(values, reading):
     """Values -> uint8 or uint16 [h, w, reading.channels], by reading.value_range or the range that the values have.
 
-    reading.value_range applies to more than 8 bits alone. ValueError, in words for a person, where the range is not
-    known or the bands are not the channels.
+    reading.value_range applies to all but bytes and truth values, see `in_a_range`. ValueError, in words for a person,
+    where the range is not known or the bands are not the channels.
     """
     array, low_high = values.array, values.low_high
     check_bands(array.shape[2], reading.channels)
-    if reading.value_range and array.dtype.itemsize > 1:
+    if reading.value_range and in_a_range(array.dtype):
         low_high = reading.value_range
     if low_high is None:
         raise unknown(array)

@@ -109,15 +109,15 @@ def stored(file: bytes, size: Size) -> tuple[bytes, str, str]:
         with pixels.opened(file) as image:
             ending = ENDINGS.get(image.format, "tif")
             short = min(image.size)
-            if not size.short_side or short <= size.short_side or image.mode[0] in "IF":
+            if not size.short_side or short <= size.short_side or pixels.bits_of(image) > 8:
                 return file, ending, ""
-            exif = {274: image.getexif()[274]} if 274 in image.getexif() else {}  # how it is turned
+            turn = pixels.orientation_of(image)
             grey = image.mode in ("1", "L", "LA")
             shape = [max(1, round(side * size.short_side / short)) for side in image.size]
             small = image.convert("L" if grey else "RGB").resize(shape, Image.Resampling.BICUBIC)
             about, stream = Image.Exif(), io.BytesIO()
-            about.update(exif)
-            small.save(stream, "JPEG", quality=size.quality, exif=about.tobytes() if exif else b"")
+            about[274] = turn
+            small.save(stream, "JPEG", quality=size.quality, exif=about.tobytes() if turn > 1 else b"")
             return stream.getvalue(), "jpg", "resized"
     except Exception:  # Pillow's plugins raise whatever their parsers run into; the image is told of when it is read
         return file, "jpg", "unreadable"

@@ -31,7 +31,7 @@ class Parquets(Archive):
 
     Images are in the column that the Hub's own description calls an Image, or one of `IMAGES`: binary, or a struct with
     the field bytes. Labels are in the one that it calls a ClassLabel, whose names are those of the classes, or one of
-    `LABELS`: integers or text.
+    `LABELS`: whole numbers (pandas writes them as fractions where one is missing), truth values or text.
     UserError where pyarrow is missing, a file is damaged, or no column of images is found.
     """
 
@@ -91,9 +91,15 @@ class Parquets(Archive):
 
         with concurrent.futures.ThreadPoolExecutor(IN_FLIGHT if self.afar else 1, "labels") as pool:
             parts = list(itertools.chain.from_iterable(pool.map(of_file, self._shards, self._feet)))
-        if all(part is None or isinstance(part, int) for part in parts):
-            return np.asarray([-1 if part is None else min(part, 2**62) for part in parts], np.int64)
-        return [" ".join(str(part).split()) if isinstance(part, str | int) else "" for part in parts]
+        if any(isinstance(part, str) for part in parts):
+            return ["" if part is None else " ".join(part.split()) for part in parts]
+        # pandas writes whole numbers among which one is missing as fractions.
+        if wrong := [part for part in parts if isinstance(part, float) and not (part.is_integer() or part != part)]:
+            raise UserError(
+                f"{self.name}: the column {column!r} holds {wrong[0]:g}, which is no number of a class: name another "
+                "column 'label', or write whole numbers."
+            )
+        return np.asarray([-1 if part is None or part != part else int(min(part, 2**62)) for part in parts], np.int64)
 
     def _contents(self):
         names = [shard.name for shard in self._shards]
@@ -190,7 +196,13 @@ def columns(schema, path):
             f"columns: {', '.join(schema.names)[:120]}): name one 'image'; it holds bytes, or a struct with them."
         )
     fit = [name for name in schema.names if _holds_labels(schema.field(name).type)]
-    label = next((n for n in [*_known_first(of_kind["ClassLabel"], LABELS), *LABELS] if n in fit), None)
+    named = [n for n in [*_known_first(of_kind["ClassLabel"], LABELS), *LABELS] if n in schema.names]
+    label = next((n for n in named if n in fit), None)
+    if named and label is None:
+        logger.warning(
+            "%s: the column %r is of the type %s, which no labels are: the images are taken as unlabelled",
+            *(walk.readable(path), named[0], schema.field(named[0]).type),
+        )
     names = features.get(label, {}).get("names")
     sound = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
     return image, label, tuple(names) if sound else None
@@ -216,7 +228,7 @@ def _holds_images(kind):
 
 
 def _holds_labels(kind):
-    return str(kind) in (
-        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "string", "large_string"),
-        "dictionary<values=string, indices=int32, ordered=0>",
-    )
+    inner = getattr(kind, "value_type", None) if str(kind).startswith("dictionary<") else kind
+    wide = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    texts = ("string", "large_string", "string_view")
+    return str(inner) in (*wide, "bool", "halffloat", "float", "double", *texts)

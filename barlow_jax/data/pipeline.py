@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 TRIES = 16  # files in a row that may be unreadable
 FITS = ("crop", "squash")
+_told = set()  # what this process has said of files that cannot be read
 FIRST = 1000  # images before which a bad fraction is not judged: 1 of the first 64 is no evidence
 
 
@@ -73,7 +74,9 @@ class Batches:
                 path = self._source.where(place)
                 if path not in self.bad_files:
                     self.bad_files[path] = self._source.why_unreadable(place)
-                    logger.warning("unreadable image %s: %s", path, self.bad_files[path])
+                    if (path, self.bad_files[path]) not in _told:  # by the reader of another epoch or evaluation
+                        _told.add((path, self.bad_files[path]))
+                        logger.warning("unreadable image %s: %s", path, self.bad_files[path])
             if too_many:
                 raise UserError(
                     f"{self.bad} of {self.seen} images could not be read, more than config.data.max_bad_fraction = "

@@ -5,14 +5,13 @@ window.py reads ordinary JPEGs and PNGs by TensorFlow and asks here for all othe
 
 import io
 import math
-import re
 import warnings
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from barlow_jax.data import levels, sensors
+from barlow_jax.data import beginnings, levels, sensors
 from barlow_jax.data.levels import BLOCK, Values, as_channels
 from barlow_jax.errors import UserError
 
@@ -32,40 +31,6 @@ FORMATS = [
     for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
     if name in Image.OPEN
 ]
-
-# What files that are no image begin with, and what to call it.
-BEGINNINGS = (
-    (rb"\0{8}", "zero bytes"),
-    (rb"version https://git-lfs", "a pointer of Git LFS (fetch the file with git lfs pull)"),
-    (rb"\s*<(!doctype html|html|head|body|script)", "HTML, a web page"),
-    (rb"(\xef\xbb\xbf)?\s*<(\?xml|svg|!--)", "XML or SVG"),
-    (rb"PK(\x03\x04|\x05\x06)", "a ZIP archive"),
-    (rb"\x1f\x8b", "gzip"),
-    (rb"....ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)", "HEIC"),
-    (rb"....ftyp(avif|avis)", "AVIF"),
-    (rb"....ftyp", "a video (MP4)"),
-    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
-    (rb"\xff\n|\0\0\0\x0cJXL ", "JPEG XL"),
-    (rb"\xff\xd8\xff", "JPEG"),
-    (rb"\x89PNG", "PNG"),
-    (rb"RIFF....WEBP", "WebP"),
-    (rb"GIF8", "GIF"),
-    (rb"BM", "BMP"),
-    (rb"II[*+]\0|MM\0[*+]", "TIFF"),
-    (rb"P[1-7]\s", "PPM"),
-    (rb"%PDF", "PDF"),
-    (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
-    (rb"8BPS", "a Photoshop document"),
-    (rb"\0\0[\x01\x02]\0", "an icon"),
-    (rb".{128}DICM", "DICOM"),
-    (rb"SIMPLE  =", "FITS"),
-    (rb"\x93NUMPY", "an array of numpy"),
-    (rb"\x89HDF", "HDF5"),
-    (rb"[\t\n\r -~]{16}|[\t\n\r -~]*$", "text"),
-)
-
-
-READ_HERE = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "PPM")
 
 
 class Reading(NamedTuple):
@@ -154,7 +119,8 @@ def _by_pillow(encoded, reading):
     with opened(encoded) as image:
         levels.check_size(image.height, image.width, reading)
         turn = orientation_of(image) if reading.exif else 1
-        values = _deep_values(image, reading)
+        grey = is_grey_of_more(image)  # of which a PGM without a range stays in Pillow's unit
+        values = grey_values(image, bool(reading.value_range)) if grey else _colours_of_more(image, reading)
         bands = len(image.getbands()) if image.mode not in ("P", "1", "PA") else 0
         if reading.channels not in (1, 3) and bands != reading.channels:
             raise NotInFull(
@@ -175,18 +141,10 @@ def opened(encoded):
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # a warning where warnings are errors
         raise ValueError(f"it has more than the {PILLOWS_LIMIT} pixels that Pillow opens") from None
     except Image.UnidentifiedImageError:
-        found = begins_as(encoded)
-        damaged = ", and is damaged" if found in READ_HERE else ""
+        found = beginnings.begins_as(encoded)
+        damaged = ", and is damaged" if found in beginnings.READ_HERE else ""
         kind = NotInFull if found == "TIFF" else ValueError
         raise kind(f"cannot identify image file: it begins as {found}{damaged}") from None
-
-
-def begins_as(encoded):
-    """What a file that is no image seems to be, for a person."""
-    for pattern, name in BEGINNINGS:
-        if re.match(pattern, encoded, re.DOTALL | re.IGNORECASE):
-            return name
-    return f"the bytes {encoded[:8].hex(' ')}"
 
 
 def of_png(values, reading):
@@ -228,32 +186,52 @@ def stored_as(image):
 
 
 def is_grey_of_16_bits(image):
-    """Whether an opened image is one."""
+    """As `is_grey_of_more`."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
 
 
-def _deep_values(image, reading):
-    """A grey image of more than 8 bits as Values; None of others."""
-    stored = stored_as(image)
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
-        if ";16" in stored or (image.format == "PPM" and _maxval(image) > 255):
-            in_full = reading.value_range or not reading.plain
-            if in_full and image.format != "PNG":  # which is read in full where it counts, see window.py
-                raise NotInFull(
-                    "it is a colour image of 16 bits, of which only the upper 8 can be read from this format, so that "
-                    "config.data.value_range and config.data.bits cannot be applied: save it as PNG"
-                )
-            if in_full:
-                upper = np.asarray(image).astype(np.uint16) * np.uint16(257)
-                return Values(as_channels(upper, reading.channels) if reading.channels in (1, 3) else upper, (0, 65535))
+def is_grey_of_more(image):
+    """Whether an opened image is grey and of more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def bits_of(image):
+    """How many bits a value takes in the file of an opened image."""
+    deep = ";16" in stored_as(image) or is_grey_of_16_bits(image) or (image.format == "PPM" and _maxval(image) > 255)
+    return 16 if deep else 32 if image.mode in ("I", "F") else 1 if image.mode == "1" else 8
+
+
+def grey_values(image, as_stored=True):
+    """A grey image of more than 8 bits (`is_grey_of_more`) as Values.
+
+    as_stored: of a PGM, which says its largest value, the values of the file, and not what Pillow makes of them:
+    65535 of the largest.
+    """
+    stored, white = stored_as(image), 65535
+    of_pgm = image.format == "PPM" and image.mode == "I"
+    maxval, array = _maxval(image) if of_pgm else white, np.asarray(image)[..., None]  # Pillow forgets it as it decodes
+    if of_pgm and as_stored and maxval != white:
+        array = (array.astype(np.uint32) * np.uint32(maxval) + np.uint32(32767)) // np.uint32(white)
+        white = maxval
+    if of_pgm:
+        return Values(array.astype(np.uint16), (0, white))
+    inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0  # which Pillow does in images of 8 bits alone
+    if is_grey_of_16_bits(image):
+        return Values(array, (0, 4095 if stored == "I;12" else white), inverted)
+    return Values(array.astype(np.int16) if image.mode == "I" and "16" in stored else array, None, inverted)
+
+
+def _colours_of_more(image, reading):
+    """A colour image of 16 bits as Values where they count, of a PNG the upper 8 of them; None of others."""
+    if bits_of(image) != 16 or not (reading.value_range or not reading.plain):
         return None
-    of_ppm = image.mode == "I" and image.format == "PPM"  # which says its largest value; Pillow makes that 65535
-    maxval, array = _maxval(image) if of_ppm else 65535, np.asarray(image)[..., None]
-    if reading.value_range and maxval != 65535:
-        array = (array.astype(np.uint32) * np.uint32(maxval) + np.uint32(32767)) // np.uint32(65535)
-    if of_ppm or is_grey_of_16_bits(image):
-        return Values(array, (0, 4095 if stored == "I;12" else 65535))
-    return Values(array.astype(np.int16) if image.mode == "I" and "16" in stored else array, None)
+    if image.format != "PNG":  # which is read in full where it counts, see window.py
+        raise NotInFull(
+            "it is a colour image of 16 bits, of which only the upper 8 can be read from this format, so that "
+            "config.data.value_range and config.data.bits cannot be applied: save it as PNG"
+        )
+    upper = np.asarray(image).astype(np.uint16) * np.uint16(257)
+    return Values(as_channels(upper, reading.channels) if reading.channels in (1, 3) else upper, (0, 65535))
 
 
 def _maxval(image):
@@ -269,7 +247,7 @@ def orientation_of(image):
 
 
 def orientation(encoded):
-    """`orientation_of` an encoded image; 1 where it cannot be told."""
+    """`orientation_of` of an encoded image; 1 where it cannot be told."""
     try:
         with opened(encoded) as image:
             return np.int64(orientation_of(image))
@@ -280,17 +258,28 @@ def orientation(encoded):
 def largest_of_16_bits(encoded):
     """The largest high byte of an image of 16 bits that does not say how many of them are in use; None of others."""
     try:
-        if kind := sensors.kind(encoded):
-            values = sensors.read(kind, encoded, Reading(channels=0))
-            return int(values.array.max()) >> 8 if values.low_high == (0, 65535) else None
-        with opened(encoded) as image:
-            stored, width_height = stored_as(image), image.size
-            deep = is_grey_of_16_bits(image) or (";16" in stored and image.mode in ("RGB", "RGBA"))
-            if not deep or stored == "I;12" or width_height[0] * width_height[1] > MAX_PIXELS:
-                return None
-        return int(pillow_pixels(encoded).max())
+        kind = sensors.kind(encoded)
+        return _largest_of_a_sensor(kind, encoded) if kind else _largest_by_pillow(encoded)
     except Exception:  # of Pillow's parsers: a file that cannot be read is told of when it is its turn
         return None
+
+
+def _largest_of_a_sensor(kind, encoded):
+    values = sensors.read(kind, encoded, Reading(channels=0))
+    return int(values.array.max()) >> 8 if values.low_high == (0, 65535) else None
+
+
+def _largest_by_pillow(encoded):
+    try:
+        with opened(encoded) as image:
+            grey, colours = is_grey_of_16_bits(image), ";16" in stored_as(image) and image.mode in ("RGB", "RGBA")
+            if not (grey or colours) or stored_as(image) == "I;12" or image.width * image.height > MAX_PIXELS:
+                return None
+            if grey:  # before black and white are exchanged
+                return int(grey_values(image).array.max()) >> 8
+    except NotInFull:
+        return _largest_of_a_sensor("TIFF", encoded)
+    return int(pillow_pixels(encoded).max())
 
 
 def why_unreadable(encoded, reading):

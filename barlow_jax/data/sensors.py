@@ -120,13 +120,16 @@ def _dicom(encoded, reading, problem=None):
         _check_decoder(pydicom.pixels.get_decoder, syntax)
     if data.PhotometricInterpretation == "PALETTE COLOR":
         raise ValueError("its values are places in a palette: save it as grey or RGB")
-    arrays = [pydicom.pixels.pixel_array(data, index=frame) for frame in range(frames if stacked else 1)]
-    array = np.stack(arrays, -1) if stacked else arrays[0].reshape(*arrays[0].shape[:2], samples)
-    if "ModalityLUTSequence" in data:
-        array, low_high = pydicom.pixels.apply_modality_lut(array, data), None
-    else:
-        array, low_high = _rescaled(array, data)
-    return Values(array, low_high, data.PhotometricInterpretation == "MONOCHROME1")
+    found = []
+    for frame in range(frames if stacked else 1):
+        array = pydicom.pixels.pixel_array(data, index=frame).reshape(int(data.Rows), int(data.Columns), samples)
+        if "ModalityLUTSequence" in data:
+            found.append((pydicom.pixels.apply_modality_lut(array, data), None))
+        else:
+            found.append(_rescaled(array, data, frame))
+    arrays, ranges = zip(*found, strict=True)
+    low_high = None if None in ranges else (min(low for low, _ in ranges), max(high for _, high in ranges))
+    return Values(np.concatenate(arrays, -1), low_high, data.PhotometricInterpretation == "MONOCHROME1")
 
 
 def _check_decoder(get_decoder, syntax):
@@ -140,12 +143,13 @@ def _check_decoder(get_decoder, syntax):
         raise ValueError(f"its transfer syntax, {syntax.name}, takes another package beside pydicom: {missing}")
 
 
-def _rescaled(array, data):
-    """(the values by RescaleSlope and RescaleIntercept, the range of those or None where it is not known)."""
+def _rescaled(array, data, frame):
+    """(values of a frame by its RescaleSlope and RescaleIntercept, their range or None where it is not known)."""
     about = data
-    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        if groups in data and "PixelValueTransformationSequence" in data[groups][0]:
-            about = data[groups][0].PixelValueTransformationSequence[0]
+    for groups, place in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
+        held = data.get(groups) or ()
+        if place < len(held) and "PixelValueTransformationSequence" in held[place]:
+            about = held[place].PixelValueTransformationSequence[0]
     slope, intercept = float(about.get("RescaleSlope", 1)), float(about.get("RescaleIntercept", 0))
     signed = data.get("PixelRepresentation", 0) == 1
     low_high = None if signed else (0, 2 ** int(data.BitsStored) - 1)

@@ -61,7 +61,7 @@ class Encoded(abc.ABC):
         """The batches that a readers.Job asks for."""
         if not self._looked_at:
             self._looked_at = True
-            _warn_of_dark_images(self)
+            _warn_of_dark_files(self)
         return blocks.batches(self, job)
 
     def stored_size(self, index):
@@ -75,25 +75,37 @@ class Encoded(abc.ABC):
         return decode.why_unreadable(self, index)
 
 
-def _warn_of_dark_images(source):
-    """Says so where files of 16 bits hold values of 12 or so, which come out nearly black."""
-    if source.reading.value_range:
-        return
-    largest = []
-    for row in np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)):
+def _warn_of_dark_files(source):
+    def largest(row):
         try:
-            encoded = source.encoded(row)
+            return largest_of_16_bits(source.encoded(row))
         except Exception:  # whatever the reader of records runs into; told of when it is the image's turn
-            continue
-        largest.append(largest_of_16_bits(encoded))
-    largest = [value for value in largest if value is not None]
-    if largest and max(largest) < 256 // 8:
+            return None
+
+    _warn_of_dark_images(source, source.reading, largest)
+
+
+def warn_of_dark_arrays(source):
+    """As of image files, of `Arrays` that hold uint16."""
+    held = source.images
+    if isinstance(held, mapped.Levels) and held.stored.dtype == np.uint16:
+        _warn_of_dark_images(source, held.reading, lambda row: int(held.raw(row).max()) >> 8)
+
+
+def _warn_of_dark_images(source, reading, largest):
+    """Says so where images of 16 bits hold values of 12 or so, which come out nearly black.
+
+    largest(row): the largest high byte of an image, None of one that has no 16 bits, or says how many are in use.
+    """
+    if reading.value_range:
+        return
+    rows = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int))
+    found = [value for value in map(largest, rows) if value is not None]
+    if found and max(found) < 256 // 8:
         logger.warning(
             "%s: the images of 16 bits that were looked at (%d) hold no value above %d of 65535, so they are nearly "
             "black; if fewer bits are in use, say so, as by --config.data.value_range='(0, 4095)' for 12",
-            source.name,
-            len(largest),
-            256 * max(largest) + 255,
+            *(source.name, len(found), 256 * max(found) + 255),
         )
 
 

@@ -1,12 +1,15 @@
 """What is in a tar, by its headers: the samples of a WebDataset shard, their labels, and where each image lies.
 
 A sample is the members that follow each other with the same name up to the first dot of its last part: 000017.jpg,
-000017.cls. Of a tar only the headers are read, and the small files that hold labels.
+000017.cls. One that has been there already begins another sample. A link is what it names, where that is in the tar.
+Of a tar only the headers are read, and the small files that hold labels.
 """
 
+import collections
 import json
 import logging
 import os
+import posixpath
 import re
 
 from barlow_jax.data import walk
@@ -19,6 +22,11 @@ IMAGES = tuple(ending[1:] for ending in walk.EXTENSIONS)
 LABELS = ("cls", "json")  # what holds a label, the first that is there
 IN_JSON = ("label", "cls")  # the key of the label in a .json, the first that is there
 LONGEST = 2**20  # bytes of a name, of a pax header, of a file with a label
+MOST_LINKS = 8  # that are followed from one to the next
+
+_SPARE = "images left out, as their samples have another one"
+_LOST = "links left out, as what they name is not in the tar"
+_ODD = "labels left out, as they are neither whole numbers nor text"
 
 
 def look(shard):
@@ -28,34 +36,38 @@ def look(shard):
 
     UserError where it is no whole tar.
     """
-    names, labels, starts, sizes, spare = [], [], [], [], 0
+    names, labels, starts, sizes, told = [], [], [], [], collections.Counter()
     try:
         size = shard.state()[0]
         with shard.through() as file:
-            key, image, label = None, None, {}
-            for name, start, length in members(file, size):
+            key, image, label, there = None, None, {}, set()
+            for name, start, length in _followed(file, size):
                 folder, _, base = name.rpartition("/")
                 first, dot, ending = base.partition(".")
                 if not first or not dot:  # hidden, or without an ending
                     continue
-                if (folder, first) != key:
+                if (folder, first) != key or base in there:
                     _add(names, labels, starts, sizes, image, label)
-                    key, image, label = (folder, first), None, {}
+                    key, image, label, there = (folder, first), None, {}, set()
+                there.add(base)
                 ending = ending.lower()
-                if ending in LABELS:
+                if start is None:
+                    told[_LOST] += 1
+                elif ending in LABELS:
                     label[ending] = _label(file, start, length, ending, name)
+                    told[_ODD] += label[ending] is None
                 elif ending in IMAGES or ending.rpartition(".")[2] in IMAGES:
                     # 7.seg.png is no other image of the sample than 7.jpg, but it is one where there is nothing else.
                     better = image is None or (ending in IMAGES and image[3] not in IMAGES)
-                    spare += image is not None
+                    told[_SPARE] += image is not None
                     image = (name, start, length, ending) if better else image
             _add(names, labels, starts, sizes, image, label)
     except OSError as error:
         raise UserError(f"{walk.readable(shard.path)} cannot be read ({error.strerror or error}): see to it.") from None
     except Damaged as error:
         raise UserError(f"{walk.readable(shard.path)} {error}") from None
-    if spare:
-        logger.info("%s: %d images left out, as their samples have another one", walk.readable(shard.path), spare)
+    for what, count in (+told).items():
+        logger.info("%s: %d %s", walk.readable(shard.path), count, what)
     return names, labels, starts, sizes
 
 
@@ -68,7 +80,7 @@ def _add(names, labels, starts, sizes, image, label):
 
 
 def _label(file, start, length, ending, name):
-    """The label that a small member holds, as text; "" where it says none."""
+    """The label that a small member holds, as text; "" where it says none, None where it is neither number nor text."""
     if length > LONGEST:
         raise Damaged(f"has a label of {length} bytes ({name[:80]!r}): write it anew.")
     file.seek(start)
@@ -77,7 +89,10 @@ def _label(file, start, length, ending, name):
         if ending == "json":
             held = json.loads(text)
             held = next((held[key] for key in IN_JSON if key in held), "") if isinstance(held, dict) else ""
-            text = str(held) if isinstance(held, int | str) and not isinstance(held, bool) else ""
+            held = int(held) if isinstance(held, bool) or (isinstance(held, float) and held.is_integer()) else held
+            if not isinstance(held, int | str | None):
+                return None
+            text = "" if held is None else str(held)
     except (ValueError, RecursionError):
         raise Damaged(f"has a label that cannot be read ({name[:80]!r}): write it anew.") from None
     return " ".join(text.replace("\0", " ").split())
@@ -87,9 +102,26 @@ class Damaged(Exception):
     """What is wrong with a tar and the remedy, as a sentence that lacks its name."""
 
 
-def members(file, size):
-    """(name, start of the content, its length) of each regular file in an open tar of `size` bytes, in order.
+def _followed(file, size):
+    """(name, start of the content, its length) of each file or link; the start is None where a link leads nowhere."""
+    places = None
+    for name, start, length, link in members(file, size):
+        if link:
+            if places is None:  # most tars have no links, and are gone through once
+                places = {name: tuple(place) for name, *place in members(file, size)}
+            for _ in range(MOST_LINKS):
+                start, length, link = places.get(link, (None, 0, ""))
+                if not link:
+                    break
+            else:
+                start = None
+        yield name, start, length
 
+
+def members(file, size):
+    """(name, start of the content, its length, "") of each regular file in an open tar of `size` bytes, in order.
+
+    Of a link (name, None, 0, the name of what it links to).
     ustar, GNU and pax, as tarfile reads them. Damaged where a header is none, or a member goes beyond the end.
     """
     place, longer = 0, {}
@@ -109,22 +141,31 @@ def members(file, size):
         if holds and start + length > size:
             raise Damaged(f"ends within a member that begins at byte {place}: it was cut off, so fetch it again.")
         place = start + (-(-length // BLOCK) * BLOCK if holds else 0)
-        if kind in b"xL":
+        if kind in b"xLK":
             if length > LONGEST:
                 raise Damaged(
                     f"has a header of {length} bytes at byte {start - BLOCK}: it is damaged, so fetch it again."
                 )
             file.seek(start)
-            longer |= _pax(file.read(length)) if kind == b"x" else {"path": _text(file.read(length))}
+            key = {b"L": "path", b"K": "linkpath"}.get(kind)
+            longer |= {key: _text(file.read(length))} if key else _pax(file.read(length))
             continue
-        if kind in b"gK":
+        if kind == b"g":
             continue
         if kind == b"S" or any(key.startswith("GNU.sparse") for key in longer):
             raise Damaged("has a sparse member, which cannot be read by its place: pack it without holes.")
+        name = _plain(longer.get("path") or name_in(block))
         if kind in b"0\0007":
-            name = longer.get("path") or name_in(block)
-            yield name.removeprefix("./").replace("\0", ""), start, length
+            yield name, start, length, ""
+        elif kind in b"12":
+            link = longer.get("linkpath") or _text(block[157:257])
+            link = posixpath.join(posixpath.dirname(name), link) if kind == b"2" else link  # a hard link is of the tar
+            yield name, None, 0, _plain(posixpath.normpath(link))
         longer = {}
+
+
+def _plain(name):
+    return name.removeprefix("./").replace("\0", "")
 
 
 def _header(block, place):

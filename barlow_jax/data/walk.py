@@ -280,7 +280,7 @@ def read_list(path):
     try:
         if path.exists() and not path.is_file():
             raise OSError(0, "it is no regular file")
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UserError(

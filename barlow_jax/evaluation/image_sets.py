@@ -63,12 +63,12 @@ def _open_remote(named, reading, of_arrays):
     if named.endswith(".npz") or before.endswith(".npz"):
         return open_source("npz", *((named, "") if named.endswith(".npz") else (before, split)), **of_arrays)
     if named.endswith(".txt"):
-        lines = remote_files.content(named).read().decode(errors="replace").split("\n")
+        lines = remote_files.content(named).read().decode("utf-8-sig", "replace").split("\n")
         return remote_files.open_list([line.strip() for line in lines if line.strip()], named, **reading)
+    if split and "/" not in split and (kind := shards.kind_of(before)):  # first, as a split may end in .tar too
+        return open_source(kind, before, split, **reading)
     if kind := shards.kind_of(named):
         return open_source(kind, named, "", **reading)
-    if split and "/" not in split and (kind := shards.kind_of(before)):
-        return open_source(kind, before, split, **reading)
     return open_source("folder", named, "", **reading)
 
 

@@ -82,8 +82,8 @@ class Flags:
         flags.DEFINE_list(name, [], what, flag_values=self._values)
         self._say(f"{name}=NAME,NAME", what, "")
 
-    def arguments(self, words):
-        """What stands beside the flags, for --help: "RUN IMAGES"."""
+    def arguments(self, *words):
+        """What stands beside the flags, for --help: "RUN IMAGES", or of several commands in one each as it is typed."""
         self._words = words
 
     def _define(self, name, default, what, parser, must):
@@ -95,7 +95,8 @@ class Flags:
 
     def help(self, name, about):
         """What --help prints."""
-        usage = f"{name} {self._words + ' ' if self._words else ''}[flags]"
+        typed = self._words if len(self._words) > 1 else [" ".join([name, *self._words])]
+        usage = "\n       ".join(f"{line} [flags]" for line in typed)
         return "\n".join([(about or "").strip(), "", f"usage: {usage}", "", *self._lines])
 
     def parsed(self, command):

@@ -22,6 +22,13 @@ from barlow_jax.run import lock
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a full disk
 
 
+def named(path):
+    """A path that a flag gives as pathlib.Path, the home folder in place of "~". UserError for an address."""
+    if "://" in str(path):
+        raise UserError(f"{path} is an address, and this command works on a disk: name a path there.")
+    return pathlib.Path(path).expanduser()
+
+
 @contextlib.contextmanager
 def whole(path):
     """The name of a file to write, which becomes `path` when the `with` ends without an error; removed otherwise.

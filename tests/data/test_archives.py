@@ -47,8 +47,10 @@ def test_members_are_those_of_tarfile(tmp_path, format):
     with tarfile.open(path, errors="surrogateescape") as archive:
         expected = [(m.name.removeprefix("./"), m.offset_data, m.size) for m in archive if m.isreg()]
     with open(path, "rb") as file:
-        assert list(tar.members(file, path.stat().st_size)) == expected
-    assert len(expected) == len(names)
+        found = list(tar.members(file, path.stat().st_size))
+    assert [member[:3] for member in found if not member[3]] == expected and len(expected) == len(names)
+    to = "x" * (5 if format == tarfile.USTAR_FORMAT else 150)
+    assert [member for member in found if member[3]] == [(f"link{k}", None, 0, to) for k in range(len(names))]
 
 
 def test_a_size_beyond_octal(tmp_path):
@@ -62,7 +64,7 @@ def test_a_size_beyond_octal(tmp_path):
             file.truncate(len(header) + member.size + 1024)
         with open(tmp_path / "big.tar", "rb") as file:
             size = os.path.getsize(tmp_path / "big.tar")
-            assert list(tar.members(file, size)) == [("big.jpg", len(header), member.size)]
+            assert list(tar.members(file, size)) == [("big.jpg", len(header), member.size, "")]
 
 
 def test_samples_and_their_labels(tmp_path):
@@ -78,6 +80,51 @@ def test_samples_and_their_labels(tmp_path):
     assert [source.encoded(k) for k in range(len(source))] == FILES[:3]
     assert source.labels.tolist() == [2, 1, -1] and source.num_classes == 3 and source.class_names is None
     assert [source.where(k).partition(": ")[2] for k in range(3)] == ["0.jpg", "1.PNG", "x/0.v2.png"]
+
+
+def test_a_name_that_comes_again_begins_another_sample(tmp_path):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for k in range(3):
+            for name, content in (("a.jpg", FILES[k]), ("a.cls", b"%d" % k)):
+                add(archive, name, content)
+    source = data.open_source("tar", str(tmp_path))
+    assert [source.encoded(k) for k in range(len(source))] == FILES[:3] and source.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_links_are_what_they_name(tmp_path, format, caplog):
+    """As GNU tar writes files that have several names; tarfile follows them the same way."""
+    caplog.set_level("INFO")
+    long = f"{'d' * 90}/{'n' * 90}.jpg"
+    with tarfile.open(tmp_path / "train-0.tar", "w", format=format) as archive:
+        add(archive, long, FILES[0])
+        add(archive, "x/0.cls", b"1")
+        add(archive, "x/1.jpg", b"", type=tarfile.SYMTYPE, linkname="../y/9.jpg")  # which comes later
+        add(archive, "x/1.cls", b"", type=tarfile.LNKTYPE, linkname="x/0.cls")
+        add(archive, "x/2.jpg", b"", type=tarfile.SYMTYPE, linkname="1.jpg")  # a link itself
+        if format != tarfile.USTAR_FORMAT:  # whose links have 100 bytes
+            add(archive, "x/3.jpg", b"", type=tarfile.LNKTYPE, linkname=f"./{long}")
+        for name, to in (("loop.jpg", "loop.jpg"), ("gone.jpg", "/etc/none.jpg")):
+            add(archive, f"x/{name}", b"", type=tarfile.SYMTYPE, linkname=to)
+        add(archive, "y/9.jpg", FILES[1])
+    source = data.open_source("tar", str(tmp_path))
+    names = [source.where(k).partition(": ")[2] for k in range(len(source))]
+    more = [] if format == tarfile.USTAR_FORMAT else ["x/3.jpg"]
+    assert names == [long, "x/1.jpg", "x/2.jpg", *more, "y/9.jpg"]
+    with tarfile.open(tmp_path / "train-0.tar") as archive:
+        assert [source.encoded(k) for k in range(len(source))] == [archive.extractfile(name).read() for name in names]
+    assert source.labels.tolist() == [-1, 1, -1, *[-1 for _ in more], -1]
+    assert "2 links left out, as what they name is not in the tar" in caplog.text
+
+
+def test_labels_of_json(tmp_path, caplog):
+    caplog.set_level("INFO")
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for k, label in enumerate((2, 1.0, "0", True, None, [1, 2])):
+            add(archive, f"{k}.jpg", FILES[k])
+            add(archive, f"{k}.json", json.dumps({"label": label}).encode())
+    assert data.open_source("tar", str(tmp_path)).labels.tolist() == [2, 1, 0, 1, -1, -1]
+    assert "1 labels left out, as they are neither whole numbers nor text" in caplog.text
 
 
 def test_names_of_classes_as_labels(tmp_path):
@@ -282,6 +329,34 @@ def test_columns_of_parquet(tmp_path):
         assert (source.labels is None and labels is None) or source.labels.tolist() == labels
         assert source.num_classes == classes and source.class_names == names
     assert source.where(5).endswith("test-0.parquet, row 5")
+
+
+def test_labels_of_parquet_as_pandas_writes_them(tmp_path, caplog):
+    """Whole numbers with one missing are fractions, categories are dictionaries with indices of 8 bits."""
+    arrow = pytest.importorskip("pyarrow")
+
+    images = arrow.array(FILES, arrow.binary())
+    cases = [
+        (arrow.array([0.0, 1.0, None, float("nan"), 2.0, 1.0]), [0, 1, -1, -1, 2, 1]),
+        (arrow.array([True, False, None, True, True, False]), [1, 0, -1, 1, 1, 0]),
+        (arrow.array(["b", "a", None, "b", "b", "a"]).cast(arrow.dictionary(arrow.int8(), arrow.string())), None),
+        (arrow.array([3, 1, None, 0, 1, 1], arrow.uint8()).dictionary_encode(), [3, 1, -1, 0, 1, 1]),
+    ]
+    for labels, expected in cases:
+        arrow.parquet.write_table(arrow.table({"image": images, "label": labels}), tmp_path / "train-0.parquet")
+        source = data.open_source("parquet", str(tmp_path))
+        assert source.labels.tolist() == (expected or [1, 0, -1, 1, 1, 0])
+        assert source.class_names == (None if expected else ("a", "b"))
+    assert not caplog.records
+    table = arrow.table({"image": images, "label": arrow.array([[0], [1], [2], [0], [1], [2]])})
+    arrow.parquet.write_table(table, tmp_path / "train-0.parquet")
+    assert data.open_source("parquet", str(tmp_path)).labels is None
+    assert "the column 'label' is of the type list<" in caplog.text and "taken as unlabelled" in caplog.text
+    table = arrow.table({"image": images, "label": arrow.array([0.5, 1, 1, 1, 1, 1])})
+    arrow.parquet.write_table(table, tmp_path / "train-0.parquet")
+    with pytest.raises(UserError, match="the column 'label' holds 0.5, which is no number of a class") as error:
+        data.open_source("parquet", str(tmp_path))
+    one_sentence(error)
 
 
 def test_a_set_that_is_slow_to_read_is_told_of(tmp_path, monkeypatch, caplog):

@@ -5,9 +5,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from source_kinds import PIXELS, folder, one_sentence
 
 from barlow_jax import data
+from barlow_jax.data import kinds
 from barlow_jax.errors import UserError
 
 
@@ -40,13 +42,26 @@ def test_unusable_npz(tmp_path):
         ("set.npz", "test", "test_images or x_test (it has x_train)"),
         ("none.npz", "train", "does not exist"),
         ("pickled.npz", "train", "cannot be read"),
-        ("bare.npz.npy", "train", "(it has images): choose another split, or '' for one named images"),
+        ("bare.npz.npy", "train", "(it has images): name another split, as in config.data.train or FILE:SPLIT"),
         ("text.npz", "train", "cannot be read"),
         ("cut.npz", "train", "cannot be read"),
     ):
         with pytest.raises(UserError) as caught:
             data.load_npz(tmp_path / name, split)
         assert words in one_sentence(caught) and name in str(caught.value)
+
+
+def test_channels_that_arrays_do_not_have(tmp_path):
+    np.savez(tmp_path / "set.npz", x_train=PIXELS)
+    held = PIXELS.shape[-1] if PIXELS.ndim == 4 else 1
+    fields = dict(kind="npz", name="", path=str(tmp_path / "set.npz"), train="train", file_list="", channels=held)
+    for channels in (0, held):
+        fields["channels"] = channels
+        assert kinds.open_fields(ConfigDict(fields), "train", {}).channels == held
+    fields["channels"] = held + 1
+    with pytest.raises(UserError, match=f"config.data.channels is {held + 1}, and the images of set.npz") as caught:
+        kinds.open_fields(ConfigDict(fields), "train", {})
+    one_sentence(caught)
 
 
 def test_open_source(tmp_path):

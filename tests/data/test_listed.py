@@ -16,6 +16,13 @@ def test_a_list_is_read_in_its_order_from_its_own_folder(tmp_path):
     assert source.name == str(tmp_path / "lists" / "list.txt") and source.take([1]).paths == [near]
 
 
+def test_a_list_that_begins_with_a_byte_order_mark(tmp_path):
+    """As Windows' editors write them."""
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "list.txt").write_bytes("\ufeffa.jpg\r\n".encode())
+    assert list(ListedFiles(tmp_path / "list.txt").paths) == [str(tmp_path / "a.jpg")]
+
+
 def test_unusable_lists(tmp_path):
     folder(tmp_path, "there.jpg")
     (tmp_path / "list.txt").write_text("there.jpg\nabsent.jpg\ngone.jpg\n")

@@ -77,6 +77,16 @@ def test_other_numbers_become_levels(tmp_path, small, compressed):
     assert kinds.load_npz(tmp_path / "x.npz", "val", bits=16, value_range=low_high).images[:].max() == 65535
 
 
+@pytest.mark.parametrize("most, told", [(255, True), (4095, True), (60000, False)])
+def test_dark_arrays_of_16_bits_are_told_of_as_files_are(tmp_path, caplog, most, told):
+    np.savez(tmp_path / "x.npz", train_images=(EIGHT.astype(np.uint32) * most // 255).astype(np.uint16))
+    kinds.load_npz(tmp_path / "x.npz")
+    assert (f"hold no value above {most} of 65535" in caplog.text) == told == bool(caplog.records)
+    caplog.clear()
+    kinds.load_npz(tmp_path / "x.npz", value_range=(0, most))
+    assert not caplog.records
+
+
 def test_eight_bits_may_stand_in_sixteen(tmp_path):
     np.savez(tmp_path / "x.npz", train_images=EIGHT)
     assert np.array_equal(kinds.load_npz(tmp_path / "x.npz", bits=16).images[1], EIGHT[1] * np.uint16(257))

@@ -7,11 +7,13 @@ import tarfile
 
 import numpy as np
 import pytest
+from deep_files import tiff
 from PIL import Image
 from source_kinds import one_sentence
 
 from barlow_jax import cli, data, dataset
-from barlow_jax.data import pack, pack_forms
+from barlow_jax.data import pack, pack_forms, pixels
+from barlow_jax.data.pixels import Reading
 from barlow_jax.errors import UserError
 from barlow_jax.run import launch
 
@@ -101,6 +103,35 @@ def test_images_are_made_smaller_once(photos, tmp_path):
             stream = io.BytesIO()
             image.resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=80)
             assert np.array_equal(np.asarray(small), np.asarray(Image.open(stream)))
+
+
+def test_what_has_more_than_8_bits_stays_as_it_is(tmp_path):
+    import tensorflow as tf
+
+    values = np.random.default_rng(0).integers(0, 65536, (40, 30, 4)).astype(np.uint16)
+    cases = {f"png {bands}": tf.io.encode_png(values[..., :bands]).numpy() for bands in (1, 2, 3, 4)}
+    cases["ppm"] = b"P6 30 40 65535\n" + values[..., :3].astype(">u2").tobytes()
+    cases["pgm"] = b"P5 30 40 4095\n" + (values[..., 0] >> 4).astype(">u2").tobytes()
+    for order in "<>":
+        cases[f"tiff {order}"] = tiff(values[..., :3], order)
+    for name, file in cases.items():
+        assert pack.stored(file, pack.Size(20))[::2] == (file, ""), name
+    assert pack.stored(b"P6 30 40 255\n" + bytes(3600), pack.Size(20))[1:] == ("jpg", "resized")
+
+
+def test_what_is_turned_is_turned_once(tmp_path):
+    """Pillow turns TIFFs itself, so what they say must not go on into the JPEG."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    reading = Reading(exif=True)
+    for place in range(1, 9):
+        about = Image.Exif()
+        about[274] = place
+        for form in ("TIFF", "JPEG", "PNG"):
+            stream = io.BytesIO()
+            Image.fromarray(image).save(stream, form, exif=about)
+            small = pack.stored(stream.getvalue(), pack.Size(20))[0]
+            wanted = pixels.pillow_pixels(stream.getvalue(), reading).shape
+            assert pixels.pillow_pixels(small, reading).shape == (wanted[0] // 2, wanted[1] // 2, 3), (form, place)
 
 
 def test_a_pack_goes_on_after_a_kill(photos, tmp_path, monkeypatch):

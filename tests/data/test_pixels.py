@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from deep_files import pgm, png16, tiff
 from PIL import Image
 
 from barlow_jax import data
@@ -25,44 +25,6 @@ def encoded(image, form, **options):
     stream = io.BytesIO()
     image.save(stream, form, **options)
     return stream.getvalue()
-
-
-def pgm(values, maxval, magic="P5"):
-    head = f"{magic} {values.shape[1]} {values.shape[0]} {maxval}\n".encode()
-    if magic == "P2":
-        return head + " ".join(map(str, values.ravel())).encode()
-    return head + values.astype(">u2").tobytes()
-
-
-def tiff(values, order="<"):
-    """An uncompressed TIFF of one strip, grey or RGB, of any type of number."""
-    h, w, colours = *values.shape[:2], values.shape[2] if values.ndim == 3 else 1
-    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
-    bits = 8 * values.dtype.itemsize
-    body = values.astype(values.dtype.newbyteorder(order)).tobytes()
-    tags = [(256, w), (257, h), (258, bits), (259, 1), (262, 2 if colours == 3 else 1), (273, 8), (277, colours)]
-    tags += [(278, h), (279, len(body)), (339, kind)]
-    beside = 8 + len(body)
-    entries = b""
-    for tag, value in tags:
-        count = colours if tag in (258, 339) else 1
-        if count == 3:
-            place = beside + (6 if tag == 339 else 0)
-            entries += struct.pack(f"{order}HHII", tag, 3, 3, place)
-        elif tag in (273, 279):
-            entries += struct.pack(f"{order}HHII", tag, 4, 1, value)
-        else:
-            entries += struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
-    extra = struct.pack(f"{order}6H", *[bits] * 3, *[kind] * 3)
-    start = beside + len(extra)
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", start)
-    return head + body + extra + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
-
-
-def png16(values):
-    """A PNG of 16 bits: [h, w] grey, or [h, w, 2, 3 or 4]."""
-    values = values.reshape(*values.shape[:2], -1)
-    return tf.io.encode_png(values).numpy()
 
 
 def canvas_of(tmp_path, content, **reading):
@@ -106,6 +68,19 @@ def test_a_given_range_of_a_coloured_png(tmp_path, alpha):
     assert np.array_equal(canvas_of(tmp_path, content, value_range=(0, 4095)), RGB8)
     grey = canvas_of(tmp_path, content, channels=1, value_range=(0, 4095))
     assert np.array_equal(grey[..., 0], np.asarray(Image.fromarray(RGB8).convert("L")))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("order", "<>")
+def test_a_tiff_whose_lowest_is_white(kind, order):
+    """Pillow exchanges black and white in 8 bits, and not in more; tifffile reads those that Pillow does not."""
+    if (kind, order) == (np.uint16, ">"):
+        pytest.importorskip("tifffile")
+    values = EIGHT.astype(kind) if kind == np.uint8 else RAMP.astype(kind)
+    found = pixels.pillow_pixels(tiff(values, order, 0), Reading(channels=1, value_range=(0, 4095)))
+    assert np.array_equal(found[..., 0], 255 - EIGHT)
+    if kind == np.uint16:
+        assert pixels.largest_of_16_bits(tiff(values, order, 0)) == 4095 >> 8  # nearly white, and told of all the same
 
 
 def test_what_lies_outside_the_range():

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -20,8 +21,10 @@ from source_kinds import one_sentence
 from stored import Stored, instruction, tfrecord
 
 from barlow_jax import data
+from barlow_jax.data import shards as any_shards
 from barlow_jax.data.remote import array_record, bucket, cache, files, prepared, shards
 from barlow_jax.errors import UserError
+from barlow_jax.evaluation import image_sets
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,44 @@ def test_without_the_library_a_sentence_says_what_to_install(monkeypatch):
         with pytest.raises(UserError, match=r"needs obstore: pip install 'barlow-jax\[buckets\]'") as caught:
             open_()
         one_sentence(caught)
+
+
+def test_what_the_library_says_is_told_with_its_cause():
+    """Of obstore 0.9: what it shows, and what it adds for those who debug it."""
+    shown = (
+        "Generic S3 error: Error performing GET http://127.0.0.1:9/runs?list-type=2&prefix=abc in 106.872754ms, after "
+        "1 retries, max_retries: 1, retry_timeout: 180s  - HTTP error: error sending request"
+    )
+    inner = 'ConnectError(\n "tcp connect error",\n Os {\n code: 111,\n message: "Connection refused",\n },\n )'
+    said = bucket.in_one_line(Exception(f"{shown}\n\nDebug source:\n{inner}"))
+    assert said.startswith("Connection refused: Generic S3 error: Error performing GET http://127.0.0.1:9/runs?")
+    assert said.endswith("- HTTP error: error sending request") and "retries" not in said
+    assert bucket.in_one_line(Exception(shown)).startswith("Generic S3 error")
+
+
+def test_a_server_that_does_not_answer_is_told_of_while_it_is_tried_again(monkeypatch, caplog):
+    store = object.__new__(bucket.Bucket)
+    store.root, store.scheme, store.counts, store.outage = "s3://b", "s3", bucket.Counts(), None
+    store._lock, store._told = threading.Lock(), -bucket.TOLD_EVERY
+    monkeypatch.setattr(bucket.time, "sleep", lambda seconds: None)
+
+    def ask():
+        raise RuntimeError("no route")
+
+    for _ in range(2):
+        store.outage = None
+        with pytest.raises(UserError, match="after 10 tries"):
+            store._asked(ask, "x")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "s3://b does not answer as it should (no route); trying again, for a minute"
+
+
+def test_a_split_of_far_shards_may_end_in_tar(monkeypatch):
+    monkeypatch.setattr(any_shards, "in_far_folder", lambda address: ["a.tar"] if address == "s3://b/set" else [])
+    monkeypatch.setattr(image_sets, "open_source", lambda *words, **more: words)
+    assert image_sets.open_any("s3://b/set:train-0.tar") == ("tar", "s3://b/set", "train-0.tar")
+    assert image_sets.open_any("s3://b/set:train") == ("tar", "s3://b/set", "train")
+    assert image_sets.open_any("s3://b/x.tar") == ("tar", "s3://b/x.tar", "")
 
 
 @pytest.mark.parametrize("address", ["ftp://x/y", "gs://", "https://host/a?b=c"])

@@ -265,6 +265,29 @@ def test_dicom(dicom):
     assert np.array_equal(read(dicom_file(dicom, frames, NumberOfFrames=6), channels=1)[..., 0], frames[0] >> 4)
 
 
+def test_frames_that_are_channels_have_each_its_own_slope(dicom):
+    from pydicom.dataset import Dataset
+
+    def sequence(*slopes):
+        found = []
+        for slope in slopes:
+            inner, outer = Dataset(), Dataset()
+            inner.RescaleSlope, inner.RescaleIntercept = slope, -slope
+            outer.PixelValueTransformationSequence = [inner]
+            found.append(outer)
+        return found
+
+    frames = RNG.randint(0, 4096, (4, 12, 10)).astype(np.uint16)
+    own = dicom_file(dicom, frames, NumberOfFrames=4, PerFrameFunctionalGroupsSequence=sequence(1, 2, 3, 4))
+    values = np.moveaxis(frames, 0, -1) * np.arange(1.0, 5) - np.arange(1.0, 5)
+    found = read(own, channels=4, bits=16, value_range=(0, 16380))
+    assert np.array_equal(found, levels(values, 0, 16380))
+    assert np.array_equal(read(own, channels=4, bits=16), levels(values, -4, 4 * 4095 - 4))  # of what there can be
+    shared = dicom_file(dicom, frames, NumberOfFrames=4, SharedFunctionalGroupsSequence=sequence(2))
+    found = read(shared, channels=4, bits=16, value_range=(0, 8190))
+    assert np.array_equal(found, levels(np.moveaxis(frames, 0, -1) * 2.0 - 2, 0, 8190))
+
+
 def test_dicom_that_is_not_read(dicom):
     from pydicom.uid import MPEG2MPML, DeflatedExplicitVRLittleEndian, JPEGLSLossless
 

@@ -1,6 +1,7 @@
 """Files are there whole or not at all: on a full disk, after an error, and through links and devices."""
 
 import os
+import pathlib
 import re
 import resource
 import sys
@@ -245,6 +246,13 @@ ELSEWHERE = {
     "data/tfds_files.py": 1,
     "fields/page.py": 1,  # a page of docs/, by hand
 }
+
+
+def test_an_address_is_no_place_to_write_to():
+    assert writing.named("~/x.npz") == pathlib.Path.home() / "x.npz" and writing.named("") == pathlib.Path()
+    for address in ("s3://b/x.npz", "gs://b", "https://h/x"):
+        with pytest.raises(UserError, match=f"^{address} is an address, and this command works on a disk"):
+            writing.named(address)
 
 
 def test_files_are_written_in_one_place():

@@ -6,6 +6,7 @@ tools do; trying again is ours, so that requests are counted and no fault is tri
 
 import concurrent.futures
 import dataclasses
+import logging
 import os
 import random
 import re
@@ -15,10 +16,13 @@ from typing import NamedTuple
 
 from barlow_jax.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 SCHEMES = ("gs", "s3", "az", "https", "http")
 IN_FLIGHT = 64  # requests of a process at a time: at 20 ms an answer enough for 3,200 images a second
 TRIES = 10  # of a request, with pauses of 0.2, 0.4, ... 20 s between: a minute
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0
+TOLD_AFTER, TOLD_EVERY = 4, 60.0  # faults in a row, 3 s, and seconds between lines that say so
 TIME_OUT = "60s"  # of one answer to its end; a connection has 5 s
 PART = 2**23  # bytes of a request where an object is read whole and may be large
 
@@ -31,6 +35,7 @@ CREDENTIALS = {
 # Where the clouds' own tools look for a server that stands in; http:// is allowed to it.
 EMULATORS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL", "az": "AZURITE_BLOB_STORAGE_URL"}
 FINAL = re.compile(r"status(?: code)?:? 4(?!08|29)\d\d")  # answers that will not change, in the library's words
+CAUSE = re.compile(r'(?:message|error): "([^"]+)"')  # in what the library adds for those who debug it
 NO_BUCKET = re.compile("NoSuchBucket|bucket does not exist|ContainerNotFound")
 
 
@@ -96,6 +101,7 @@ class Bucket:
     def __init__(self, root, cache=None):
         self.root, self.scheme, self.cache = root, root.partition("://")[0], cache
         self.counts, self.outage, self._lock = Counts(), None, threading.Lock()
+        self._told = -TOLD_EVERY
         self._library = _library()
         try:
             self._store = _store(root)
@@ -232,10 +238,21 @@ class Bucket:
                 refused, fault = self._refused(error, name), error
             if refused is not None:
                 raise self._ended(refused)
+            if number == TOLD_AFTER:
+                self._tell(fault)
         if isinstance(fault, _WrongLength):
             raise Gone(5, fault.strerror)
         said = f"{self.where(name)} cannot be read, after {TRIES} tries ({in_one_line(fault)})"
         raise self._ended(f"{said}: see to the network, then start again.")
+
+    def _tell(self, fault):
+        """Says that requests are tried again, once in a while."""
+        with self._lock:
+            if time.monotonic() - self._told < TOLD_EVERY:
+                return
+            self._told = time.monotonic()
+        told = self.root, in_one_line(fault)
+        logger.warning("%s does not answer as it should (%s); trying again, for a minute", *told)
 
     def _refused(self, error, name):
         """The sentence for an answer that would not change, or None."""
@@ -267,9 +284,11 @@ class Bucket:
 
 
 def in_one_line(error, longest=160):
-    """What an error says, in one line; of the library's, which quotes whole answers, the beginning."""
-    text = str(error).partition("\n\nDebug source")[0]
-    return " ".join(re.sub(r"<[^>]*>", " ", text).split())[:longest] or type(error).__name__
+    """What an error says, in one line; of the library's, which quotes whole answers, the cause and the beginning."""
+    text, _, inner = str(error).partition("\n\nDebug source")
+    text = re.sub(r" in [0-9.]+.?s, after [0-9]+ retries, max_retries: [0-9]+, retry_timeout: [0-9]+s", "", text)
+    cause = CAUSE.findall(inner)[-1:]  # such as "Connection refused", which only the innermost of its errors says
+    return " ".join(re.sub(r"<[^>]*>", " ", ": ".join([*cause, text])).split())[:longest] or type(error).__name__
 
 
 def _object(meta):
