@@ -89,7 +89,7 @@ def train(config, workdir, stop, init="", opened=None):
     if init and checkpoints.latest_step() is None:
         state = as_run.begin(init, state, config, source.channels, steps_per_epoch)
         state = jax.device_put(state, method.state_sharding)
-    state, saved = workdirs.resume(checkpoints, state, source, total_steps)
+    state, saved = workdirs.resume(checkpoints, state, source, total_steps, init)
     start_step = int(state.step)
     meta["init"] = saved.get("init", init)
 

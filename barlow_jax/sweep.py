@@ -13,6 +13,7 @@ With --print or --slurm nothing runs; the commands are printed, one line a run o
 table of what is there.
 """
 
+import contextlib
 import logging
 import pathlib
 import re
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 import jax
 
-from barlow_jax import fields, results
+from barlow_jax import fields, model, results
 from barlow_jax.errors import UserError
 from barlow_jax.results import sweep as tables
 from barlow_jax.run import config_files, launch, stages, writing
@@ -93,12 +94,16 @@ def plan(wanted):
     if any(word.startswith(("--config.seed=", "-config.seed=")) for word in wanted.fields):
         raise UserError("config.seed is set by the sweep; name seeds by --seeds=0,1.")
     members = config_files.members(wanted.swept)
+    check_fields(members, wanted)
     for name in wanted.only:
         if name not in members:
             raise UserError(f"--only={name} is no member; there are {', '.join(members)}.")
     seeds = wanted.seeds or ["0"]
     if not all(re.fullmatch(r"\d{1,9}", seed) for seed in seeds) or len({*map(int, seeds)}) < len(seeds):
         raise UserError(f"--seeds={','.join(seeds)} are no seeds; give whole numbers, each once, such as 0,1.")
+    for evaluation in wanted.evaluate:
+        if named := evaluation.partition(":")[2]:
+            config_files.load(named)  # now, and not behind a training: it may not be there, or fail
     for name in wanted.baselines:
         if name not in tables.BASELINES:
             raise UserError(f"--baselines={name} is unknown; take {' or '.join(tables.BASELINES)}.")
@@ -110,6 +115,21 @@ def plan(wanted):
         for name in chosen
         for seed in seeds
     ]
+
+
+def check_fields(members, wanted):
+    """Raises UserError where --config.FIELD sets what the members differ in: all would be one, under several names."""
+    configs = []
+    for named in members.values() if wanted.fields else ():
+        with contextlib.suppress(UserError):  # of one that fails, which does not stop the others: see `refusals`
+            configs.append(fields.flat(config_files.load(named)))
+    for word in wanted.fields:
+        name = re.split(r"config\.|=", word)[1]
+        if any(config.get(name) != configs[0].get(name) for config in configs):
+            raise UserError(
+                f"config.{name} is what the members of {wanted.swept} differ in: leave it out, or change it in a file "
+                "of your own with other members."
+            )
 
 
 def folder_of(name):
@@ -130,7 +150,8 @@ def run_of(wanted, name, config, seed, baselines):
             words = [COMMANDS[kind], f"--config={named or 'linear'}"] if named or kind == "linear" else [COMMANDS[kind]]
             words.append(f"--checkpoint={folder}")
             if kind == "linear":
-                words += [f"--workdir={folder / '_'.join(filter(None, ('linear', baseline)))}", "--stopped_status=1"]
+                parts = "linear", folder_of(named.removeprefix("linear_")) if named else "", baseline
+                words += [f"--workdir={folder / '_'.join(filter(None, parts))}", "--stopped_status=1"]
             commands[f"{evaluation} {baseline}".strip()] = words + ([f"--baseline={baseline}"] if baseline else [])
     return Run(name, seed, folder, commands)
 
@@ -143,12 +164,28 @@ def refusals(runs):
         flag.config("")
         try:
             words = [word for word in run.commands["train"] if re.match(r"--?config[.=]", word)]
-            fields.check(flag.parsed(["train", *words]).config, fields.PRETRAINING)
+            config = flag.parsed(["train", *words]).config
+            fields.check(config, fields.PRETRAINING)
+            check_sizes(config, run)
         except UserError as error:
             problems.setdefault(run.member, str(error))
     if len(problems) == len({run.member for run in runs}):
         raise UserError(next(iter(problems.values())))
     return problems
+
+
+def check_sizes(config, run):
+    """Raises UserError where a network for images of one size is to be judged at another, which it would say later."""
+    for words in run.commands.values() if config.arch in model.OF_ONE_SIZE else ():
+        if words[0] == COMMANDS["linear"]:
+            named = words[1].partition("=")[2]
+            judged = config_files.load(named)
+            for name, side in (("image_size", judged.image_size), ("eval.crop", judged.eval.crop)):
+                if side not in (0, config.image_size):
+                    raise UserError(
+                        f"config.{name} of {named} is {side}, and the {config.arch} is for images of "
+                        f"{config.image_size} pixels: name another, as --evaluate=linear:linear_demo does."
+                    )
 
 
 def carried_out(runs, running, refused):

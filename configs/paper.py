@@ -17,7 +17,7 @@ import barlow_jax
 
 def rows(config):
     """{row: {field: value}}: what each row changes in a config. Widths follow its projector, 8192 x 3 as published."""
-    *hidden, width = config.projector
+    *hidden, width = config.projector or (None,)  # of a config that leaves it open, whose rows have no widths
     predictor = (width, width)
     return {
         "table5:baseline": {},
@@ -53,6 +53,9 @@ def members(wanted=""):
     groups, at, base = wanted.partition("@")
     groups = groups.split(",")
     names = rows(barlow_jax.config("barlow_twins"))
+    known = ["", *dict.fromkeys(name.partition(":")[0] for name in names)]
+    if unknown := [group for group in groups if group not in (*known, *names)]:
+        raise ValueError(f"{unknown[0]!r} is none of the paper's: take some of {', '.join(known[1:])}, or rows of them")
     return {name: f"{name}{at}{base}" for name in names if {*groups} & {"", name, name.partition(":")[0]}}
 
 
@@ -60,9 +63,13 @@ def get_config(row="table5:baseline"):
     """row: one of rows(), or ROW@CONFIG."""
     row, _, base = row.partition("@")
     config = barlow_jax.config(base or "barlow_twins").unlock()
+    if "projector" not in config:
+        raise ValueError(f"{base} is no config of a pre-training: name another behind the @")
     known = rows(config)
     if row not in known:
         raise ValueError(f"configs/paper.py:{row} is unknown; take one of {', '.join(known)}.")
+    if not config.projector and {"predictor", "projector"} & {*known[row]}:
+        raise ValueError(f"{row} changes the projector's width, which {base} leaves open: name another behind the @")
     if not base:
         config.epochs = 300
     config.update_from_flattened_dict(known[row])

@@ -91,10 +91,10 @@ def test_the_commands_of_a_table_of_the_paper():
         f"train --config=configs/paper.py:table6:predictor@demo --config.epochs=9 --config.seed=7 --workdir={folder} "
         "--stopped_status=1",
         f"knn --checkpoint={folder}",
-        f"linear-eval --config=linear_demo --checkpoint={folder} --workdir={folder}/linear --stopped_status=1",
+        f"linear-eval --config=linear_demo --checkpoint={folder} --workdir={folder}/linear_demo --stopped_status=1",
     ]
     assert list(runs[1].commands)[3:] == ["knn random", "linear:linear_demo random"]  # of the first member alone
-    assert "--workdir=runs/t/table6_baseline/seed_7/linear_random" in runs[1].commands["linear:linear_demo random"]
+    assert "--workdir=runs/t/table6_baseline/seed_7/linear_demo_random" in runs[1].commands["linear:linear_demo random"]
     assert not sweep.refusals(runs)
 
 
@@ -122,14 +122,22 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
     for line, pattern in (
         ((), "--config is missing"),
         (("--config=demo",), "demo.py has no function members"),
-        (("--config=paper:table7",), "has no members 'table7'"),
+        (("--config=paper:table7",), "'table7' is none of the paper's: take some of table5, table6, figure2"),
+        (("--config=paper:table6,tabl5@demo",), "'tabl5' is none of the paper's"),
+        (("--config=paper:table6:predictr,table6:both@demo",), "'table6:predictr' is none of the paper's"),
+        (("--config=paper:table6@linear",), "linear is no config of a pre-training"),
+        (("--config=paper:figure5@demo", "--config.lambd=0.1"), "config.lambd is what the members of .* differ in"),
+        (("--config=paper:figure4@demo", "--config.projector=(64,64)"), "config.projector is what the members"),
+        (("--config=paper:table6@demo", "--evaluate=knn:nosuch.py"), "nosuch.py is not there"),
+        (("--config=paper:table6@demo", "--evaluate=linear:nosuch"), "There is no config 'nosuch'"),
         (("--config=paper", "--only=table6:none"), "--only=table6:none is no member"),
         ((f"--config={tmp_path.parent / 'twice.py'}",), "would share a folder"),
         (("--config=paper", "--seeds=0,x"), "--seeds=0,x are no seeds"),
         (("--config=paper", "--config.seed=1"), "name seeds by --seeds"),
         (("--config=paper", "--evaluate=eye"), "--evaluate=eye is unknown"),
-        (("--config=paper:table6@demo", "--config.epoch=1"), "no field 'epoch'"),
+        (("--config=paper:table6@demo", "--config.epoch=1"), "config.epoch is no field; did you mean config.epochs"),
         (("--config=paper:table6@demo", "--config.epochs=0"), "config.epochs is 0"),
+        (("--config=paper:table6@demo",), "config.image_size of linear is 224, and the convnet is for images of"),
     ):
         with pytest.raises(UserError, match=pattern):
             sweep.main(wanted(*line, f"--workdir={tmp_path}"))
@@ -202,6 +210,33 @@ def test_a_run_that_another_has_in_hand_is_waited_for(fake, tmp_path):
         assert running.run(tmp_path, "train", ["train"]) == "" and len(fake()) == 1
 
 
+def test_a_command_is_waited_for_from_its_first_moment_on(fake, tmp_path, monkeypatch):
+    """Also where it has no lock yet, or takes another's, and the sweep that began it is gone."""
+    (tmp_path / "w").mkdir()
+    program = "import subprocess, sys, time; print('begun', flush=True); time.sleep(2); open(sys.argv[1], 'w')"
+    begin = f"""
+import pathlib, sys
+from barlow_jax.run import stages
+stages.COMMAND = (sys.executable, "-S", "-c", {program!r})
+with stages.Stages() as running:
+    running.run({str(tmp_path / "w")!r}, "linear", [{str(tmp_path / "ended")!r}])
+"""
+    sweeping = commands.Command(sys.executable, "-c", begin)
+    log = tmp_path / "w" / stages.LOG
+    commands.wait_for(sweeping, lambda: log.exists() and b"begun" in log.read_bytes())
+    os.kill(sweeping.pid, signal.SIGKILL)  # and not what it has begun
+    with stages.Stages() as running:
+        assert running.run(tmp_path / "w", "train", ["train"]) == "" and (tmp_path / "ended").exists()
+
+
+def test_evaluations_of_one_kind_have_each_a_folder():
+    kinds = "linear,linear:semi_supervised:1,linear:semi_supervised:10,linear:linear_demo"
+    (run,) = sweep.plan(wanted("--config=paper:table6:both@demo", f"--evaluate={kinds}", "--workdir=w"))
+    folders = [word for words in run.commands.values() for word in words if word.startswith("--workdir=")]
+    below = ("", "/linear", "/linear_semi_supervised_1", "/linear_semi_supervised_10", "/linear_demo")
+    assert folders == [f"--workdir=w/table6_both/seed_0{name}" for name in below]
+
+
 def test_a_folder_that_cannot_be_locked_is_not_waited_for(tmp_path):
     (tmp_path / lock.FILE).mkdir()
     with stages.Stages() as running, pytest.raises(UserError, match="cannot be written .*; see to it"):
@@ -211,7 +246,7 @@ def test_a_folder_that_cannot_be_locked_is_not_waited_for(tmp_path):
 def test_what_is_printed_is_looked_at_as_what_is_run(fake, tmp_path, capsys, caplog):
     config = tmp_path / "own.py"
     config.write_text(OWN)
-    line = (f"--config={config}", f"--workdir={tmp_path / 'runs'}", "--print", "--only=0.01,0.03")
+    line = (f"--config={config}", f"--workdir={tmp_path / 'runs'}", "--print", "--only=0.01,0.03", "--evaluate=knn")
     with pytest.raises(UserError, match="config.batch_size is 0"):
         sweep.main(wanted(*line, "--config.batch_size=0"))
     sweep.main(wanted(*line))
@@ -265,6 +300,21 @@ def test_the_table_has_mean_and_spread_over_seeds_beside_the_papers_numbers(tmp_
     assert line["seeds"] == [0, 1, 2] and line["checkpoint_step"] == 6 and line["spread"] == pytest.approx(spread)
 
 
+def test_every_protocol_and_every_set_has_a_column():
+    def one(value, **more):
+        return results.line(ORIGIN, values=[value], seeds=[], **(KNN | more))
+
+    semi = {"protocol": "semi-supervised 10 %", "k": None, "result": "last"}
+    found = {
+        "a": [one(0.5), one(0.25, dataset="y:test"), one(0.75, **semi), one(0.875, **semi, metric="top5")],
+        "b": [one(0.125), one(0.3, protocol="few-shot", k=None)],
+    }
+    text = tables.markdown(found, ["a", "b"]).splitlines()
+    columns = ["20-NN, x:test", "20-NN, y:test", "semi-supervised 10 %, top-1", "semi-supervised 10 %, top-5"]
+    assert text[0] == f"| | {' | '.join(columns)} |"
+    assert text[2:4] == ["| a | 50.0 | 25.0 | 75.0 | 87.5 |", "| b | 12.5 | | | |"]
+
+
 def test_the_picture_of_a_sweep():
     """Against the first or the best, a constant added to a series changes nothing; numbers have their distances."""
     labels, values = ["16", "64", "1024"], [(50.0, 1.0), (55.0, 0.0), (60.0, 2.0)]
@@ -292,6 +342,28 @@ def test_members_are_those_of_the_file(tmp_path):
     (tmp_path / "own.py").write_text("def members(wanted=''):\n    return 1 / 0\n")
     with pytest.raises(UserError, match="own.py, line 2"):
         config_files.members(tmp_path / "own.py")
+    for text, words in (
+        ("def members(wanted=''):\n    return 3\n", "not int .* let it be a function"),
+        ("def members(wanted=''):\n    yield 1\n    yield 1 / 0\n", "own.py, line 3"),
+        ("def members(wanted=''):\n    return '0.01'\n", "gives '0.01'; let it be a function"),
+        ("def members(wanted=''):\n    pass\n", "gives None; let it be a function"),
+        ("def members():\n    return []\n", "let it be a function of what stands behind the colon"),
+        ("members = [1]\n", "let it be a function of what stands behind the colon"),
+        ("def members(wanted=''):\n    return []\n", "has no members"),
+    ):
+        (tmp_path / "own.py").write_text(text)
+        with pytest.raises(UserError, match=words) as caught:
+            config_files.members(tmp_path / "own.py")
+        assert "get_config, which is given" not in str(caught.value)
+    (tmp_path / "own.py").write_text("def members(wanted=''):\n    yield from (1, 2)\n")
+    assert list(config_files.members(tmp_path / "own.py")) == ["1", "2"]
+
+
+def test_rows_of_the_paper_on_a_config_that_leaves_the_projector_open():
+    assert barlow_jax.config("paper:table5:invariance_only@image_folder").objective == "invariance_only"
+    for row in ("table6:both", "figure4:64"):
+        with pytest.raises(UserError, match="changes the projector's width, which image_folder leaves open"):
+            barlow_jax.config(f"paper:{row}@image_folder")
 
 
 @pytest.mark.slow

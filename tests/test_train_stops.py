@@ -149,7 +149,18 @@ def test_another_number_of_images_is_refused():
         Saved.restore = staticmethod(lambda state, listing=listing: (state, {"images": 47, "names": listing}))
         with pytest.raises(UserError, match="holds other images") if refused else contextlib.nullcontext():
             workdir.resume(Saved, state, source, total_steps=9)
+    for began, given, words in (
+        ("", "", ""),
+        ("a.pth", "a.pth", ""),
+        ("a.pth", "", ""),
+        ("", "a.pth", "--init is a.pth, but this run began from random weights and goes on from its checkpoint"),
+        ("b.pth", "a.pth", "--init is a.pth, but this run began from --init=b.pth"),
+    ):
+        Saved.restore = staticmethod(lambda state, began=began: (state, {"images": 47, "init": began}))
+        with pytest.raises(UserError, match=words) if words else contextlib.nullcontext():
+            workdir.resume(Saved, state, source, total_steps=9, init=given)
     Saved.restore = staticmethod(lambda state: (state, {"images": 47}))
+    workdir.resume(Saved, state, source, total_steps=9, init="a.pth")  # of a time when it was not written down
     with pytest.raises(UserError, match="has done 7 steps, and its config ends at step 6; set config.epochs higher"):
         workdir.resume(Saved, state, source, total_steps=6)
 

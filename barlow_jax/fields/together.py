@@ -81,6 +81,11 @@ NUMBERS = {"views.number": 2, "views.small": 0}  # of views, and what the paper 
 
 PRETRAINING = (
     Together(
+        ("objective", "projector"),
+        lambda objective, projector: objective != "cross_entropy" or not projector or projector[-1] > 1,
+        "its second term is over pairs of dimensions, of which one has none: make the last layer wider",
+    ),
+    Together(
         ("loss_form", "objective"),
         lambda form, objective: form == "auto" or objective in OF_FORMS,
         "this objective has one form: take 'auto'",

@@ -13,6 +13,7 @@ from barlow_jax.results.lines import FILE, line, read
 from barlow_jax.run import pictures
 
 RANK, TOP5 = "effective rank", "linear, top-5"
+METRICS = {"top1": "top-1", "top5": "top-5"}  # as people write them
 BASELINES = {"random": "not trained", "pixels": "pixels"}
 
 
@@ -66,23 +67,46 @@ def _together(member, folder, by_seed):
 
 
 def columns(found):
-    """{title: what its lines have} of what has a column: of all k 20, or the largest where there is none."""
-    ks = {one["settings"]["k"] for lines in found.values() for one in lines if one["protocol"] == "knn"}
+    """{title: what its lines have} of what has a column: of all k 20, or the largest where there is none.
+
+    What was judged on several sets has a column for each.
+    """
+    every = [one for lines in found.values() for one in lines]
+    ks = {one["settings"]["k"] for one in every if one["protocol"] == "knn"}
     k = 20 if 20 in ks else max(ks, default=20)
-    return {
+    usual = {
         f"{k}-NN": {"protocol": "knn", "metric": "top1", "k": k},
         "fast probe": {"protocol": "fast probe", "metric": "top1"},
         "linear, top-1": {"protocol": "linear", "metric": "top1", "result": "last"},
         TOP5: {"protocol": "linear", "metric": "top5", "result": "last"},
         RANK: {"protocol": "effective rank", "metric": "effective_rank"},
     }
+    known = {"few-shot"} | {wanted["protocol"] for wanted in usual.values()}
+    for one in every:
+        if one["protocol"] not in known:  # semi-supervised, transfer and the like
+            last = {"result": "last"} if "result" in one["settings"] else {}
+            title = f"{one['protocol']}, {METRICS.get(one['metric'], one['metric'])}"
+            usual[title] = {"protocol": one["protocol"], "metric": one["metric"]} | last
+    shown = {}
+    for title, wanted in usual.items():
+        sets = dict.fromkeys(one["dataset"] for one in every if _fits(one, wanted))
+        for dataset in sets if len(sets) > 1 else ():
+            shown[f"{title}, {dataset}"] = wanted | {"dataset": dataset}
+        if len(sets) <= 1:
+            shown[title] = wanted
+    return shown
+
+
+def _fits(one, wanted):
+    """Whether a line has what a column wants."""
+    return all(one.get(key, one["settings"].get(key)) == value for key, value in wanted.items())
 
 
 def cell(found, name, title):
     """(mean, spread or None, seeds) of a member in a column, or None where there is none."""
     wanted = columns(found)[title]
     for one in found.get(name, ()):
-        if all(one.get(key, one["settings"].get(key)) == value for key, value in wanted.items()):
+        if _fits(one, wanted):
             return one["value"], one["spread"], len(one["seeds"])
     return None
 
@@ -114,7 +138,7 @@ def markdown(found, members):
 def _text(value, title, most):
     if value is None:
         return ""
-    scale = 1 if title == RANK else 100
+    scale = 1 if title.startswith(RANK) else 100
     mean, spread, seeds = value
     few = f" ({seeds} of {most} seeds)" if seeds < most else ""
     return f"{scale * mean:.1f}" + ("" if spread is None else f" +- {scale * spread:.1f}") + few
@@ -136,7 +160,7 @@ def draw(found, members, folder):
     groups = {}
     for name in members:
         groups.setdefault(name.partition(":")[0] if ":" in name else "sweep", []).append(name)
-    shown = [title for title in titles(found) if title not in (RANK, TOP5)]
+    shown = [title for title in titles(found) if not title.startswith(RANK) and "top-5" not in title]
     written = []
     for group, names in groups.items():
         figure = published.FIGURES.get(group, published.Figure(""))

@@ -28,6 +28,10 @@ _A_CONFIG = (
     "--config wants a file of Python with a get_config, which is given what stands behind a colon; "
     "`barlow-jax configs demo` prints one"
 )
+_MEMBERS = (
+    "let it be a function of what stands behind the colon that gives the arguments for get_config, as a list, or as a "
+    "dict of them by name (docs/sweeps.md)"
+)
 
 
 def program(name):
@@ -72,14 +76,18 @@ def members(named):
     file, wanted = find(named)
     try:
         module = _module(file, "barlow_jax_config")
-        listed = module.members(wanted or "") if hasattr(module, "members") else None
+        own = getattr(module, "members", None)
+        listed = own(wanted or "") if own else {}
+        listed = listed if isinstance(listed, dict | str | None) else [*listed]
     except Exception as error:  # whatever somebody's file runs into
-        raise UserError(_failure(file, error)) from error
-    if listed is None:
+        raise UserError(_failure(file, error, _MEMBERS)) from error
+    if own is None:
         raise UserError(
             f"{file} has no function members, which says what can be swept; give a file that has one, such as "
             "configs/paper.py (docs/sweeps.md)."
         )
+    if isinstance(listed, str | None):
+        raise UserError(f"members of {file} gives {listed!r}; {_MEMBERS}.")
     arguments = listed if isinstance(listed, dict) else {str(argument): argument for argument in listed}
     if not arguments:
         raise UserError(f"{file} has no members {wanted!r}; `barlow-jax configs` lists those that come along.")
@@ -174,8 +182,8 @@ def _module(file, name):
     return module
 
 
-def _failure(file, error):
-    """One sentence about an exception of a config file: what, and in which line of it."""
+def _failure(file, error, wanted=_A_CONFIG):
+    """One sentence about an exception of a config file: what, in which line of it, or what is wanted of it."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     if isinstance(error, SyntaxError) and error.filename == str(file):
         lines = [error.lineno]
@@ -185,5 +193,5 @@ def _failure(file, error):
     where = f"{file}, line {lines[-1]}" if lines else str(file)
     if not kind:  # a sentence of the file's own
         return f"{text} ({where})."
-    remedy = "mend that line" if lines and not isinstance(error, SyntaxError) else _A_CONFIG
+    remedy = "mend that line" if lines and not isinstance(error, SyntaxError) else wanted
     return f"{kind}{text} ({where}); {remedy}."

@@ -17,7 +17,6 @@ import io
 import json
 import logging
 import os
-import re
 import sys
 import traceback
 from types import SimpleNamespace
@@ -27,12 +26,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from barlow_jax.errors import UserError
-from barlow_jax.run import cluster, config_files, heartbeat
+from barlow_jax.run import cluster, config_files, config_words, heartbeat
 from barlow_jax.run.flag_values import Parser
 from barlow_jax.run.quiet import hide_tracebacks
 from barlow_jax.run.writing import NO_SPACE
-
-_FIELD = re.compile(r"--?config\.([\w.]+)(=.*)?", re.DOTALL)
 
 
 class Flags:
@@ -109,17 +106,17 @@ class Flags:
         """
         command, fields = list(command), []
         if self._swept:
-            command, fields = _as_typed(command)
-        with _flag_errors():
+            command, fields = config_words.as_typed(command)
+        with config_words.errors():
             command, config = self._with_config(command)
             words = self._values(command)[1:]
         if words and not self._words:
             raise UserError(f"{words[0]!r} is no flag; a config field is set with --config.FIELD=VALUE.")
         wanted = self._wanted(config, words)
         if self._swept:
-            named = [word.partition("=")[2] for word in fields if not _FIELD.fullmatch(word)]
+            named = [word.partition("=")[2] for word in fields if not config_words.FIELD.fullmatch(word)]
             wanted.swept = named[-1] if named else ""
-            wanted.fields = [word for word in fields if _FIELD.fullmatch(word)]
+            wanted.fields = [word for word in fields if config_words.FIELD.fullmatch(word)]
         return wanted
 
     def given(self, config=None, **values):
@@ -154,48 +151,10 @@ class Flags:
                 "--config=configs/demo.py."
             )
         config = config_files.load(named)
-        rest = _last_of_each(rest, config)
+        rest = config_words.last_of_each(rest, config)
+        config_words.check_names(rest, config)
         config_flags.DEFINE_config_dict("config", config, flag_values=self._values, sys_argv=rest)
         return rest, config
-
-
-def _last_of_each(words, config):
-    """The words with one --config.FIELD=VALUE a field, the last: a tuple given twice would be joined otherwise."""
-    kept, words = {}, list(words)
-    while words:
-        word = words.pop(0)
-        match = _FIELD.fullmatch(word)
-        field = match[1] if match else None
-        if match and match[2] is None and words and not _is_switch(config, field):
-            word = f"--config.{field}={words.pop(0)}"
-        key = field or object()  # what is no field stays, however often
-        kept.pop(key, None)
-        kept[key] = word
-    return [*kept.values()]
-
-
-def _as_typed(words):
-    """The words without those of --config and --config.FIELD, and these, each with its value behind a "="."""
-    rest, fields, words = [], [], list(words)
-    while words:
-        word = words.pop(0)
-        if word not in ("--config", "-config") and not re.match(r"--?config[.=]", word):
-            rest.append(word)
-        elif "=" in word or not words or words[0].startswith("-"):
-            fields.append(word)
-        else:
-            fields.append(f"{word}={words.pop(0)}")
-    return rest, fields
-
-
-def _is_switch(config, field):
-    """Whether a field is a boolean, which needs no value; True of one that is unknown, for absl to say so."""
-    value = config
-    for name in field.split("."):
-        if not hasattr(value, "keys") or name not in value:
-            return True
-        value = value[name]
-    return isinstance(value, bool)
 
 
 def run(main, define_flags, command=None):
@@ -312,31 +271,6 @@ def errors_for_people():
             raise
         what = str(error).splitlines()[0].split("RESOURCE_EXHAUSTED: ")[-1]
         raise UserError(f"The device has too little memory ({what.rstrip('.')}); lower config.batch_size.") from error
-
-
-@contextlib.contextmanager
-def _flag_errors():
-    """What absl and ml_collections raise about flags is a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except flags.Error as error:
-        if isinstance(error.__context__, UserError):  # of a `Parser`
-            raise error.__context__ from None
-        raise UserError(_sentence(error)) from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # From ml_collections: an unknown field, or a value of another type.
-        raise UserError(f"{_sentence(error)} See the config file for its fields and their types.") from None
-
-
-def _sentence(error):
-    """The message of a library's exception as one sentence."""
-    text = str(error.args[0]) if error.args else type(error).__name__
-    if isinstance(error, KeyError | AttributeError):  # ml_collections quotes what is quoted already
-        text = "config has no field " + text.replace("\\n", " ").replace("\\'", "'").replace("''", "'")
-    text = " ".join(text.split())
-    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def close(*things):

@@ -28,18 +28,19 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 log = logging.getLogger(__name__)
 
 
-def hold(folder, patience=5.0):
+def hold(folder, patience=5.0, name=FILE):
     """Locks a work folder until `release`, or for the rest of this process's life.
 
     Args:
       folder: an existing folder on a file system.
       patience: seconds to wait for a run that is just ending.
+      name: of the lock's file.
     Returns:
       The descriptor of the lock's file, which must stay open; None where the file system has no locks.
     Raises:
       UserError: another run holds it; the sentence names its process, host and start.
     """
-    file, until = pathlib.Path(folder) / FILE, time.monotonic() + patience
+    file, until = pathlib.Path(folder) / name, time.monotonic() + patience
     try:
         while (descriptor := _locked(file)) is None:
             if time.monotonic() > until:

@@ -210,7 +210,9 @@ class TensorBoard:
 
     def scalars(self, step, values):
         for name, value in values.items():
-            self._write(self._event(step=step, summary=self._summary.scalar(name, value)))
+            found = self._summary.scalar(name, 0.0)
+            found.value[0].simple_value = value  # here, as it would print a warning of what is not finite
+            self._write(self._event(step=step, summary=found))
         if time.monotonic() > self._flush_time:
             self._writer.flush()
             self._flush_time = time.monotonic() + 30

@@ -19,7 +19,7 @@ import time
 from barlow_jax.errors import UserError
 from barlow_jax.run import lock, signals, writing
 
-DONE, LOG = "stages.json", "stages.log"
+DONE, LOG, LOCK = "stages.json", "stages.log", "stages.lock"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 COMMAND = (sys.executable, "-m", "barlow_jax.cli")
 
@@ -62,36 +62,40 @@ class Stages(signals.Handling):
         folder = pathlib.Path(folder).expanduser()
         with writing.told(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self._wait_for(folder)
-        done = read(folder)
-        if self.stopped or done.get(stage) == list(words):
-            return None if self.stopped else ""
-        earlier = dict(list(done.items())[: list(done).index(stage)]) if stage in done else done
-        _write(folder, earlier)
-        log.info("%s (%s)", stage, folder / LOG)
-        status, said = self._process(folder / LOG, words)
-        if self.stopped and status != 0:
-            return None
-        if status == 0:
-            _write(folder, earlier | {stage: list(words)})
-            return ""
-        return said or f"it ended with status {status}"
+        held = self._lock_of(folder, LOCK)
+        try:
+            lock.release(self._lock_of(folder, lock.FILE))  # of a run that somebody has started by itself
+            done = read(folder)
+            if self.stopped or done.get(stage) == list(words):
+                return None if self.stopped else ""
+            earlier = dict(list(done.items())[: list(done).index(stage)]) if stage in done else done
+            _write(folder, earlier)
+            log.info("%s (%s)", stage, folder / LOG)
+            status, said = self._process(folder / LOG, words, held)
+            if self.stopped and status != 0:
+                return None
+            if status == 0:
+                _write(folder, earlier | {stage: list(words)})
+                return ""
+            return said or f"it ended with status {status}"
+        finally:
+            lock.release(held)
 
-    def _wait_for(self, folder):
-        """Until nobody holds the run's lock: a run whose sweep was killed, or of another sweep, goes to its end."""
+    def _lock_of(self, folder, name):
+        """A lock in a folder, once nobody holds it: what another sweep has begun ends first, also if that is gone."""
         told = False
         with writing.told(folder):  # of a folder where no lock can be made, which nobody should wait for
             while not self.stopped:
                 try:
-                    return lock.release(lock.hold(folder, patience=0))
+                    return lock.hold(folder, patience=0, name=name)
                 except UserError as error:
                     if not told:
                         log.info("waiting: %s", str(error).partition(";")[0])
                     told = True
                     time.sleep(1)
 
-    def _process(self, file, words):
-        """(exit status, last line that it printed) of a command."""
+    def _process(self, file, words, held):
+        """(exit status, last line that it printed) of a command, which has the lock too, and keeps it without us."""
         with writing.told(file), open(file, "ab") as output:
             begins = output.tell()
             # In a session of its own: Ctrl-C at the terminal comes to it once, from here.
@@ -101,6 +105,7 @@ class Stages(signals.Handling):
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=() if held is None else (held,),
             )
             if self.stopped:  # in between
                 self._running.send_signal(self.stopped)

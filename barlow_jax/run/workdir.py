@@ -120,13 +120,14 @@ def _logged(folder):
         handler.close()
 
 
-def resume(checkpoints, state, source, total_steps):
+def resume(checkpoints, state, source, total_steps, init=""):
     """The state to go on from, and what was saved beside it: of the last checkpoint, or `state` as it is and {}.
 
     Args:
       source: of the training images; a checkpoint holds as "images" how many there were, and as "names" their listing.
+      init: the weights that it is to begin from, "" where it does not say; a checkpoint holds those that it began from.
     Raises:
-      UserError: there are more or fewer now, or the run has gone further than it is to go.
+      UserError: there are more or fewer now, the run has gone further than it is to go, or it began otherwise.
     """
     if checkpoints.latest_step() is None:
         log.info("starting at step %d of %d", int(state.step), total_steps)
@@ -141,6 +142,12 @@ def resume(checkpoints, state, source, total_steps):
         raise UserError(
             f"{source.name} holds other images, or in another order, than when this run began, so the order would "
             "change; restore their names, or take another --workdir."
+        )
+    if init and init != saved.get("init", init):
+        began = f"--init={saved['init']}" if saved["init"] else "random weights"
+        raise UserError(
+            f"--init is {init}, but this run began from {began} and goes on from its checkpoint: leave --init out, or "
+            "take another --workdir."
         )
     if int(state.step) > total_steps:
         raise UserError(

@@ -153,6 +153,17 @@ def test_tensorboard_has_scalars_and_images_and_hides_what_is_written_again(tmp_
     assert starts == [0, 4]  # everything from step 4 on is hidden
 
 
+def test_what_is_not_finite_is_written_without_a_warning(tmp_path, caplog):
+    """As the norm of a gradient that overflows float16, which is ordinary."""
+    with metric_writers.create(tmp_path) as writer:
+        writer.scalars(1, {"grad_norm": float("inf"), "loss": float("nan"), "gradients/of_a": 0.5})
+    values = {value.tag: value.simple_value for event in events(tmp_path) for value in event.summary.value}
+    assert values["grad_norm"] == float("inf") and np.isnan(values["loss"]) and values["gradients/of_a"] == 0.5
+    assert not caplog.records and commands.lines(tmp_path) == [
+        {"step": 1, "grad_norm": None, "loss": None, "gradients/of_a": 0.5}
+    ]
+
+
 def test_only_process_0_writes(tmp_path):
     with metric_writers.create(tmp_path / "run", 1, wandb=True) as writer:
         writer.scalars(1, {"loss": 1.0})
