@@ -2,7 +2,7 @@
 
     git clone https://github.com/facebookresearch/barlowtwins
     python benchmarks/beside_official.py --official=barlowtwins --torch=.venv-torch/bin/python --data=cifar10.npz \
-        --workdir=runs/beside_official [--images=12800 --epochs=20 --seeds=0,1]
+        --workdir=runs/beside_official [--images=12800 --epochs=20 --seeds=0,1 --judge_on=rest]
 
 ResNet-18 with the ImageNet stem at 32 pixels, batch 256, LARS, the official views at that size, one process and float32
 on both sides. Each seed has other weights, another order and other views; of the two codes they are not the same
@@ -10,8 +10,9 @@ either, so what is compared is the curves and the spread. `official_on_cpu.py` s
 networks, the network before training and the pixels are judged by `barlow-jax knn` and `probe` on the same images.
 
 Stopped and started again with the same line, it goes on: the official code at its last epoch, ours at its checkpoint.
---data is an .npz of train and test images (docs/data.md); the first --images are taken, a multiple of 256. What comes
-out is table.md and losses.png in the work folder.
+--data is an .npz of train and test images (docs/data.md); the first --images are taken, a multiple of 256. Judged is on
+the test images, or on the training images that were not taken, which are more. What comes out is table.md (of the rest
+table_rest.md) and losses.png in the work folder.
 """
 
 import argparse
@@ -35,6 +36,7 @@ RATES = {"weights": 0.4, "biases": 0.0048}  # for a batch of 256; twice the publ
 PROJECTOR = (512, 512, 512)
 WEIGHT_DECAY, LAMBD = 1e-6, 0.0051
 CODES = ("official", "here")
+JUDGED = {"test": ("part.npz", "judged"), "rest": ("rest.npz", "rest")}  # file of the images, folder of the results
 MEASURES = {"20-NN": ("knn", 20), "linear probe": ("fast probe", None)}  # protocol and k
 
 
@@ -48,6 +50,7 @@ def arguments(description, seeds="0,1"):
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=2, help="epochs")
     parser.add_argument("--seeds", default=seeds)
+    parser.add_argument("--judge_on", choices=JUDGED, default="test", help="test images, or the rest of the train ones")
     parser.add_argument("--workers", type=int, default=2, help="of the official loader")
     chosen = parser.parse_args()
     chosen.seeds = [int(seed) for seed in chosen.seeds.split(",")]
@@ -59,7 +62,7 @@ def arguments(description, seeds="0,1"):
 
 
 def take_part(chosen):
-    """The images as one .npz and, for the official code, as PNGs in folders of classes; the path of the .npz."""
+    """The images as one .npz, for the official code as PNGs in folders of classes, and what is judged as another."""
     from PIL import Image
 
     file, folder = chosen.workdir / "part.npz", chosen.workdir / "images"
@@ -68,14 +71,16 @@ def take_part(chosen):
     part = {"train_images": images, "train_labels": labels, "test_images": test.images, "test_labels": test.labels}
     if len(images) < chosen.images:
         sys.exit(f"error: {chosen.data} has {len(images)} images, and not {chosen.images}.")
+    if chosen.judge_on == "rest" and not (rest := chosen.workdir / JUDGED["rest"][0]).exists():
+        others = {"test_images": train.images[chosen.images :], "test_labels": train.labels[chosen.images :]}
+        np.savez(rest, **(part | others))
     if file.exists():
-        return file
+        return
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         path = folder / "train" / str(label) / f"{number:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     np.savez(file, **part)  # last: it says that all is there
-    return file
 
 
 def train_official(chosen, seed, folder):
@@ -123,13 +128,16 @@ def train_here(chosen, seed, folder):
 
 
 def judge(chosen, folder, checkpoint, baseline=""):
-    """`knn` and `probe` of a run or file of weights, into the results.jsonl of a folder."""
-    source = {"kind": "npz", "path": chosen.workdir / "part.npz", "train": "train", "val": "test"}
+    """`knn` and `probe` of a run or file of weights, into the results.jsonl of a folder in that of the run; which."""
+    file, name = JUDGED[chosen.judge_on]
+    folder = folder / name
+    source = {"kind": "npz", "path": chosen.workdir / file, "train": "train", "val": "test"}
     words = [f"--checkpoint={checkpoint}", f"--workdir={folder}", "--config.eval.resize=32", "--config.eval.crop=32"]
     words += [f"--config.data.{name}={value}" for name, value in source.items()]
     words += [f"--baseline={baseline}"] if baseline else []
     for command in ("knn", "probe"):
         run(folder, command + baseline, [sys.executable, "-m", f"barlow_jax.{command}", *words])
+    return folder
 
 
 def run(folder, stage, line):
@@ -218,15 +226,14 @@ def main():
         for code, train in zip(CODES, (train_official, train_here), strict=True):
             folder = chosen.workdir / f"{code}_{seed}"
             train(chosen, seed, folder)
-            judge(chosen, folder / "judged", folder / "resnet50.pth" if code == "official" else folder)
+            weights = folder / "resnet50.pth" if code == "official" else folder
             curves[code].append(losses(code, folder))
-            judged[code].append(accuracies(folder / "judged"))
+            judged[code].append(accuracies(judge(chosen, folder, weights)))
     first = chosen.workdir / f"here_{chosen.seeds[0]}"
     for baseline in ("random", "pixels"):
-        judge(chosen, chosen.workdir / baseline, first, baseline)
-        judged[baseline] = [accuracies(chosen.workdir / baseline, baseline)]
+        judged[baseline] = [accuracies(judge(chosen, chosen.workdir / baseline, first, baseline), baseline)]
     text = table(curves, judged, chosen.images // BATCH)
-    (chosen.workdir / "table.md").write_text(text)
+    (chosen.workdir / ("table.md" if chosen.judge_on == "test" else "table_rest.md")).write_text(text)
     draw(curves, chosen.workdir / "losses.png")
     print("\n" + text)
 

@@ -91,9 +91,8 @@ def main():
             else:
                 train(chosen, seed, drawn, folder, OFF_BY[code])
                 weights, kept = folder, "here"
-            beside_official.judge(chosen, folder / "judged", weights)
             curves[code].append(beside_official.losses(kept, folder))
-            judged[code].append(beside_official.accuracies(folder / "judged"))
+            judged[code].append(beside_official.accuracies(beside_official.judge(chosen, folder, weights)))
     text = table(curves, judged)
     (chosen.workdir / "same_views.md").write_text(text)
     print("\n" + text)
