@@ -18,6 +18,7 @@ from barlow_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 BLOCK = 512
+LOOK = 2  # what `look` finds: another number where it finds other things in the same tar
 IMAGES = tuple(ending[1:] for ending in walk.EXTENSIONS)
 LABELS = ("cls", "json")  # what holds a label, the first that is there
 IN_JSON = ("label", "cls")  # the key of the label in a .json, the first that is there

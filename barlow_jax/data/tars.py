@@ -231,6 +231,8 @@ def _read(file):
             return None
         stream = open(file, "rb") if isinstance(file, str) else io.BytesIO(file.read(0, file.state()[0]))
         with stream, np.load(stream) as held:
+            if "look" not in held or held["look"] != tar.LOOK:  # of a version that found other things
+                return None
             index = Index(*(held[name] for name in Index._fields))
             about = json.loads(held["shards"].tobytes())
         n = len(index.starts)
@@ -254,7 +256,8 @@ def _keep(path, about, index):
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(unfinished, "wb") as stream:
-            np.savez(stream, shards=np.frombuffer(json.dumps(about).encode(), np.uint8), **index._asdict())
+            told = np.frombuffer(json.dumps(about).encode(), np.uint8)
+            np.savez(stream, look=np.int64(tar.LOOK), shards=told, **index._asdict())
         os.replace(unfinished, path)
     except OSError as error:
         logger.info("%s cannot be kept (%s), so the next start reads the headers again", path, error.strerror)

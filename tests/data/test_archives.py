@@ -91,6 +91,23 @@ def test_a_name_that_comes_again_begins_another_sample(tmp_path):
     assert [source.encoded(k) for k in range(len(source))] == FILES[:3] and source.labels.tolist() == [0, 1, 2]
 
 
+def test_an_index_of_a_version_that_found_other_things_is_made_again(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        add(archive, "a.jpg", FILES[0])
+    data.open_source("tar", str(tmp_path))
+    looked, look = [], tar.look
+    monkeypatch.setattr(tar, "look", lambda shard: looked.append(shard) or look(shard))
+    data.open_source("tar", str(tmp_path))
+    assert not looked
+    with np.load(tmp_path / "train.index.npz") as held:
+        fields = dict(held)
+    for other in ({}, {"look": np.int64(1)}):
+        np.savez(tmp_path / "train.index.npz", **({n: v for n, v in fields.items() if n != "look"} | other))
+        data.open_source("tar", str(tmp_path))
+        assert len(looked) == 1
+        looked.clear()
+
+
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_links_are_what_they_name(tmp_path, format, caplog):
     """As GNU tar writes files that have several names; tarfile follows them the same way."""

@@ -286,7 +286,7 @@ class Bucket:
 def in_one_line(error, longest=160):
     """What an error says, in one line; of the library's, which quotes whole answers, the cause and the beginning."""
     text, _, inner = str(error).partition("\n\nDebug source")
-    text = re.sub(r" in [0-9.]+.?s, after [0-9]+ retries, max_retries: [0-9]+, retry_timeout: [0-9]+s", "", text)
+    text = re.sub(r" in [0-9.]+.?s(, after [0-9]+ retries, max_retries: [0-9]+, retry_timeout: [0-9]+s)?", "", text)
     cause = CAUSE.findall(inner)[-1:]  # such as "Connection refused", which only the innermost of its errors says
     return " ".join(re.sub(r"<[^>]*>", " ", ": ".join([*cause, text])).split())[:longest] or type(error).__name__
 
