@@ -166,7 +166,7 @@ def test_features_that_are_not_finite_are_one_sentence(run, tmp_path):
             ("--config=configs/nothing.py",),
             "The file of --config cannot be read (configs/nothing.py is not there); give another.",
         ),
-        (("--config.kk=3",), "See the config file for its fields and their types."),
+        (("--config.kk=3",), "config.kk is no field; did you mean config.k?"),
         (("--workdir=RUN",), "--workdir RUN holds the run that is judged; take a folder for it alone, or none."),
     ],
 )
