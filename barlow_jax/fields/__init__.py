@@ -6,7 +6,7 @@ fields.check_flags(wanted, fields.EMBED)    # the same of a command's flags
 docs/fields.md is printed from the same tables. Plain Python; a config is anything that behaves like a nested dict.
 """
 
-from barlow_jax.fields.checks import check, check_flags, check_together, fill_in, flat
+from barlow_jax.fields.checks import check, check_flags, check_together, fill_in, flat, nearest
 from barlow_jax.fields.rules import INT32, SEEDS, Table, Together
 from barlow_jax.fields.tables import EMBED, EXPLORE, FROZEN, LINEAR, PLAN, PRETRAINING, VOC07
 from barlow_jax.fields.together import DATA, VIEW
@@ -30,4 +30,5 @@ __all__ = [
     "check_together",
     "fill_in",
     "flat",
+    "nearest",
 ]

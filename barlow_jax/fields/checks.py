@@ -25,8 +25,8 @@ def check(config, table, needed=None):
             raise UserError(f"config.{name} is missing; start from {page}.")
     for name in values:
         if name not in table.fields:
-            near = _same_last(name, table) or difflib.get_close_matches(name, table.fields, n=1)
-            remedy = f"did you mean config.{near[0]}?" if near else f"configs/{table.page}.py has all that there are."
+            near = nearest(name, table.fields)
+            remedy = f"did you mean config.{near}?" if near else f"configs/{table.page}.py has all that there are."
             raise UserError(f"config.{name} is no field; {remedy}")
     values = {name: value for name, value in values.items() if value is not None or name not in table.may_be_open}
     for name, value in values.items():
@@ -118,6 +118,7 @@ def _leaves(config, prefix="", inside=lambda name: True):
             yield name, value
 
 
-def _same_last(name, table):
-    """Fields that are called the same in another group: optimizer.epochs, config.eta."""
-    return [field for field in table.fields if field.rpartition(".")[2] == name.rpartition(".")[2]]
+def nearest(name, names):
+    """The field that was meant by one that there is not, or None: of another group (optimizer.epochs), or alike."""
+    same = [field for field in names if field.rpartition(".")[2] == name.rpartition(".")[2]]
+    return next(iter(same or difflib.get_close_matches(name, names, n=1)), None)

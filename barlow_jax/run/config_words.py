@@ -1,7 +1,6 @@
 """The words --config.FIELD=VALUE of a command line: which count, and whether there is such a field."""
 
 import contextlib
-import difflib
 import re
 
 from absl import flags
@@ -32,9 +31,8 @@ def check_names(words, config):
     names = fields.flat(config)
     for name in (match[1] for match in map(FIELD.fullmatch, words) if match):
         if name not in names and not any(one.startswith(f"{name}.") for one in names):
-            same = [one for one in names if one.rpartition(".")[2] == name.rpartition(".")[2]]
-            near = same or difflib.get_close_matches(name, names, 1)
-            told = f"did you mean config.{near[0]}?" if near else "docs/fields.md has all that there are."
+            near = fields.nearest(name, names)
+            told = f"did you mean config.{near}?" if near else "docs/fields.md has all that there are."
             raise UserError(f"config.{name} is no field; {told}")
 
 
